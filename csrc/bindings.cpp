@@ -1,0 +1,158 @@
+// The extension module: a table of contents. Tensors arrive as addresses with sizes and strides; shapes, types
+// and options have been checked by sfr_ext/checks.py. The GIL is released while kernels run.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <tuple>
+
+#include "cost.h"
+#include "cpu/dispatch.h"
+#include "emd.h"
+#include "sinkhorn.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using sfr::DType;
+using Address = uintptr_t;
+using FeatureTuple = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+using WeightTuple = std::tuple<Address, int64_t, int64_t, int64_t>;
+using CostTuple = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t>;
+
+void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+
+// (address, dtype, H, W, stride_b, stride_g, stride_c, stride_h, stride_w)
+sfr::FeatureView features(const FeatureTuple& t) {
+  sfr::FeatureView view;
+  int dtype;
+  Address address;
+  std::tie(address, dtype, view.H, view.W, view.stride_b, view.stride_g, view.stride_c, view.stride_h, view.stride_w) = t;
+  view.data = pointer(address);
+  view.dtype = DType(dtype);
+  return view;
+}
+
+// (address, stride_b, stride_g, stride_n)
+sfr::WeightView weights(const WeightTuple& t) {
+  return {pointer(std::get<0>(t)), std::get<1>(t), std::get<2>(t), std::get<3>(t)};
+}
+
+// (B, G, C, patch, metric, compute, threads)
+void set(sfr::CostParams& p, const std::array<int64_t, 7>& sizes, const FeatureTuple& x, const FeatureTuple& y) {
+  p.B = sizes[0], p.G = sizes[1], p.C = sizes[2], p.patch = sizes[3];
+  p.metric = sfr::Metric(sizes[4]), p.compute = DType(sizes[5]), p.threads = int(sizes[6]);
+  p.x = features(x), p.y = features(y);
+}
+
+// (B, G, N, M, compute, threads); (address, dtype, stride_b, stride_g, stride_n, stride_m)
+void set(sfr::SinkhornParams& p, const std::array<int64_t, 6>& sizes, const CostTuple& cost) {
+  p.B = sizes[0], p.G = sizes[1], p.N = sizes[2], p.M = sizes[3];
+  p.compute = DType(sizes[4]), p.threads = int(sizes[5]);
+  Address address;
+  int dtype;
+  std::tie(address, dtype, p.stride_b, p.stride_g, p.stride_n, p.stride_m) = cost;
+  p.cost = pointer(address), p.cost_dtype = DType(dtype);
+}
+
+// (eps, relative, tol, max_iter)
+using Options = std::tuple<double, bool, double, int64_t>;
+// transport, entropic, f, g, eps, mean, n_iter, error
+using Outputs = std::array<Address, 8>;
+// f, g, eps, mean, grad_transport, grad_entropic, grad_a, grad_b
+using Backward = std::array<Address, 8>;
+
+void set(sfr::Solve& s, const Options& options, const WeightTuple& a, const WeightTuple& b) {
+  s.options = {std::get<0>(options), std::get<1>(options), std::get<2>(options), std::get<3>(options)};
+  s.a = weights(a), s.b = weights(b);
+}
+
+void set(sfr::Solve& s, Address init_g, const Outputs& out) {
+  s.init_g = pointer(init_g);
+  s.transport = pointer(out[0]), s.entropic = pointer(out[1]), s.f = pointer(out[2]), s.g = pointer(out[3]);
+  s.eps = pointer(out[4]), s.mean = pointer(out[5]), s.n_iter = static_cast<int64_t*>(pointer(out[6]));
+  s.error = pointer(out[7]);
+}
+
+void set(sfr::SolveGrad& s, const Backward& in) {
+  s.f = pointer(in[0]), s.g = pointer(in[1]), s.eps = pointer(in[2]), s.mean = pointer(in[3]);
+  s.grad_transport = pointer(in[4]), s.grad_entropic = pointer(in[5]);
+  s.grad_a = pointer(in[6]), s.grad_b = pointer(in[7]);
+}
+
+void cost_forward(const std::array<int64_t, 7>& sizes, const FeatureTuple& x, const FeatureTuple& y, Address cost) {
+  sfr::CostForwardParams p;
+  set(p, sizes, x, y);
+  p.cost = pointer(cost);
+  py::gil_scoped_release release;
+  sfr::cpu::cost_forward(p);
+}
+
+void cost_backward(const std::array<int64_t, 7>& sizes, const FeatureTuple& x, const FeatureTuple& y, Address cost,
+                   Address grad_cost, const FeatureTuple& grad_x, const FeatureTuple& grad_y) {
+  sfr::CostBackwardParams p;
+  set(p, sizes, x, y);
+  p.cost = pointer(cost), p.grad_cost = pointer(grad_cost);
+  p.grad_x = features(grad_x), p.grad_y = features(grad_y);
+  py::gil_scoped_release release;
+  sfr::cpu::cost_backward(p);
+}
+
+int sinkhorn_forward(const std::array<int64_t, 6>& sizes, const CostTuple& cost, const WeightTuple& a,
+                     const WeightTuple& b, const Options& options, Address init_g, const Outputs& out) {
+  sfr::SinkhornForwardParams p;
+  set(p, sizes, cost);
+  set(p.solve, options, a, b);
+  set(p.solve, init_g, out);
+  py::gil_scoped_release release;
+  return int(sfr::cpu::sinkhorn_forward(p));
+}
+
+int sinkhorn_backward(const std::array<int64_t, 6>& sizes, const CostTuple& cost, const WeightTuple& a,
+                      const WeightTuple& b, const Options& options, const Backward& in, Address grad_cost) {
+  sfr::SinkhornBackwardParams p;
+  set(p, sizes, cost);
+  set(p.solve, options, a, b);
+  set(p.solve, in);
+  p.grad_cost = pointer(grad_cost);
+  py::gil_scoped_release release;
+  return int(sfr::cpu::sinkhorn_backward(p));
+}
+
+int emd_forward(const std::array<int64_t, 7>& sizes, const FeatureTuple& x, const FeatureTuple& y,
+                const WeightTuple& a, const WeightTuple& b, const Options& options, Address init_g,
+                const Outputs& out) {
+  sfr::EmdForwardParams p;
+  set(p, sizes, x, y);
+  set(p.solve, options, a, b);
+  set(p.solve, init_g, out);
+  py::gil_scoped_release release;
+  return int(sfr::cpu::emd_forward(p));
+}
+
+int emd_backward(const std::array<int64_t, 7>& sizes, const FeatureTuple& x, const FeatureTuple& y,
+                 const WeightTuple& a, const WeightTuple& b, const Options& options, const Backward& in,
+                 const FeatureTuple& grad_x, const FeatureTuple& grad_y) {
+  sfr::EmdBackwardParams p;
+  set(p, sizes, x, y);
+  set(p.solve, options, a, b);
+  set(p.solve, in);
+  p.grad_x = features(grad_x), p.grad_y = features(grad_y);
+  py::gil_scoped_release release;
+  return int(sfr::cpu::emd_backward(p));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of sfr_ext; the contracts are csrc/*.h.";
+  m.def("cost_forward", cost_forward);
+  m.def("cost_backward", cost_backward);
+  m.def("sinkhorn_forward", sinkhorn_forward);
+  m.def("sinkhorn_backward", sinkhorn_backward);
+  m.def("emd_forward", emd_forward);
+  m.def("emd_backward", emd_backward);
+  m.def("cpu_isa", sfr::cpu::isa);
+  m.def("cpu_isas", sfr::cpu::usable_isas);
+}

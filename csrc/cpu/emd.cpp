@@ -1,0 +1,97 @@
+#include "../emd.h"
+
+#include "ground.h"
+#include "transport.h"
+#include "variant.h"
+
+namespace sfr::cpu::SFR_ISA {
+namespace {
+
+template <class T>
+struct Work {
+  Ground<T> ground;
+  Transport<T> transport;
+  GroundGrad<T> ground_grad;
+
+  Work(Arena& arena, const CostParams& p) {
+    ground.reserve(arena, p);
+    transport.reserve(arena, p.N(), p.M(), false);
+  }
+  Work(Arena& arena, const EmdBackwardParams& p) {
+    ground.reserve(arena, p);
+    transport.reserve(arena, p.N(), p.M(), true);
+    ground_grad.reserve(arena, p, p.grad_x, p.grad_y);
+  }
+};
+
+// The costs of one problem between its kept patches.
+template <class T>
+void prepare(const Team& team, Work<T>& work, const Solve& solve, int64_t b, int64_t g) {
+  if (team.rank == 0) {
+    Transport<T>& transport = work.transport;
+    transport.read_weights(solve, b, g);
+    work.ground.set(b, g, transport.a.kept, transport.a.count, transport.b.kept, transport.b.count);
+  }
+  team.barrier();
+  ground_forward(team, work.ground);
+}
+
+// Calls task(team, item, work) for `items` pieces of work of `problems` problems each.
+template <class T, class Params, class Task>
+void each(const Params& p, int64_t items, int64_t problems, Task&& task) {
+  Arena measure;
+  Work<T>(measure, p);
+  const double operations = Ground<T>::operations(p) + Transport<T>::operations(p.N(), p.M());
+  for_each_problem({items, operations * double(problems), measure.used() + int64_t(sizeof(Work<T>)) + 64,
+                    Ground<T>::thread_bytes(p), p.threads},
+                   [&](const Team& team, int64_t item) {
+                     Arena arena(team.memory);
+                     auto* work = arena.take<Work<T>>(1);
+                     if (team.rank == 0) new (work) Work<T>(arena, p);
+                     team.barrier();
+                     task(team, item, *work);
+                   });
+}
+
+template <class T>
+Status forward(const EmdForwardParams& p) {
+  const Status status = check_weights<T>(p.solve, p.B, p.G, p.N(), p.M());
+  if (status != Status::ok) return status;
+  each<T>(p, p.B * p.G, 1, [&](const Team& team, int64_t item, Work<T>& work) {
+    prepare(team, work, p.solve, item / p.G, item % p.G);
+    transport_forward(team, work.transport, work.ground.cost, p.solve, item);
+  });
+  return Status::ok;
+}
+
+// A whole batch entry at a time: the gradient of x sums over its groups.
+template <class T>
+Status backward(const EmdBackwardParams& p) {
+  each<T>(p, p.B, p.G, [&](const Team& team, int64_t b, Work<T>& work) {
+    bool sound = true;
+    for (int64_t g = 0; g < p.G; ++g) {
+      prepare(team, work, p.solve, b, g);
+      const bool finite = transport_backward(team, work.transport, work.ground.cost, p.solve, b * p.G + g);
+      sound = sound && finite;
+      // A broken problem goes through as well: its NaNs are made below.
+      ground_backward(team, work.ground, work.ground_grad, work.transport.plan.P);
+      if (!finite && p.grad_y.data && team.rank == 0)
+        fill(p.grad_y, map_offset(p.grad_y, b, g), 0, p.C, std::numeric_limits<float>::quiet_NaN());
+      team.barrier();
+    }
+    if (!sound && p.grad_x.data && team.rank == 0)
+      fill(p.grad_x, map_offset(p.grad_x, b, 0), 0, p.C, std::numeric_limits<float>::quiet_NaN());
+  });
+  return Status::ok;
+}
+
+}  // namespace
+
+Status emd_forward(const EmdForwardParams& p) {
+  return p.compute == DType::float64 ? forward<double>(p) : forward<float>(p);
+}
+Status emd_backward(const EmdBackwardParams& p) {
+  return p.compute == DType::float64 ? backward<double>(p) : backward<float>(p);
+}
+
+}  // namespace sfr::cpu::SFR_ISA

@@ -1,0 +1,379 @@
+// The ground cost of one problem in a workspace: pixels to patches to cost, and the way back to the features.
+#pragma once
+
+#include "../cost.h"
+#include "pairwise.h"
+#include "team.h"
+
+namespace sfr::cpu::SFR_ISA {
+
+// One side of a problem: its map, and the patches of it that take part.
+template <class T>
+struct Side {
+  const FeatureView* view = nullptr;
+  int64_t map = 0;                // offset of this problem's map
+  int64_t patch = 1;
+  Pixels pixels;                  // to read: those of the kept patches where a patch is one pixel, else all
+  int64_t patches = 0;            // kept
+  const int32_t* kept = nullptr;  // which; null: all
+  int64_t ld = 0;                 // row length of panels over the pixels
+  uint8_t* unused = nullptr;      // [pixels] 1 where no kept patch covers a pixel (patch > 1); such a pixel reads as 0
+  T* squares = nullptr;           // [ld] |pixel|^2 (cosine)
+  T* inverse = nullptr;           // [padded patches] 1 / |patch|, 0 for 0 (cosine)
+  T* own = nullptr;               // [ld] coefficient of the pixel itself in its gradient (cosine)
+
+  void reserve(Arena& arena, const FeatureView& features, int64_t patch_size) {
+    view = &features;
+    patch = patch_size;
+    const int64_t count = view->H * view->W;
+    pixels.offset = arena.take<int64_t>(count);
+    unused = arena.take<uint8_t>(count);
+    squares = arena.take<T>(padded<T>(count));
+    inverse = arena.take<T>(padded<T>(count));
+    own = arena.take<T>(padded<T>(count));
+  }
+
+  void set(int64_t offset, const int32_t* kept_patches, int64_t count) {
+    map = offset;
+    kept = kept_patches;
+    patches = count;
+    pixels.locate(*view, patch == 1 ? kept : nullptr, count);
+    ld = padded<T>(pixels.count);
+    if (patch > 1 && kept) {
+      std::memset(unused, 1, pixels.count);
+      for (int64_t i = 0; i < patches; ++i)
+        for (int64_t dy = 0; dy < patch; ++dy) std::memset(unused + corner(i) + dy * view->W, 0, patch);
+    }
+  }
+
+  int64_t columns() const { return view->W - patch + 1; }
+  int64_t rows() const { return view->H - patch + 1; }
+
+  // The first pixel of a patch; with patch == 1 pixels are already those kept.
+  int64_t corner(int64_t i) const {
+    if (patch == 1) return i;
+    const int64_t p = kept ? kept[i] : i;
+    return p / columns() * view->W + p % columns();
+  }
+
+  void read(int64_t c, int64_t channels, T* panel) const {
+    pack(*view, map, pixels, c, channels, panel, ld);
+    if (patch > 1 && kept)
+      for (int64_t k = 0; k < channels; ++k)
+        for (int64_t p = 0; p < pixels.count; ++p)
+          if (unused[p]) panel[k * ld + p] = 0;
+  }
+};
+
+template <class T>
+struct Ground {
+  const CostParams* params = nullptr;
+  int64_t b = 0, g = 0;
+  Side<T> x, y;
+  int64_t ld = 0;           // row length of cost
+  T* cost = nullptr;        // [N][ld], padding 0
+  T* pixel_cost = nullptr;  // [pixels of x][y.ld] where a patch is more than one pixel
+
+  void reserve(Arena& arena, const CostParams& p) {
+    params = &p;
+    x.reserve(arena, p.x, p.patch);
+    y.reserve(arena, p.y, p.patch);
+    cost = arena.take<T>(p.N() * padded<T>(p.M()));
+    if (p.patch > 1) pixel_cost = arena.take<T>(p.x.H * p.x.W * padded<T>(p.y.H * p.y.W));
+  }
+
+  void set(int64_t batch, int64_t group, const int32_t* kept_x, int64_t n, const int32_t* kept_y, int64_t m) {
+    b = batch;
+    g = group;
+    x.set(map_offset(*x.view, b, 0), kept_x, n);
+    y.set(map_offset(*y.view, b, g), kept_y, m);
+    ld = padded<T>(m);
+  }
+
+  // Panels of one thread: x, y and a result as long as y.
+  static int64_t thread_bytes(const CostParams& p) {
+    Arena arena;
+    arena.take<T>(panel_channels * padded<T>(p.x.H * p.x.W));
+    arena.take<T>(2 * panel_channels * padded<T>(p.y.H * p.y.W));
+    return arena.used() + 64;
+  }
+
+  static double operations(const CostParams& p) {
+    return 2.0 * double(p.x.H * p.x.W) * double(p.y.H * p.y.W) * double(p.C);
+  }
+};
+
+template <class T>
+void add_squares(const T* panel, int64_t ld, int64_t channels, T* squares, bool first) {
+  for (int64_t p = 0; p < ld; p += lanes<T>) {
+    Vec<T> sum = first ? Vec<T>{} : load(squares + p);
+    for (int64_t c = 0; c < channels; ++c) sum += load(panel + c * ld + p) * load(panel + c * ld + p);
+    store(squares + p, sum);
+  }
+}
+
+// 1 / |patch| from the squared pixels.
+template <class T>
+void invert_norms(Side<T>& side) {
+  for (int64_t i = 0; i < side.patches; ++i) {
+    const int64_t corner = side.corner(i);
+    T sum = 0;
+    for (int64_t dy = 0; dy < side.patch; ++dy)
+      for (int64_t dx = 0; dx < side.patch; ++dx) sum += side.squares[corner + dy * side.view->W + dx];
+    side.inverse[i] = sum == 0 ? T(0) : 1 / T(__builtin_sqrt(double(sum)));
+  }
+}
+
+// Rows of pixels that one block of the team works on. A multiple of every tile's height.
+constexpr int64_t pixel_rows = 24;
+
+// Row i of the patches' sums from the pixels': along the diagonal of offsets.
+template <class T>
+void sum_windows(const Ground<T>& ground, int64_t i, T* row, T* all) {
+  const int64_t patch = ground.params->patch, W = ground.y.view->W;
+  const int64_t columns = ground.y.columns(), rows = ground.y.rows(), corner = ground.x.corner(i);
+  for (int64_t p = 0; p < rows * columns; ++p) all[p] = 0;
+  for (int64_t dy = 0; dy < patch; ++dy)
+    for (int64_t dx = 0; dx < patch; ++dx) {
+      const T* in = ground.pixel_cost + (corner + dy * ground.x.view->W + dx) * ground.y.ld + dy * W + dx;
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) all[r * columns + c] += in[r * W + c];
+    }
+  for (int64_t j = 0; j < ground.y.patches; ++j) row[j] = all[ground.y.kept ? ground.y.kept[j] : j];
+}
+
+template <class T>
+void finish_row(const Ground<T>& ground, int64_t i) {
+  constexpr int L = lanes<T>;
+  T* row = ground.cost + i * ground.ld;
+  const int64_t m = ground.y.patches;
+  if (ground.params->metric == Metric::l2) {
+    for (int64_t j = 0; j < ground.ld; j += L) store(row + j, vsqrt<T>(load(row + j)));
+  } else if (ground.params->metric == Metric::cosine) {
+    const T xi = ground.x.inverse[i];
+    for (int64_t j = 0; j < m; ++j) {
+      const T c = 1 - row[j] * xi * ground.y.inverse[j];
+      row[j] = c < 0 ? T(0) : c;
+    }
+  }
+  for (int64_t j = m; j < ground.ld; ++j) row[j] = 0;
+}
+
+// ground.cost from the features, by the whole team.
+template <class T>
+void ground_forward(const Team& team, Ground<T>& ground) {
+  const CostParams& p = *ground.params;
+  Side<T>&x = ground.x, &y = ground.y;
+  const bool cosine = p.metric == Metric::cosine, windows = p.patch > 1;
+  T* sums = windows ? ground.pixel_cost : ground.cost;
+  const int64_t ld = windows ? y.ld : ground.ld;
+  Arena own(team.own);
+  T* x_panel = own.take<T>(panel_channels * x.ld);
+  T* y_panel = own.take<T>(panel_channels * y.ld);
+  const int64_t vectors = (y.pixels.count + lanes<T> - 1) / lanes<T>;
+
+  for (int64_t c = 0; c < p.C; c += panel_channels) {
+    const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
+    x.read(c, channels, x_panel);
+    y.read(c, channels, y_panel);
+    if (cosine && team.rank == 0) {
+      add_squares(x_panel, x.ld, channels, x.squares, c == 0);
+      add_squares(y_panel, y.ld, channels, y.squares, c == 0);
+    }
+    team.blocks((x.pixels.count + pixel_rows - 1) / pixel_rows, [&](int64_t block) {
+      const int64_t i = block * pixel_rows, left = x.pixels.count - i;
+      const int64_t rows = left < pixel_rows ? left : pixel_rows;
+      if (cosine)
+        pair_sums<Pair::product>(x_panel + i, x.ld, rows, y_panel, y.ld, vectors, channels, sums + i * ld, ld, c == 0);
+      else
+        pair_sums<Pair::difference>(x_panel + i, x.ld, rows, y_panel, y.ld, vectors, channels, sums + i * ld, ld,
+                                    c == 0);
+    });
+  }
+  if (cosine && team.rank == 0) {
+    invert_norms(x);
+    invert_norms(y);
+  }
+  team.barrier();
+  team.blocks(x.patches, [&](int64_t i) {
+    if (windows) sum_windows(ground, i, ground.cost + i * ground.ld, y_panel);  // the panel is done with
+    finish_row(ground, i);
+  });
+  team.barrier();
+}
+
+// The patches' norms alone, for a backward that is given the cost.
+template <class T>
+void ground_norms(const Team& team, Ground<T>& ground) {
+  if (team.rank == 0)
+    for (Side<T>* side : {&ground.x, &ground.y}) {
+      T* panel = Arena(team.own).take<T>(panel_channels * side->ld);
+      for (int64_t c = 0; c < ground.params->C; c += panel_channels) {
+        const int64_t left = ground.params->C - c, channels = left < panel_channels ? left : panel_channels;
+        side->read(c, channels, panel);
+        add_squares(panel, side->ld, channels, side->squares, c == 0);
+      }
+      invert_norms(*side);
+    }
+  team.barrier();
+}
+
+// Backward's own workspace of one problem.
+template <class T>
+struct GroundGrad {
+  FeatureView x, y;           // gradients; no data: not wanted
+  Pixels x_pixels, y_pixels;  // where they go
+  T* pixel_weight = nullptr;  // [H W][y.ld] (patch > 1)
+  T* transposed = nullptr;    // [pixels of y][x.ld]
+  T* gathered = nullptr;      // [C][x.ld] gradient of x, summed over the groups
+
+  void reserve(Arena& arena, const CostParams& p, const FeatureView& grad_x, const FeatureView& grad_y) {
+    x = grad_x;
+    y = grad_y;
+    const int64_t px = p.x.H * p.x.W, py = p.y.H * p.y.W;
+    x_pixels.offset = arena.take<int64_t>(px);
+    y_pixels.offset = arena.take<int64_t>(py);
+    if (p.patch > 1) pixel_weight = arena.take<T>(px * padded<T>(py));
+    transposed = arena.take<T>(py * padded<T>(px));
+    gathered = arena.take<T>(p.C * padded<T>(px));
+  }
+};
+
+// From d/dC (in place) to the weights of pairs of patches: grad_x_i = sum_j W_ij (x_i - y_j), or
+// grad_x_i = own_i x_i - sum_j W_ij y_j for cosine.
+template <class T>
+void weigh_row(const Ground<T>& ground, int64_t i, T* row) {
+  const T* cost = ground.cost + i * ground.ld;
+  const int64_t m = ground.y.patches;
+  switch (ground.params->metric) {
+    case Metric::l2:
+      for (int64_t j = 0; j < m; ++j) row[j] = cost[j] == 0 ? T(0) : row[j] / cost[j];
+      break;
+    case Metric::sqeuclidean:
+      for (int64_t j = 0; j < m; ++j) row[j] *= 2;
+      break;
+    case Metric::cosine:
+      for (int64_t j = 0; j < m; ++j) row[j] *= ground.x.inverse[i] * ground.y.inverse[j];
+      break;
+  }
+  for (int64_t j = m; j < ground.ld; ++j) row[j] = 0;
+}
+
+// Cosine: the pixels' own coefficients, own = sum over their patches of |patch|^-2 sum_j (d/dC)_ij (1 - C_ij).
+template <class T>
+void own_coefficients(Ground<T>& ground, const T* grad) {
+  Side<T>&x = ground.x, &y = ground.y;
+  for (int64_t p = 0; p < x.ld; ++p) x.own[p] = 0;
+  for (int64_t p = 0; p < y.ld; ++p) y.own[p] = 0;
+  const auto term = [&](int64_t i, int64_t j) {
+    return grad[i * ground.ld + j] * (1 - ground.cost[i * ground.ld + j]);
+  };
+  const auto spread = [](Side<T>& side, int64_t i, T sum) {
+    for (int64_t dy = 0; dy < side.patch; ++dy)
+      for (int64_t dx = 0; dx < side.patch; ++dx)
+        side.own[side.corner(i) + dy * side.view->W + dx] += sum * side.inverse[i] * side.inverse[i];
+  };
+  for (int64_t i = 0; i < x.patches; ++i) {
+    T sum = 0;
+    for (int64_t j = 0; j < y.patches; ++j) sum += term(i, j);
+    spread(x, i, sum);
+  }
+  for (int64_t j = 0; j < y.patches; ++j) {
+    T sum = 0;
+    for (int64_t i = 0; i < x.patches; ++i) sum += term(i, j);
+    spread(y, j, sum);
+  }
+}
+
+// Adjoint of sum_windows: every pair of patches adds its weight to its pairs of pixels.
+template <class T>
+void scatter_windows(const Ground<T>& ground, const T* weight, T* pixel_weight) {
+  const Side<T>&x = ground.x, &y = ground.y;
+  for (int64_t k = 0; k < x.pixels.count * y.ld; ++k) pixel_weight[k] = 0;
+  for (int64_t i = 0; i < x.patches; ++i)
+    for (int64_t dy = 0; dy < x.patch; ++dy)
+      for (int64_t dx = 0; dx < x.patch; ++dx) {
+        T* out = pixel_weight + (x.corner(i) + dy * x.view->W + dx) * y.ld + dy * y.view->W + dx;
+        for (int64_t j = 0; j < y.patches; ++j) out[y.corner(j)] += weight[i * ground.ld + j];
+      }
+}
+
+// One gradient panel: W is [pixels of from][ldw], lanes over the pixels of `to`.
+template <class T>
+void pull_side(Metric metric, const Side<T>& to, const T* to_panel, const Side<T>& from, const T* from_panel,
+               const T* W, int64_t ldw, int64_t channels, T* out) {
+  const int64_t vectors = (to.pixels.count + lanes<T> - 1) / lanes<T>;
+  if (metric != Metric::cosine) {
+    pull<Pair::difference>(to_panel, to.ld, vectors, from_panel, from.ld, from.pixels.count, W, ldw, channels, out,
+                           to.ld);
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t i = 0; i < to.ld; ++i) out[c * to.ld + i] += to.own[i] * to_panel[c * to.ld + i];
+  pull<Pair::product>(to_panel, to.ld, vectors, from_panel, from.ld, from.pixels.count, W, ldw, channels, out, to.ld);
+}
+
+template <class T>
+void write_side(const Side<T>& side, const T* panel, int64_t c, int64_t channels, const FeatureView& view,
+                const Pixels& pixels, int64_t map) {
+  if (pixels.count < view.H * view.W) fill(view, map, c, channels, 0);
+  unpack(panel, side.ld, pixels, c, channels, view, map);
+}
+
+// Gradients of both maps from d/dC [N][ld] (overwritten). The gradient of x gathers over the groups in
+// work.gathered and leaves with the last.
+template <class T>
+void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T* grad) {
+  const CostParams& p = *ground.params;
+  Side<T>&x = ground.x, &y = ground.y;
+  if (team.rank == 0) {
+    if (p.metric == Metric::cosine) own_coefficients(ground, grad);
+    if (work.x.data) work.x_pixels.locate(work.x, p.patch == 1 ? x.kept : nullptr, x.patches);
+    if (work.y.data) work.y_pixels.locate(work.y, p.patch == 1 ? y.kept : nullptr, y.patches);
+  }
+  team.barrier();
+  team.blocks(x.patches, [&](int64_t i) { weigh_row(ground, i, grad + i * ground.ld); });
+  team.barrier();
+  const T* weight = grad;
+  int64_t ld = ground.ld;
+  if (p.patch > 1) {
+    if (team.rank == 0) scatter_windows(ground, grad, work.pixel_weight);
+    weight = work.pixel_weight;
+    ld = y.ld;
+    team.barrier();
+  }
+  if (work.x.data) {
+    team.blocks(y.pixels.count, [&](int64_t j) {
+      T* row = work.transposed + j * x.ld;
+      for (int64_t i = 0; i < x.pixels.count; ++i) row[i] = weight[i * ld + j];
+      for (int64_t i = x.pixels.count; i < x.ld; ++i) row[i] = 0;
+    });
+    team.barrier();
+  }
+
+  Arena own(team.own);
+  T* x_panel = own.take<T>(panel_channels * x.ld);
+  T* y_panel = own.take<T>(panel_channels * y.ld);
+  T* gy_panel = own.take<T>(panel_channels * y.ld);
+  team.blocks((p.C + panel_channels - 1) / panel_channels, [&](int64_t block) {
+    const int64_t c = block * panel_channels;
+    const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
+    x.read(c, channels, x_panel);
+    y.read(c, channels, y_panel);
+    if (work.x.data) {
+      T* gx_panel = work.gathered + c * x.ld;
+      if (ground.g == 0) std::memset(gx_panel, 0, sizeof(T) * channels * x.ld);
+      pull_side(p.metric, x, x_panel, y, y_panel, work.transposed, x.ld, channels, gx_panel);
+      if (ground.g == p.G - 1)
+        write_side(x, gx_panel, c, channels, work.x, work.x_pixels, map_offset(work.x, ground.b, 0));
+    }
+    if (work.y.data) {
+      std::memset(gy_panel, 0, sizeof(T) * channels * y.ld);
+      pull_side(p.metric, y, y_panel, x, x_panel, weight, ld, channels, gy_panel);
+      write_side(y, gy_panel, c, channels, work.y, work.y_pixels, map_offset(work.y, ground.b, ground.g));
+    }
+  });
+  team.barrier();
+}
+
+}  // namespace sfr::cpu::SFR_ISA

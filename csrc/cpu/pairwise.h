@@ -1,0 +1,119 @@
+// Sums over channels for every pair of pixels, and their adjoint: the two loops in which the arithmetic is.
+//
+// Panels are channel-major, so the lanes of a vector are neighbouring pixels of one side and the other side
+// is broadcast: no sum ever runs across lanes. A tile of results stays in registers over a panel of channels.
+#pragma once
+
+#include "features.h"
+
+namespace sfr::cpu::SFR_ISA {
+
+enum class Pair { difference, product };
+
+// D[r][v] += sum_c (x_r - y_v)^2, or sum_c x_r y_v, for R pixels of x and V vectors of y.
+template <Pair P, int R, int V, class T>
+SFR_INLINE void pair_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, int64_t channels, T* D, int64_t ldd,
+                          bool first) {
+  constexpr int L = lanes<T>;
+  Vec<T> sum[R][V] = {};
+  for (int64_t c = 0; c < channels; ++c) {
+    Vec<T> yv[V];
+    for (int v = 0; v < V; ++v) yv[v] = load(y + c * ldy + v * L);
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> xr = splat(x[c * ldx + r]);
+      for (int v = 0; v < V; ++v) {
+        if constexpr (P == Pair::difference) {
+          const Vec<T> d = xr - yv[v];
+          sum[r][v] += d * d;
+        } else {
+          sum[r][v] += xr * yv[v];
+        }
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) {
+      T* out = D + r * ldd + v * L;
+      store(out, first ? sum[r][v] : load(out) + sum[r][v]);
+    }
+}
+
+template <Pair P, int V, class T>
+void pair_columns(const T* x, int64_t ldx, int64_t rows, const T* y, int64_t ldy, int64_t channels, T* D, int64_t ldd,
+                  bool first) {
+  constexpr int R = V == 1 ? 6 : V == 2 ? 4 : 3;
+  int64_t i = 0;
+  for (; i + R <= rows; i += R)
+    pair_tile<P, R, V>(x + i, ldx, y, ldy, channels, D + i * ldd, ldd, first);
+  for (; i < rows; ++i) pair_tile<P, 1, V>(x + i, ldx, y, ldy, channels, D + i * ldd, ldd, first);
+}
+
+// The same for `rows` pixels of x and whole rows of D, `vectors` vectors long.
+template <Pair P, class T>
+void pair_sums(const T* x, int64_t ldx, int64_t rows, const T* y, int64_t ldy, int64_t vectors, int64_t channels,
+               T* D, int64_t ldd, bool first) {
+  constexpr int L = lanes<T>;
+  int64_t v = 0;
+  for (; v + 3 <= vectors && vectors - v != 4; v += 3)
+    pair_columns<P, 3>(x, ldx, rows, y + v * L, ldy, channels, D + v * L, ldd, first);
+  for (; v + 2 <= vectors; v += 2)
+    pair_columns<P, 2>(x, ldx, rows, y + v * L, ldy, channels, D + v * L, ldd, first);
+  if (v < vectors) pair_columns<P, 1>(x, ldx, rows, y + v * L, ldy, channels, D + v * L, ldd, first);
+}
+
+// out[c][i] += sum_j W[j][i] (x[c][i] - y[c][j]), or -= sum_j W[j][i] y[c][j]: lanes over i, R channels at once.
+template <Pair P, int R, int V, class T>
+SFR_INLINE void pull_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, const T* W, int64_t ldw, int64_t count,
+                          T* out, int64_t ldo) {
+  constexpr int L = lanes<T>;
+  Vec<T> sum[R][V], xr[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) {
+      sum[r][v] = load(out + r * ldo + v * L);
+      xr[r][v] = load(x + r * ldx + v * L);
+    }
+  for (int64_t j = 0; j < count; ++j) {
+    Vec<T> w[V];
+    for (int v = 0; v < V; ++v) w[v] = load(W + j * ldw + v * L);
+    for (int r = 0; r < R; ++r) {
+      const T yj = y[r * ldy + j];
+      for (int v = 0; v < V; ++v) {
+        if constexpr (P == Pair::difference)
+          sum[r][v] += w[v] * (xr[r][v] - yj);
+        else
+          sum[r][v] -= w[v] * yj;
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) store(out + r * ldo + v * L, sum[r][v]);
+}
+
+template <Pair P, int V, class T>
+void pull_columns(const T* x, int64_t ldx, const T* y, int64_t ldy, const T* W, int64_t ldw, int64_t count,
+                  int64_t channels, T* out, int64_t ldo) {
+  constexpr int R = V == 1 ? 6 : V == 2 ? 3 : 2;
+  int64_t c = 0;
+  for (; c + R <= channels; c += R)
+    pull_tile<P, R, V>(x + c * ldx, ldx, y + c * ldy, ldy, W, ldw, count, out + c * ldo, ldo);
+  for (; c < channels; ++c)
+    pull_tile<P, 1, V>(x + c * ldx, ldx, y + c * ldy, ldy, W, ldw, count, out + c * ldo, ldo);
+}
+
+// The same for whole panels: x and out have `vectors` vectors a row, W is [count][ldw].
+template <Pair P, class T>
+void pull(const T* x, int64_t ldx, int64_t vectors, const T* y, int64_t ldy, int64_t count, const T* W, int64_t ldw,
+          int64_t channels, T* out, int64_t ldo) {
+  constexpr int L = lanes<T>;
+  constexpr int64_t rows = 64;  // of W at a time, so that they stay in L1 while every channel uses them
+  for (int64_t v = 0; v < vectors; v += 2)
+    for (int64_t j = 0; j < count; j += rows) {
+      const int64_t some = count - j < rows ? count - j : rows;
+      if (v + 2 <= vectors)
+        pull_columns<P, 2>(x + v * L, ldx, y + j, ldy, W + j * ldw + v * L, ldw, some, channels, out + v * L, ldo);
+      else
+        pull_columns<P, 1>(x + v * L, ldx, y + j, ldy, W + j * ldw + v * L, ldw, some, channels, out + v * L, ldo);
+    }
+}
+
+}  // namespace sfr::cpu::SFR_ISA

@@ -1,0 +1,245 @@
+// The plan of one problem, and the three passes over it that everything else is made of: evaluation from the
+// potentials, a pair of matrix-vector products, and sums of a function of its entries.
+//
+// Inside, everything is in powers of two: P_ij = 2^(F_i + G_j - S_ij), with S = (C - mean) log2(e) / eps and the
+// marginals absorbed, F = f log2(e) / eps + log2 a. Rows are padded to whole vectors with zeros; in the vectors
+// the padding holds a one-patch problem that is solved already (marginal 1, scaling 1, and `bias` adds 1 to its
+// product), so that no loop knows of it.
+#pragma once
+
+#include <type_traits>
+
+#include "../sinkhorn.h"
+#include "features.h"
+#include "team.h"
+
+namespace sfr::cpu::SFR_ISA {
+
+// Rows in a block of the team's work; a small problem is one block. A multiple of every vector's lanes.
+constexpr int64_t block_rows = 32, single_block_rows = 96;
+// Columns in a block, likewise.
+constexpr int64_t block_columns = 64;
+
+template <class T>
+int64_t whole_vectors(int64_t n) {
+  return (n + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
+
+// One side's vectors, each `size` long.
+template <class T>
+struct Margin {
+  int64_t count = 0, size = 0;
+  T* weight = nullptr;      // marginal; padding 1
+  T* log_weight = nullptr;  // log2 of it; padding -inf: no mass
+  T* bias = nullptr;        // 0; padding 1
+  T* log = nullptr;         // F or G
+  T* scale = nullptr;       // scaling u or v
+  T* sum = nullptr;         // marginal of the plan, of P * S, ...
+
+  void reserve(Arena& arena, int64_t length) {
+    for (T** v : {&weight, &log_weight, &bias, &log, &scale, &sum}) *v = arena.take<T>(length);
+  }
+
+  // From `count` normalised weights already in `weight`.
+  void set(int64_t n, int64_t length) {
+    count = n;
+    size = length;
+    for (int64_t i = n; i < size; ++i) weight[i] = 1;
+    for (int64_t i = 0; i < size; i += lanes<T>) store(log_weight + i, log2<T>(load(weight + i)));
+    for (int64_t i = 0; i < size; ++i) {
+      bias[i] = i < n ? T(0) : T(1);
+      scale[i] = 1;
+      if (i >= n) log_weight[i] = -T(__builtin_inf());
+    }
+  }
+};
+
+template <class T>
+struct Plan {
+  const T* cost = nullptr;  // [N][ld]
+  T* P = nullptr;           // [rows.size][ld]
+  int64_t ld = 0;
+  T mean = 0, factor = 0;  // S = (C - mean) factor
+  Margin<T> rows, columns;
+  T* partial = nullptr;       // [blocks][ld] sums over the rows of a block
+  // Scalars of each block of rows, of each block of columns.
+  T *row_part = nullptr, *row_part2 = nullptr, *row_part3 = nullptr;
+  T *column_part = nullptr, *column_part2 = nullptr;
+
+  void reserve(Arena& arena, int64_t n, int64_t m) {
+    const int64_t size = whole_vectors<T>(n), most = size / block_rows + 1, wide = padded<T>(m);
+    P = arena.take<T>(size * wide);
+    rows.reserve(arena, size);
+    columns.reserve(arena, wide);
+    partial = arena.take<T>(most * wide);
+    for (T** part : {&row_part, &row_part2, &row_part3}) *part = arena.take<T>(most);
+    for (T** part : {&column_part, &column_part2}) *part = arena.take<T>(wide / block_columns + 1);
+  }
+
+  void set(const T* costs, int64_t n, int64_t m, int64_t stride) {
+    cost = costs;
+    ld = stride;
+    rows.set(n, whole_vectors<T>(n));
+    columns.set(m, stride);
+    for (int64_t k = n * ld; k < rows.size * ld; ++k) P[k] = 0;
+  }
+
+  int64_t block() const { return rows.size <= single_block_rows ? rows.size : block_rows; }
+  int64_t blocks() const { return (rows.size + block() - 1) / block(); }
+  int64_t column_blocks() const { return (ld + block_columns - 1) / block_columns; }
+  int64_t block_end(int64_t b) const {
+    const int64_t end = (b + 1) * block();
+    return end < rows.size ? end : rows.size;
+  }
+};
+
+template <class T>
+T sum_parts(const T* part, int64_t count) {
+  T sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += part[i];
+  return sum;
+}
+
+// Calls f(j) for every vector of the columns in a block.
+template <class T, class F>
+SFR_INLINE void for_columns(const Plan<T>& plan, int64_t block, F&& f) {
+  const int64_t begin = block * block_columns, end = begin + block_columns;
+  for (int64_t j = begin; j < (end < plan.ld ? end : plan.ld); j += lanes<T>) f(j);
+}
+
+// The blocks' partial sums of the columns at j, in order.
+template <class T>
+SFR_INLINE Vec<T> column_sum(const Plan<T>& plan, int64_t j) {
+  Vec<T> sum = load(plan.columns.bias + j);
+  for (int64_t b = 0; b < plan.blocks(); ++b) sum += load(plan.partial + b * plan.ld + j);
+  return sum;
+}
+
+// (P v)_r for R rows, in the first R lanes.
+template <int R, class T>
+SFR_INLINE Vec<T> row_products(const T* P, int64_t ld, const T* v) {
+  constexpr int L = lanes<T>, U = R >= 8 ? 1 : 2;
+  Vec<T> sum[U][L] = {};
+  int64_t j = 0;
+  for (; j + U * L <= ld; j += U * L)
+    for (int k = 0; k < U; ++k) {
+      const Vec<T> x = load(v + j + k * L);
+      for (int r = 0; r < R; ++r) sum[k][r] += load(P + r * ld + j + k * L) * x;
+    }
+  for (; j < ld; j += L) {
+    const Vec<T> x = load(v + j);
+    for (int r = 0; r < R; ++r) sum[0][r] += load(P + r * ld + j) * x;
+  }
+  if constexpr (U == 2)
+    for (int r = 0; r < R; ++r) sum[0][r] += sum[1][r];
+  return sum_rows<T>(sum[0]);
+}
+
+// partial += u_r P_r for R rows.
+template <int R, class T>
+SFR_INLINE void add_rows(const T* P, int64_t ld, const T* u, T* partial, bool first) {
+  for (int64_t j = 0; j < ld; j += lanes<T>) {
+    Vec<T> sum = first ? Vec<T>{} : load(partial + j);
+    for (int r = 0; r < R; ++r) sum += u[r] * load(P + r * ld + j);
+    store(partial + j, sum);
+  }
+}
+
+// A pair of matrix-vector products in one reading of a block of P: s = P v, then u = between(i, s) for the rows
+// i, i+1, ... in the lanes, then partial = P^T u. `between` sees s of the padding as `bias`.
+template <class T, class Between>
+SFR_INLINE void product_pair(const Plan<T>& plan, int64_t block, const T* v, Between&& between) {
+  constexpr int L = lanes<T>;
+  T* partial = plan.partial + block * plan.ld;
+  const int64_t begin = block * plan.block(), end = plan.block_end(block);
+  for (int64_t i = begin; i < end; i += L) {
+    const T* P = plan.P + i * plan.ld;
+    T u[L];
+    const auto rows = [&](auto count) {
+      constexpr int R = decltype(count)::value;
+      store(u, between(i, row_products<R>(P, plan.ld, v) + load(plan.rows.bias + i)));
+      add_rows<R>(P, plan.ld, u, partial, i == begin);
+    };
+    // The last group may hold few rows: the smallest of 1, 2, 4, ... that covers them.
+    const int64_t left = plan.rows.count - i;
+    if (left > L / 2) {
+      rows(std::integral_constant<int, L>{});
+    } else if (L >= 4 && left > L / 4) {
+      rows(std::integral_constant<int, (L / 2 > 0 ? L / 2 : 1)>{});
+    } else if (L >= 8 && left > L / 8) {
+      rows(std::integral_constant<int, (L / 4 > 0 ? L / 4 : 1)>{});
+    } else {
+      rows(std::integral_constant<int, (L / 8 > 0 ? L / 8 : 1)>{});
+    }
+  }
+}
+
+// P from the potentials, its marginals (rows.sum, columns.sum), and what one wants to know of it.
+template <class T>
+struct Evaluation {
+  T value = 0;     // <P, C - mean>
+  T error = 0;     // L1 error of both marginals
+  bool cold = false;  // some patch holds so little of its mass that scaling could not bring it back
+};
+
+template <class T>
+SFR_INLINE Vec<T> is_cold(Vec<T> sum, Vec<T> weight) {
+  return sum < weight * T(1e-6) ? splat<T>(1) : Vec<T>{};
+}
+
+template <class T>
+Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
+  constexpr int L = lanes<T>;
+  team.blocks(plan.blocks(), [&](int64_t b) {
+    T* partial = plan.partial + b * plan.ld;
+    Vec<T> value{}, error{}, cold{};
+    const int64_t begin = b * plan.block(), end = plan.block_end(b);
+    for (int64_t j = 0; j < plan.ld; j += L) store(partial + j, Vec<T>{});
+    for (int64_t i = begin; i < end; i += L) {
+      Vec<T> sums[L] = {};
+      for (int64_t r = 0; r < L && i + r < plan.rows.count; ++r) {
+        const T* cost = plan.cost + (i + r) * plan.ld;
+        T* P = plan.P + (i + r) * plan.ld;
+        const T log = plan.rows.log[i + r];
+        Vec<T> sum{};
+        for (int64_t j = 0; j < plan.ld; j += L) {
+          const Vec<T> centred = load(cost + j) - plan.mean;
+          const Vec<T> p = exp2<T>(log + load(plan.columns.log + j) - centred * plan.factor);
+          store(P + j, p);
+          sum += p;
+          value += p * centred;
+          store(partial + j, load(partial + j) + p);
+        }
+        sums[r] = sum;
+      }
+      const Vec<T> s = sum_rows<T>(sums) + load(plan.rows.bias + i), weight = load(plan.rows.weight + i);
+      store(plan.rows.sum + i, s);
+      error += vabs<T>(s - weight);
+      cold += is_cold<T>(s, weight);
+    }
+    plan.row_part[b] = sum_lanes<T>(value);
+    plan.row_part2[b] = sum_lanes<T>(error);
+    plan.row_part3[b] = sum_lanes<T>(cold);
+  });
+  team.barrier();
+  team.blocks(plan.column_blocks(), [&](int64_t b) {
+    Vec<T> error{}, cold{};
+    for_columns(plan, b, [&](int64_t j) {
+      const Vec<T> t = column_sum(plan, j), weight = load(plan.columns.weight + j);
+      store(plan.columns.sum + j, t);
+      error += vabs<T>(t - weight);
+      cold += is_cold<T>(t, weight);
+    });
+    plan.column_part[b] = sum_lanes<T>(error);
+    plan.column_part2[b] = sum_lanes<T>(cold);
+  });
+  team.barrier();
+  Evaluation<T> result;
+  result.value = sum_parts(plan.row_part, plan.blocks());
+  result.error = sum_parts(plan.row_part2, plan.blocks()) + sum_parts(plan.column_part, plan.column_blocks());
+  result.cold = sum_parts(plan.row_part3, plan.blocks()) + sum_parts(plan.column_part2, plan.column_blocks()) > 0;
+  team.barrier();
+  return result;
+}
+
+}  // namespace sfr::cpu::SFR_ISA

@@ -1,0 +1,257 @@
+// Solving one problem: Sinkhorn's iteration in the scaling domain, over-relaxed, with the scalings absorbed into
+// the potentials before they leave the range of the type, and log-domain steps where even that would underflow.
+#pragma once
+
+#include "plan.h"
+
+namespace sfr::cpu::SFR_ISA {
+
+// Mean and standard deviation of the cost under a (x) b. The deviation is taken in units of the largest, so
+// that nothing overflows or underflows on the way.
+template <class T>
+struct Spread {
+  T mean, largest, deviation;
+};
+
+template <class T>
+Spread<T> measure(const Team& team, Plan<T>& plan) {
+  constexpr int L = lanes<T>;
+  const auto over_rows = [&](auto row_value, T* part) {
+    team.blocks(plan.blocks(), [&](int64_t b) {
+      const int64_t end = plan.block_end(b) < plan.rows.count ? plan.block_end(b) : plan.rows.count;
+      T sum = 0;
+      for (int64_t i = b * plan.block(); i < end; ++i) sum = row_value(i, sum);
+      part[b] = sum;
+    });
+    team.barrier();
+  };
+  // Weights of the columns with 0 in the padding: 1 - bias times weight.
+  const auto column_weight = [&](int64_t j) {
+    return load(plan.columns.weight + j) - load(plan.columns.bias + j);
+  };
+  Spread<T> out;
+  over_rows(
+      [&](int64_t i, T sum) {
+        Vec<T> row{};
+        for (int64_t j = 0; j < plan.ld; j += L) row += column_weight(j) * load(plan.cost + i * plan.ld + j);
+        return sum + plan.rows.weight[i] * sum_lanes<T>(row);
+      },
+      plan.row_part);
+  out.mean = sum_parts(plan.row_part, plan.blocks());
+  const T mean = out.mean;
+  over_rows(
+      [&](int64_t i, T most) {
+        Vec<T> row{};
+        for (int64_t j = 0; j < plan.ld; j += L) {
+          const Vec<T> d = vabs<T>(load(plan.cost + i * plan.ld + j) - mean);
+          row = vmax<T>(row, column_weight(j) > 0 ? d : Vec<T>{});
+        }
+        const T largest = max_lanes<T>(row);
+        return largest > most ? largest : most;
+      },
+      plan.row_part2);
+  out.largest = 0;
+  for (int64_t b = 0; b < plan.blocks(); ++b)
+    if (plan.row_part2[b] > out.largest) out.largest = plan.row_part2[b];
+  team.barrier();
+  const T unit = out.largest > 0 ? out.largest : T(1);
+  over_rows(
+      [&](int64_t i, T sum) {
+        Vec<T> row{};
+        for (int64_t j = 0; j < plan.ld; j += L) {
+          const Vec<T> d = (load(plan.cost + i * plan.ld + j) - mean) / unit;
+          row += column_weight(j) * d * d;
+        }
+        return sum + plan.rows.weight[i] * sum_lanes<T>(row);
+      },
+      plan.row_part);
+  out.deviation = unit * T(__builtin_sqrt(double(sum_parts(plan.row_part, plan.blocks()))));
+  team.barrier();
+  return out;
+}
+
+// Exact update of F in the log domain: F_i = log2 a_i - log2 sum_j 2^(G_j - S_ij).
+template <class T>
+void update_rows(const Team& team, Plan<T>& plan) {
+  constexpr int L = lanes<T>;
+  team.blocks(plan.blocks(), [&](int64_t b) {
+    for (int64_t i = b * plan.block(); i < plan.block_end(b); i += L) {
+      Vec<T> sums[L] = {};
+      T most[L] = {};
+      for (int64_t r = 0; r < L; ++r) {
+        if (i + r >= plan.rows.count) {
+          sums[r][0] = 1;
+          continue;
+        }
+        const T* cost = plan.cost + (i + r) * plan.ld;
+        Vec<T> top = splat<T>(-T(__builtin_inf()));
+        const auto exponent = [&](int64_t j) {
+          return load(plan.columns.log + j) - (load(cost + j) - plan.mean) * plan.factor;
+        };
+        for (int64_t j = 0; j < plan.ld; j += L) top = vmax<T>(top, exponent(j));
+        most[r] = max_lanes<T>(top);
+        for (int64_t j = 0; j < plan.ld; j += L) sums[r] += exp2<T>(exponent(j) - most[r]);
+      }
+      const Vec<T> log = load(plan.rows.log_weight + i) - load(most) - log2<T>(sum_rows<T>(sums));
+      store(plan.rows.log + i, log);
+    }
+  });
+  team.barrier();
+}
+
+// Exact update of G: G_j = log2 b_j - log2 sum_i 2^(F_i - S_ij).
+template <class T>
+void update_columns(const Team& team, Plan<T>& plan) {
+  team.blocks(plan.column_blocks(), [&](int64_t b) {
+    for_columns(plan, b, [&](int64_t j) {
+      const auto exponent = [&](int64_t i) {
+        return plan.rows.log[i] - (load(plan.cost + i * plan.ld + j) - plan.mean) * plan.factor;
+      };
+      Vec<T> most = exponent(0), sum{};
+      for (int64_t i = 1; i < plan.rows.count; ++i) most = vmax<T>(most, exponent(i));
+      for (int64_t i = 0; i < plan.rows.count; ++i) sum += exp2<T>(exponent(i) - most);
+      const Vec<T> log = load(plan.columns.log_weight + j) - most - log2<T>(sum);
+      store(plan.columns.log + j, load(plan.columns.bias + j) > 0 ? load(plan.columns.log_weight + j) : log);
+    });
+  });
+  team.barrier();
+}
+
+// The factor of over-relaxation, from the contraction seen. Plain iterations contract by lambda; with factor w the
+// rate r obeys (r + w - 1)^2 = r w^2 lambda up to the best w = 2 / (1 + sqrt(1 - lambda)), where it is w - 1
+// (Young 1954; for Sinkhorn: Thibault et al. 2021, Lehmann et al. 2022). Every `window` iterations the rate is
+// measured, lambda follows, and w with it; an error that grew sends w back to 1 and lowers its ceiling.
+template <class T>
+class Relaxation {
+ public:
+  T factor() const { return factor_; }
+
+  void observe(T error) {
+    if (++seen_ < window) return;
+    seen_ = 0;
+    const T before = last_;
+    last_ = error;
+    if (!(before > 0)) return;
+    if (factor_ > 1 && error > before) {
+      factor_ = 1;
+      ceiling_ = 1 + (ceiling_ - 1) * T(0.9);
+    } else if (error < T(0.3) && error > 0) {
+      T rate = error / before;
+      for (int k = 1; k < window; k *= 2) rate = T(__builtin_sqrt(double(rate)));
+      if (rate > T(0.9999)) rate = T(0.9999);
+      if (rate > factor_ - 1 + T(1e-3)) {
+        T lambda = (rate + factor_ - 1) * (rate + factor_ - 1) / (rate * factor_ * factor_);
+        if (lambda > T(0.9999)) lambda = T(0.9999);
+        const T best = 2 / (1 + T(__builtin_sqrt(double(1 - lambda))));
+        if (best > factor_) factor_ = best;
+        if (factor_ > ceiling_) factor_ = ceiling_;
+      }
+    }
+  }
+
+ private:
+  static constexpr int window = 8;  // a power of two
+  T factor_ = 1, ceiling_ = T(1.95), last_ = 0;
+  int seen_ = 0;
+};
+
+// x (w / (x s))^omega by the [1/1] Pade approximant about 1, which costs one division; the plain w / s where
+// the ratio is far from 1. Kept in range.
+template <class T>
+SFR_INLINE Vec<T> relaxed(Vec<T> x, Vec<T> s, Vec<T> w, T omega) {
+  constexpr T most = sizeof(T) == 4 ? T(1073741824) : T(1.7e72), least = 1 / most;  // 2^30, about 2^240
+  const Vec<T> have = x * s;
+  const Vec<T> plain = w / s;
+  const Vec<T> power = x * ((1 + omega) * w - (omega - 1) * have) / ((1 + omega) * have - (omega - 1) * w);
+  const Int<T> near = (have > w * T(0.5)) & (have < w * T(2));
+  const Vec<T> next = near ? power : plain;
+  return next > most ? splat<T>(most) : next < least ? splat<T>(least) : next;
+}
+
+template <class T>
+SFR_INLINE Vec<T> out_of_range(Vec<T> x) {
+  constexpr T most = sizeof(T) == 4 ? T(536870912) : T(8e71);
+  return (x > most) | (x < 1 / most) ? splat<T>(1) : Vec<T>{};
+}
+
+// Iterates on the scalings until the plan's marginals are within tol (by the sums at hand), the scalings are at the
+// edge of their range, or the iterations are used up; then absorbs them. The last column update is always a
+// plain one, so that the plan leaves with its mass whole.
+template <class T>
+void scale(const Team& team, Plan<T>& plan, T column_error, T tol, int64_t max_iter, int64_t& n_iter,
+           Relaxation<T>& relaxation) {
+  Margin<T>&rows = plan.rows, &columns = plan.columns;
+  for (bool stop = false; !stop;) {
+    ++n_iter;
+    const T omega = relaxation.factor();
+    team.blocks(plan.blocks(), [&](int64_t b) {
+      Vec<T> error{}, edge{};
+      product_pair(plan, b, columns.scale, [&](int64_t i, Vec<T> s) {
+        const Vec<T> u = load(rows.scale + i), a = load(rows.weight + i);
+        error += vabs<T>(u * s - a);
+        const Vec<T> next = relaxed<T>(u, s, a, omega);
+        edge += out_of_range<T>(next);
+        store(rows.scale + i, next);
+        return next;
+      });
+      plan.row_part[b] = sum_lanes<T>(error);
+      plan.row_part2[b] = sum_lanes<T>(edge);
+    });
+    team.barrier();
+    const T error = sum_parts(plan.row_part, plan.blocks()) + column_error;
+    stop = !(error > tol) || n_iter >= max_iter || sum_parts(plan.row_part2, plan.blocks()) > 0;
+    team.blocks(plan.column_blocks(), [&](int64_t b) {
+      Vec<T> left{}, edge{};
+      for_columns(plan, b, [&](int64_t j) {
+        const Vec<T> v = load(columns.scale + j), w = load(columns.weight + j), t = column_sum(plan, j);
+        const Vec<T> next = relaxed<T>(v, t, w, stop ? T(1) : omega);
+        left += vabs<T>(next * t - w);
+        edge += out_of_range<T>(next);
+        store(columns.scale + j, next);
+      });
+      plan.column_part[b] = sum_lanes<T>(left);
+      plan.column_part2[b] = sum_lanes<T>(edge);
+    });
+    team.barrier();
+    column_error = sum_parts(plan.column_part, plan.column_blocks());
+    stop = stop || sum_parts(plan.column_part2, plan.column_blocks()) > 0;
+    relaxation.observe(error);
+  }
+  team.barrier();
+  for (Margin<T>* side : {&rows, &columns})
+    team.blocks((side->size + block_columns - 1) / block_columns, [&](int64_t b) {
+      const int64_t end = (b + 1) * block_columns < side->size ? (b + 1) * block_columns : side->size;
+      for (int64_t i = b * block_columns; i < end; i += lanes<T>) {
+        store(side->log + i, load(side->log + i) + log2<T>(load(side->scale + i)));
+        store(side->scale + i, splat<T>(1));
+      }
+    });
+  team.barrier();
+}
+
+template <class T>
+struct Solution {
+  int64_t n_iter = 0;
+  Evaluation<T> plan;
+};
+
+// From columns.log to a plan within tol, or as far as max_iter goes.
+template <class T>
+Solution<T> solve(const Team& team, Plan<T>& plan, T tol, int64_t max_iter) {
+  Solution<T> out;
+  Relaxation<T> relaxation;
+  update_rows(team, plan);
+  for (;;) {
+    out.plan = evaluate(team, plan);
+    if (!(out.plan.error > tol) || out.n_iter >= max_iter) return out;
+    if (out.plan.cold) {
+      ++out.n_iter;
+      update_columns(team, plan);
+      update_rows(team, plan);
+    } else {
+      scale(team, plan, out.plan.error, tol, max_iter, out.n_iter, relaxation);
+    }
+  }
+}
+
+}  // namespace sfr::cpu::SFR_ISA

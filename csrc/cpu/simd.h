@@ -1,0 +1,207 @@
+// Vectors of the instruction set this file is compiled for, as GCC and Clang vector extensions: the same
+// source serves SSE2, AVX2, AVX-512 and NEON. Nothing here is shared between instruction sets: everything
+// lives in the variant's own namespace, so that the linker can never hand one variant another's code.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifndef SFR_ISA
+#error "SFR_ISA names the instruction set that this file is compiled for"
+#endif
+
+#if defined(__AVX512F__)
+#define SFR_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define SFR_VECTOR_BYTES 32
+#else
+#define SFR_VECTOR_BYTES 16
+#endif
+
+#define SFR_INLINE inline __attribute__((always_inline))
+
+namespace sfr::cpu::SFR_ISA {
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  typedef float Vec __attribute__((vector_size(SFR_VECTOR_BYTES)));
+  typedef int32_t Int __attribute__((vector_size(SFR_VECTOR_BYTES)));
+  typedef int32_t Scalar;
+};
+template <>
+struct Simd<double> {
+  typedef double Vec __attribute__((vector_size(SFR_VECTOR_BYTES)));
+  typedef int64_t Int __attribute__((vector_size(SFR_VECTOR_BYTES)));
+  typedef int64_t Scalar;
+};
+
+template <class T>
+using Vec = typename Simd<T>::Vec;
+template <class T>
+using Int = typename Simd<T>::Int;
+
+template <class T>
+constexpr int lanes = SFR_VECTOR_BYTES / sizeof(T);
+
+template <class T>
+SFR_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+SFR_INLINE void store(T* p, Vec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class T>
+SFR_INLINE Vec<T> splat(T x) {
+  return Vec<T>{} + x;
+}
+
+template <class T>
+SFR_INLINE Vec<T> vabs(Vec<T> x) {
+  return x < 0 ? -x : x;
+}
+
+template <class T>
+SFR_INLINE Vec<T> vmax(Vec<T> x, Vec<T> y) {
+  return x > y ? x : y;
+}
+
+// Sum of the lanes, halves first: an order that depends on the width alone.
+template <class T>
+SFR_INLINE T sum_lanes(Vec<T> v) {
+  T x[lanes<T>];
+  std::memcpy(x, &v, sizeof v);
+  for (int n = lanes<T> / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) x[i] += x[i + n];
+  return x[0];
+}
+
+template <class T>
+SFR_INLINE T max_lanes(Vec<T> v) {
+  T x[lanes<T>];
+  std::memcpy(x, &v, sizeof v);
+  for (int n = lanes<T> / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) x[i] = x[i] > x[i + n] ? x[i] : x[i + n];
+  return x[0];
+}
+
+// Square root without errno, lane by lane: compilers turn this loop into one instruction.
+template <class T>
+SFR_INLINE Vec<T> vsqrt(Vec<T> v) {
+  T x[lanes<T>];
+  std::memcpy(x, &v, sizeof v);
+  for (int i = 0; i < lanes<T>; ++i) x[i] = sizeof(T) == 4 ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
+  std::memcpy(&v, x, sizeof v);
+  return v;
+}
+
+// a0 b0 a1 b1 ... of the low halves of a and b, or of the high halves.
+template <class T, bool High>
+SFR_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
+  Int<T> index{};
+  constexpr int L = lanes<T>;
+  for (int i = 0; i < L; ++i) index[i] = (High ? L / 2 : 0) + i / 2 + (i % 2 ? L : 0);
+#if defined(__clang__)
+  Vec<T> out{};
+  for (int i = 0; i < L; ++i) out[i] = index[i] < L ? a[index[i]] : b[index[i] - L];
+  return out;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
+// rows[r][c] -> rows[c][r] for a square of lanes x lanes: log2(lanes) rounds of the perfect shuffle.
+template <class T>
+SFR_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
+  constexpr int L = lanes<T>;
+  for (int round = 1; round < L; round *= 2) {
+    Vec<T> next[L];
+    for (int i = 0; i < L / 2; ++i) {
+      next[2 * i] = interleave<T, false>(rows[i], rows[i + L / 2]);
+      next[2 * i + 1] = interleave<T, true>(rows[i], rows[i + L / 2]);
+    }
+    for (int i = 0; i < L; ++i) rows[i] = next[i];
+  }
+}
+
+// Lane r of the result is the sum of the lanes of rows[r]. Each round interleaves neighbours and adds, which
+// halves the number of vectors and the number of addends each sum has left.
+template <class T>
+SFR_INLINE Vec<T> sum_rows(Vec<T> (&rows)[lanes<T>]) {
+  constexpr int L = lanes<T>;
+  for (int n = L / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i)
+      rows[i] = interleave<T, false>(rows[i], rows[i + n]) + interleave<T, true>(rows[i], rows[i + n]);
+  return rows[0];
+}
+
+template <class T>
+struct Float;
+template <>
+struct Float<float> {
+  static constexpr int mantissa = 23, bias = 127, exp2_degree = 7, log2_terms = 5, smallest = -96;
+  static constexpr float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+};
+template <>
+struct Float<double> {
+  static constexpr int mantissa = 52, bias = 1023, exp2_degree = 13, log2_terms = 11, smallest = -768;
+  static constexpr double round = 6755399441055744.0;
+};
+
+// ln(2)^k / k!
+constexpr double exp2_coefficient[] = {
+    1.0,
+    0.69314718055994530942,
+    0.24022650695910071233,
+    0.05550410866482157995,
+    0.00961812910762847716,
+    0.00133335581464284434,
+    0.00015403530393381609,
+    1.5252733804059840e-05,
+    1.3215486790144309e-06,
+    1.0178086009239699e-07,
+    7.0549116208011233e-09,
+    4.4455382718708114e-10,
+    2.5678435993488201e-11,
+    1.3691488853904128e-12,
+};
+
+// 2^x to rounding; above the range Inf, NaN stays NaN. Below 2^smallest it is 0: what is left stays a normal
+// number (denormal ones are slow on some processors) through any product with a scaling.
+template <class T>
+SFR_INLINE Vec<T> exp2(Vec<T> x) {
+  constexpr T top = Float<T>::bias, bottom = Float<T>::smallest;
+  const Vec<T> inside = x > top ? splat<T>(top) : x < bottom ? splat<T>(bottom) : x;
+  const Vec<T> shifted = inside + Float<T>::round;
+  const Vec<T> r = inside - (shifted - Float<T>::round);
+  Vec<T> p = splat<T>(T(exp2_coefficient[Float<T>::exp2_degree]));
+  for (int k = Float<T>::exp2_degree - 1; k >= 0; --k) p = p * r + T(exp2_coefficient[k]);
+  const Int<T> bits = ((Int<T>)shifted + Float<T>::bias) << Float<T>::mantissa;
+  p = p * (Vec<T>)bits;
+  return x < bottom ? Vec<T>{} : x > top ? splat<T>(T(__builtin_inf())) : p;
+}
+
+// log2 of a positive normal number: exponent + log2 of a mantissa in [sqrt(1/2), sqrt(2)) by the series of atanh.
+template <class T>
+SFR_INLINE Vec<T> log2(Vec<T> x) {
+  using S = typename Simd<T>::Scalar;
+  constexpr T sqrt_half = T(0.70710678118654752440);
+  S offset_bits;
+  std::memcpy(&offset_bits, &sqrt_half, sizeof offset_bits);
+  const Int<T> exponent = ((Int<T>)x - offset_bits) >> Float<T>::mantissa;
+  const Vec<T> m = (Vec<T>)((Int<T>)x - (exponent << Float<T>::mantissa));
+  const Vec<T> e = __builtin_convertvector(exponent, Vec<T>);
+  const Vec<T> s = (m - 1) / (m + 1), s2 = s * s;
+  constexpr int n = Float<T>::log2_terms;
+  Vec<T> p = splat<T>(T(1) / (2 * n - 1));
+  for (int k = n - 2; k >= 0; --k) p = p * s2 + T(1) / (2 * k + 1);
+  return e + p * s * T(2.88539008177792681472);  // 2 / ln 2
+}
+
+}  // namespace sfr::cpu::SFR_ISA

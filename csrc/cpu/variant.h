@@ -1,0 +1,24 @@
+// Every operation of this folder, declared once per instruction set it may be compiled for.
+#pragma once
+
+#include "../cost.h"
+#include "../emd.h"
+#include "../sinkhorn.h"
+
+#define SFR_DECLARE_VARIANT(isa)                         \
+  namespace sfr::cpu::isa {                              \
+  void cost_forward(const CostForwardParams&);           \
+  void cost_backward(const CostBackwardParams&);         \
+  Status sinkhorn_forward(const SinkhornForwardParams&); \
+  Status sinkhorn_backward(const SinkhornBackwardParams&); \
+  Status emd_forward(const EmdForwardParams&);           \
+  Status emd_backward(const EmdBackwardParams&);         \
+  }
+
+SFR_DECLARE_VARIANT(baseline)
+#if defined(SFR_HAVE_AVX2)
+SFR_DECLARE_VARIANT(avx2)
+#endif
+#if defined(SFR_HAVE_AVX512)
+SFR_DECLARE_VARIANT(avx512)
+#endif

@@ -1,0 +1,85 @@
+// Entropic optimal transport between two weighted sets of patches, one problem per cost matrix.
+//
+//     P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps),    P 1 = a,    P^T 1 = b
+//
+//   cost      [B, G, N, M]   any strides, float16 | bfloat16 | float32 | float64
+//   a         [B, G, N]      weights of the student's side, normalised here to sum to 1; 0 removes the patch
+//   b         [B, G, M]      weights of the teacher's side
+//   init_g    [B, G, M]      potential to start from (optional); f follows from g in half an iteration
+//   transport [B, G]         out: <P, C>
+//   entropic  [B, G]         out: <P, C> + eps KL(P | a b^T) = <a, f> + <b, g>, taken from the dual side, where
+//                            an error of the potentials enters squared
+//   f, g      [B, G, N], [B, G, M]   out: potentials *of the centred cost C - mean*; 0 at removed patches
+//   eps       [B, G]         out: regularisation used, in units of the cost
+//   mean      [B, G]         out: mean of the cost under a (x) b; public potentials are f + mean/2, g + mean/2
+//   n_iter    [B, G]         out: iterations (updates of both potentials) that this problem took
+//   error     [B, G]         out: |P 1 - a|_1 + |P^T 1 - b|_1 of the plan of the returned potentials
+//
+// Centring: costs of unit vectors lie near 1.41 with a spread of 0.03, and float32 would round C/eps there by
+// 1e-4; the centred cost loses nothing.
+//
+// Saved for backward: f, g, eps, mean. The plan is recomputed: B (N + M) numbers instead of B N M.
+// Backward, transport value V = <P, C> (the plan moves too): with k = P / (a b^T), solve
+//     diag(P 1) alpha + P beta = -(P * ln k) 1,    P^T alpha + diag(P^T 1) beta = -(P * ln k)^T 1
+// by conjugate gradients on the Schur complement; then
+//     dV/dC = P * (1 + ln k + alpha + beta),    dV/da = f + eps alpha,    dV/db = g + eps beta.
+// Entropic value: dE/dC = P, dE/da = f, dE/db = g. With a relative eps both get the terms through
+// eps = s std(C): homogeneity of degree 1 in (C, eps) gives d./deps = (value - <d./dC, C>) / eps.
+// std = 0 (all costs equal): P = a b^T, eps = 0, and no eps term.
+//
+// A problem with a NaN or Inf in it has NaN everywhere, and error NaN; no other problem notices.
+// Sums in float32 (float64 for float64), in an order fixed by the problem's own shape: same input, same bits,
+// whatever the batch and the number of threads.
+#pragma once
+
+#include "types.h"
+
+namespace sfr {
+
+struct SolverOptions {
+  double eps = 0.05;
+  bool relative = true;  // eps in units of the standard deviation of the cost under a (x) b
+  double tol = 1e-3;
+  int64_t max_iter = 1000;
+};
+
+// What a solve takes beside its costs, and what it returns; all outputs contiguous, in the accumulator type.
+struct Solve {
+  SolverOptions options;
+  WeightView a, b;
+  const void* init_g = nullptr;  // contiguous, of the cost itself, not centred
+  void *transport = nullptr, *entropic = nullptr, *f = nullptr, *g = nullptr;
+  void *eps = nullptr, *mean = nullptr, *error = nullptr;
+  int64_t* n_iter = nullptr;
+};
+
+// The same for backward: f, g, eps, mean of Solve are read, not written.
+struct SolveGrad : Solve {
+  const void *grad_transport = nullptr, *grad_entropic = nullptr;  // [B, G]; absent: 0
+  void *grad_a = nullptr, *grad_b = nullptr;                       // [B, G, N], [B, G, M] out; absent: not wanted
+};
+
+struct SinkhornParams {
+  int64_t B = 0, G = 0, N = 0, M = 0;
+  DType compute = DType::float32;
+  const void* cost = nullptr;
+  DType cost_dtype = DType::float32;
+  int64_t stride_b = 0, stride_g = 0, stride_n = 0, stride_m = 0;
+  int threads = 1;
+};
+
+struct SinkhornForwardParams : SinkhornParams {
+  Solve solve;
+};
+
+struct SinkhornBackwardParams : SinkhornParams {
+  SolveGrad solve;
+  void* grad_cost = nullptr;  // [B, G, N, M] out, contiguous, of the accumulator type; absent: not wanted
+};
+
+namespace cpu {
+Status sinkhorn_forward(const SinkhornForwardParams&);
+Status sinkhorn_backward(const SinkhornBackwardParams&);
+}  // namespace cpu
+
+}  // namespace sfr

@@ -1,0 +1,135 @@
+"""What every public function asks of its arguments; each error names the argument, what was wanted, what came.
+
+Only kinds, types and shapes are looked at, never contents: looking would break a compiled graph and make a GPU wait.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from .ops import METRICS, compute_dtype
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OBJECTIVES = ("transport", "entropic")
+EPS_SCALES = ("std", "absolute")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def shape_of(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+def refuse(error: type[Exception], where: str, argument: str, wanted: str, came: Any) -> NoReturn:
+    raise error(f"sfr_ext.{where}: expected {argument} {wanted}, got {came}")
+
+
+def tensor(where: str, name: str, value: Any) -> None:
+    """A floating-point tensor on the CPU."""
+    if not isinstance(value, Tensor):
+        refuse(TypeError, where, name, "to be a Tensor", type(value).__name__)
+    if value.dtype not in DTYPES:
+        refuse(TypeError, where, name, "to be float16, bfloat16, float32 or float64", value.dtype)
+    if value.device.type not in ("cpu", "meta"):
+        from .build import build_info
+
+        reason = build_info()["why_no_cuda"]
+        refuse(ValueError, where, name, f"on the CPU ({reason})", f"a tensor on {value.device}")
+
+
+def choice(where: str, name: str, value: Any, choices: tuple[str, ...] | dict[str, int]) -> None:
+    if value not in choices:
+        refuse(ValueError, where, name, "to be one of " + ", ".join(map(repr, choices)), repr(value))
+
+
+def number(where: str, name: str, value: Any, *, positive: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        refuse(TypeError, where, name, "to be a number", type(value).__name__)
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        refuse(ValueError, where, name, f"to be finite and {'above' if positive else 'at least'} 0", value)
+
+
+def whole(where: str, name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        refuse(TypeError, where, name, "to be an int", type(value).__name__)
+    if value < least:
+        refuse(ValueError, where, name, f"to be at least {least}", value)
+
+
+def solver_options(where: str, eps: Any, eps_scale: Any, tol: Any, max_iter: Any) -> None:
+    number(where, "eps", eps, positive=True)
+    choice(where, "eps_scale", eps_scale, EPS_SCALES)
+    number(where, "tol", tol, positive=False)
+    whole(where, "max_iter", max_iter, 1)
+
+
+def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, patch_size: Any) -> None:
+    """A student ``[B,C,H,W]`` | ``[B,N,C]`` and a teacher of the same kind, perhaps with groups."""
+    tensor(where, x_name, x)
+    tensor(where, y_name, y)
+    choice(where, "metric", metric, METRICS)
+    whole(where, "patch_size", patch_size, 1)
+    if x.dim() not in (3, 4):
+        refuse(ValueError, where, x_name, "of shape [B, C, H, W] or [B, N, C]", shape_of(x))
+    maps = x.dim() == 4
+    kind = "[B, C, H', W'] or [B, G, C, H', W']" if maps else "[B, M, C] or [B, G, M, C]"
+    like = f"like {x_name} of shape {shape_of(x)}"
+    if y.dim() - x.dim() not in (0, 1):
+        refuse(ValueError, where, y_name, f"of shape {kind} {like}", shape_of(y))
+    channel = -3 if maps else -1
+    if y.shape[0] != x.shape[0] or y.shape[channel] != x.shape[channel]:
+        wanted = f"of shape {kind} with B = {x.shape[0]} and C = {x.shape[channel]} {like}"
+        refuse(ValueError, where, y_name, wanted, shape_of(y))
+    for name, value in ((x_name, x), (y_name, y)):
+        if any(size == 0 for size in value.shape[1:]):
+            refuse(ValueError, where, name, "to have no empty axis but the batch", shape_of(value))
+    if patch_size == 1:
+        return
+    if not maps:
+        refuse(ValueError, where, "patch_size", f"to be 1 for tokens ({x_name} of shape {shape_of(x)})", patch_size)
+    for name, value in ((x_name, x), (y_name, y)):
+        if min(value.shape[-2:]) < patch_size:
+            refuse(ValueError, where, "patch_size", f"to fit into {name} of shape {shape_of(value)}", patch_size)
+
+
+def patch_grid(value: Tensor, maps: bool, patch_size: int) -> tuple[int, ...]:
+    """(H, W) or (N,) of the patches."""
+    if not maps:
+        return (value.shape[-2],)
+    return (value.shape[-2] - patch_size + 1, value.shape[-1] - patch_size + 1)
+
+
+def weight(
+    where: str, name: str, value: Any, lead: tuple[int, ...], grid: tuple[int, ...], like: tuple[Tensor, ...]
+) -> Tensor | None:
+    """Weights ``[B,N]`` | ``[B,H,W]`` (or with the groups, ``[B,G,...]``), as ``[B,N]`` | ``[B,G,N]``.
+
+    Args:
+        lead: (B,) or (B, G), for messages and for the check.
+        grid: (N,) or (H, W).
+        like: the tensors whose accumulator type the weights take.
+    """
+    if value is None:
+        return None
+    tensor(where, name, value)
+    count = math.prod(grid)
+    for head in (lead[:1], lead):
+        if value.shape == (*head, count):
+            return value.to(compute_dtype(*like))
+        if value.shape == (*head, *grid):
+            return value.reshape(*head, count).to(compute_dtype(*like))
+    shapes = {str([*head, *tail]) for head in (lead[:1], lead) for tail in ((count,), grid)}
+    refuse(ValueError, where, name, "of shape " + " or ".join(sorted(shapes, key=len)), shape_of(value))
+
+
+def potentials(where: str, init: Any, f_shape: tuple[int, ...], g_shape: tuple[int, ...]) -> None:
+    """``init=(f, g)``."""
+    if not isinstance(init, (tuple, list)) or len(init) != 2:
+        refuse(TypeError, where, "init", "to be a pair (f, g)", type(init).__name__)
+    for name, value, shape in (("init[0] (f)", init[0], f_shape), ("init[1] (g)", init[1], g_shape)):
+        tensor(where, name, value)
+        if value.shape != shape:
+            refuse(ValueError, where, name, f"of shape {list(shape)}", shape_of(value))
