@@ -21,14 +21,17 @@ using FeatureTuple = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t
 using WeightTuple = std::tuple<Address, int64_t, int64_t, int64_t>;
 using CostTuple = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t>;
 
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+void* pointer(Address address) {
+  return reinterpret_cast<void*>(address);
+}
 
 // (address, dtype, H, W, stride_b, stride_g, stride_c, stride_h, stride_w)
 sfr::FeatureView features(const FeatureTuple& t) {
   sfr::FeatureView view;
   int dtype;
   Address address;
-  std::tie(address, dtype, view.H, view.W, view.stride_b, view.stride_g, view.stride_c, view.stride_h, view.stride_w) = t;
+  std::tie(address, dtype, view.H, view.W, view.stride_b, view.stride_g, view.stride_c, view.stride_h, view.stride_w) =
+      t;
   view.data = pointer(address);
   view.dtype = DType(dtype);
   return view;
@@ -120,9 +123,8 @@ int sinkhorn_backward(const std::array<int64_t, 6>& sizes, const CostTuple& cost
   return int(sfr::cpu::sinkhorn_backward(p));
 }
 
-int emd_forward(const std::array<int64_t, 7>& sizes, const FeatureTuple& x, const FeatureTuple& y,
-                const WeightTuple& a, const WeightTuple& b, const Options& options, Address init_g,
-                const Outputs& out) {
+int emd_forward(const std::array<int64_t, 7>& sizes, const FeatureTuple& x, const FeatureTuple& y, const WeightTuple& a,
+                const WeightTuple& b, const Options& options, Address init_g, const Outputs& out) {
   sfr::EmdForwardParams p;
   set(p, sizes, x, y);
   set(p.solve, options, a, b);

@@ -4,6 +4,7 @@
 >>> loss = sfr_ext.emd_l2(torch.randn(2, 8, 7, 7), torch.randn(2, 8, 7, 7))
 """
 
+from . import reference
 from ._version import __version__
 from .build import build_info
 from .channels import group_channels
@@ -31,6 +32,7 @@ __all__ = [
     "cost_matrix",
     "emd_l2",
     "group_channels",
+    "reference",
     "solve",
     "solve_sample",
     "warn_on_nonconvergence",

@@ -48,7 +48,7 @@ def choice(where: str, name: str, value: Any, choices: tuple[str, ...] | dict[st
 def number(where: str, name: str, value: Any, *, positive: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         refuse(TypeError, where, name, "to be a number", type(value).__name__)
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    if not 0 <= value < math.inf or (positive and value == 0):
         refuse(ValueError, where, name, f"to be finite and {'above' if positive else 'at least'} 0", value)
 
 
@@ -75,21 +75,25 @@ def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, 
     if x.dim() not in (3, 4):
         refuse(ValueError, where, x_name, "of shape [B, C, H, W] or [B, N, C]", shape_of(x))
     maps = x.dim() == 4
-    kind = "[B, C, H', W'] or [B, G, C, H', W']" if maps else "[B, M, C] or [B, G, M, C]"
-    like = f"like {x_name} of shape {shape_of(x)}"
-    if y.dim() - x.dim() not in (0, 1):
-        refuse(ValueError, where, y_name, f"of shape {kind} {like}", shape_of(y))
     channel = -3 if maps else -1
-    if y.shape[0] != x.shape[0] or y.shape[channel] != x.shape[channel]:
-        wanted = f"of shape {kind} with B = {x.shape[0]} and C = {x.shape[channel]} {like}"
-        refuse(ValueError, where, y_name, wanted, shape_of(y))
+    fits = y.dim() - x.dim() in (0, 1)
+    if not fits or y.shape[0] != x.shape[0] or y.shape[channel] != x.shape[channel]:
+        kind = "[B, C, H', W'] or [B, G, C, H', W']" if maps else "[B, M, C] or [B, G, M, C]"
+        sizes = f"B = {x.shape[0]} and C = {x.shape[channel]} (from {x_name})"
+        refuse(ValueError, where, y_name, f"of shape {kind} with {sizes}", shape_of(y))
     for name, value in ((x_name, x), (y_name, y)):
         if any(size == 0 for size in value.shape[1:]):
             refuse(ValueError, where, name, "to have no empty axis but the batch", shape_of(value))
     if patch_size == 1:
         return
     if not maps:
-        refuse(ValueError, where, "patch_size", f"to be 1 for tokens ({x_name} of shape {shape_of(x)})", patch_size)
+        refuse(
+            ValueError,
+            where,
+            "patch_size",
+            f"to be 1 for tokens ({x_name} of shape {shape_of(x)})",
+            patch_size,
+        )
     for name, value in ((x_name, x), (y_name, y)):
         if min(value.shape[-2:]) < patch_size:
             refuse(ValueError, where, "patch_size", f"to fit into {name} of shape {shape_of(value)}", patch_size)

@@ -187,9 +187,17 @@ def solve(
         checks.potentials(where, init, (*lead, n), (*lead, m))
         init_g = init[1].to(ops.compute_dtype(cost))
     solved = ops.sinkhorn_forward(
-        _four_axes(cost, 2), _four_axes(a, 1), _four_axes(b, 1), init_g, eps, eps_scale == "std", tol, max_iter, where
+        _four_axes(cost, 2),
+        _four_axes(a, 1),
+        _four_axes(b, 1),
+        init_g,
+        eps,
+        eps_scale == "std",
+        tol,
+        max_iter,
+        where,
     )
-    solved = tuple(t.view(*lead, *t.shape[2:]) for t in solved)
+    solved = tuple(t.view((*lead, *t.shape[2:])) for t in solved)
     return OTResult(solved, lambda: cost, a, b, tol)
 
 
@@ -402,9 +410,7 @@ class EMDL2Loss(nn.Module):
         super().__init__()
         for name in options:
             if name not in self._OPTIONS:
-                raise TypeError(
-                    f"sfr_ext.EMDL2Loss: expected options among {', '.join(self._OPTIONS)}, got {name!r}"
-                )
+                raise TypeError(f"sfr_ext.EMDL2Loss: expected options among {', '.join(self._OPTIONS)}, got {name!r}")
         self.options = options
 
     def forward(

@@ -149,7 +149,14 @@ def _cost_forward(x: Tensor, y: Tensor, metric: int, patch_size: int) -> Tensor:
 
 
 def _cost_backward(
-    grad_cost: Tensor, cost: Tensor, x: Tensor, y: Tensor, metric: int, patch_size: int, need_x: bool, need_y: bool
+    grad_cost: Tensor,
+    cost: Tensor,
+    x: Tensor,
+    y: Tensor,
+    metric: int,
+    patch_size: int,
+    need_x: bool,
+    need_y: bool,
 ) -> tuple[Tensor, Tensor]:
     grad_x, grad_y = _feature_gradients(x, y, need_x, need_y)
     sizes, x_view, y_view, view = _features(x, y, metric, patch_size, cost.dtype)
@@ -181,7 +188,14 @@ def _(x: Tensor, y: Tensor, metric: int, patch_size: int) -> Tensor:
 
 @torch.library.register_fake("sfr_ext::cost_backward", lib=_lib)
 def _(
-    grad_cost: Tensor, cost: Tensor, x: Tensor, y: Tensor, metric: int, patch_size: int, need_x: bool, need_y: bool
+    grad_cost: Tensor,
+    cost: Tensor,
+    x: Tensor,
+    y: Tensor,
+    metric: int,
+    patch_size: int,
+    need_x: bool,
+    need_y: bool,
 ) -> tuple[Tensor, Tensor]:
     return _feature_gradients(x, y, need_x, need_y)
 
@@ -376,7 +390,7 @@ def _(
     g: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x, grad_y, grad_a, grad_b = _emd_gradients(x, y, a, b, f, g, rest[-4:])  # type: ignore[arg-type]
+    grad_x, grad_y, grad_a, grad_b = _emd_gradients(x, y, a, b, f, g, rest[-4:])
     return grad_x, grad_y, _fold_groups(grad_a, a), _fold_groups(grad_b, b)
 
 
@@ -508,7 +522,7 @@ def _(
     g: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _sinkhorn_gradients(cost, a, b, f, g, rest[-3:])  # type: ignore[arg-type]
+    return _sinkhorn_gradients(cost, a, b, f, g, rest[-3:])
 
 
 def _sinkhorn_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

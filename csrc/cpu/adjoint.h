@@ -12,9 +12,9 @@ constexpr double ln2 = 0.69314718055994530942;
 template <class T>
 struct Adjoint {
   Plan<T>* plan = nullptr;
-  T *phi = nullptr, *gamma = nullptr;    // [rows.size], [ld] (F - log2 a) ln2, (G - log2 b) ln2
-  T *alpha = nullptr, *beta = nullptr;   // the solution, in units of eps
-  T *h = nullptr, *k = nullptr;          // right sides
+  T *phi = nullptr, *gamma = nullptr;   // [rows.size], [ld] (F - log2 a) ln2, (G - log2 b) ln2
+  T *alpha = nullptr, *beta = nullptr;  // the solution, in units of eps
+  T *h = nullptr, *k = nullptr;         // right sides
   T *residual = nullptr, *direction = nullptr, *product = nullptr, *diagonal = nullptr, *best = nullptr;  // [ld]
 
   void reserve(Arena& arena, Plan<T>& of, int64_t n, int64_t m) {
@@ -67,9 +67,8 @@ void right_sides(const Team& team, Adjoint<T>& adjoint) {
     });
     team.barrier();
     team.blocks(plan.column_blocks(), [&](int64_t b) {
-      for_columns(plan, b, [&](int64_t j) {
-        store(columns_out + j, column_sum(plan, j) - load(plan.columns.bias + j));
-      });
+      for_columns(plan, b,
+                  [&](int64_t j) { store(columns_out + j, column_sum(plan, j) - load(plan.columns.bias + j)); });
     });
     team.barrier();
   };
@@ -238,7 +237,9 @@ void adjoint_backward(const Team& team, Adjoint<T>& adjoint, Upstream<T> up, T e
   T entropic = 0;
   for (int64_t i = 0; i < plan.rows.count; ++i) entropic += plan.rows.weight[i] * adjoint.phi[i];
   for (int64_t j = 0; j < plan.columns.count; ++j) entropic += plan.columns.weight[j] * adjoint.gamma[j];
-  const T slope = (up.transport * evaluation.value + up.entropic * entropic * eps - sum_parts(plan.row_part, plan.blocks())) / eps;
+  const T slope =
+      (up.transport * evaluation.centred + up.entropic * entropic * eps - sum_parts(plan.row_part, plan.blocks())) /
+      eps;
   const T pull = slope * options_eps * options_eps / eps;
   team.barrier();
   team.blocks(plan.blocks(), [&](int64_t b) {

@@ -21,9 +21,15 @@ struct Variant {
   Status (*emd_backward)(const EmdBackwardParams&);
 };
 
-#define SFR_VARIANT(isa, condition)                                                                                  \
-  {#isa, [] { return bool(condition); }, isa::cost_forward, isa::cost_backward, isa::sinkhorn_forward,               \
-   isa::sinkhorn_backward, isa::emd_forward, isa::emd_backward}
+#define SFR_VARIANT(isa, condition) \
+  {#isa,                            \
+   [] { return bool(condition); },  \
+   isa::cost_forward,               \
+   isa::cost_backward,              \
+   isa::sinkhorn_forward,           \
+   isa::sinkhorn_backward,          \
+   isa::emd_forward,                \
+   isa::emd_backward}
 
 // Best first.
 const Variant variants[] = {
@@ -33,7 +39,8 @@ const Variant variants[] = {
                             __builtin_cpu_supports("fma")),
 #endif
 #if defined(SFR_HAVE_AVX2)
-    SFR_VARIANT(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")),
+    SFR_VARIANT(avx2,
+                __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")),
 #endif
     SFR_VARIANT(baseline, true),
 };
@@ -46,7 +53,8 @@ const Variant& choose() {
     if (!wanted || !*wanted || variant.name == std::string(wanted)) return variant;
     names += (names.empty() ? "" : ", ") + std::string(variant.name);
   }
-  throw std::runtime_error("sfr_ext: SFR_EXT_CPU_ISA must be one of " + names + " on this machine, got '" + wanted + "'");
+  throw std::runtime_error("sfr_ext: SFR_EXT_CPU_ISA must be one of " + names + " on this machine, got '" + wanted +
+                           "'");
 }
 
 const Variant& chosen() {
@@ -56,7 +64,9 @@ const Variant& chosen() {
 
 }  // namespace
 
-std::string isa() { return chosen().name; }
+std::string isa() {
+  return chosen().name;
+}
 
 std::vector<std::string> usable_isas() {
   std::vector<std::string> names;
@@ -65,11 +75,23 @@ std::vector<std::string> usable_isas() {
   return names;
 }
 
-void cost_forward(const CostForwardParams& p) { chosen().cost_forward(p); }
-void cost_backward(const CostBackwardParams& p) { chosen().cost_backward(p); }
-Status sinkhorn_forward(const SinkhornForwardParams& p) { return chosen().sinkhorn_forward(p); }
-Status sinkhorn_backward(const SinkhornBackwardParams& p) { return chosen().sinkhorn_backward(p); }
-Status emd_forward(const EmdForwardParams& p) { return chosen().emd_forward(p); }
-Status emd_backward(const EmdBackwardParams& p) { return chosen().emd_backward(p); }
+void cost_forward(const CostForwardParams& p) {
+  chosen().cost_forward(p);
+}
+void cost_backward(const CostBackwardParams& p) {
+  chosen().cost_backward(p);
+}
+Status sinkhorn_forward(const SinkhornForwardParams& p) {
+  return chosen().sinkhorn_forward(p);
+}
+Status sinkhorn_backward(const SinkhornBackwardParams& p) {
+  return chosen().sinkhorn_backward(p);
+}
+Status emd_forward(const EmdForwardParams& p) {
+  return chosen().emd_forward(p);
+}
+Status emd_backward(const EmdBackwardParams& p) {
+  return chosen().emd_backward(p);
+}
 
 }  // namespace sfr::cpu

@@ -43,7 +43,9 @@ SFR_INLINE float to_float(Half h) {
   const uint32_t subnormal = float_to_bits(float(int32_t(magnitude)) * 5.9604644775390625e-08f);  // 2^-24
   return bits_to_float(sign | (magnitude < 0x0400u ? subnormal : normal));
 }
-SFR_INLINE float to_float(Bfloat h) { return bits_to_float(uint32_t(h.bits) << 16); }
+SFR_INLINE float to_float(Bfloat h) {
+  return bits_to_float(uint32_t(h.bits) << 16);
+}
 
 // Round to nearest, ties to even.
 SFR_INLINE void from_float(float f, Half& out) {
@@ -62,30 +64,50 @@ SFR_INLINE void from_float(float f, Bfloat& out) {
 }
 
 template <class T>
-SFR_INLINE T convert_in(Half h) { return T(to_float(h)); }
+SFR_INLINE T convert_in(Half h) {
+  return T(to_float(h));
+}
 template <class T>
-SFR_INLINE T convert_in(Bfloat h) { return T(to_float(h)); }
+SFR_INLINE T convert_in(Bfloat h) {
+  return T(to_float(h));
+}
 template <class T>
-SFR_INLINE T convert_in(float x) { return T(x); }
+SFR_INLINE T convert_in(float x) {
+  return T(x);
+}
 template <class T>
-SFR_INLINE T convert_in(double x) { return T(x); }
+SFR_INLINE T convert_in(double x) {
+  return T(x);
+}
 template <class T>
-SFR_INLINE void convert_out(T x, Half& out) { from_float(float(x), out); }
+SFR_INLINE void convert_out(T x, Half& out) {
+  from_float(float(x), out);
+}
 template <class T>
-SFR_INLINE void convert_out(T x, Bfloat& out) { from_float(float(x), out); }
+SFR_INLINE void convert_out(T x, Bfloat& out) {
+  from_float(float(x), out);
+}
 template <class T>
-SFR_INLINE void convert_out(T x, float& out) { out = float(x); }
+SFR_INLINE void convert_out(T x, float& out) {
+  out = float(x);
+}
 template <class T>
-SFR_INLINE void convert_out(T x, double& out) { out = double(x); }
+SFR_INLINE void convert_out(T x, double& out) {
+  out = double(x);
+}
 
 // Calls f with a value of the element type.
 template <class F>
 SFR_INLINE void with_element(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::float16: return f(Half{});
-    case DType::bfloat16: return f(Bfloat{});
-    case DType::float32: return f(float{});
-    case DType::float64: return f(double{});
+    case DType::float16:
+      return f(Half{});
+    case DType::bfloat16:
+      return f(Bfloat{});
+    case DType::float32:
+      return f(float{});
+    case DType::float64:
+      return f(double{});
   }
 }
 

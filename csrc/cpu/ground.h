@@ -11,7 +11,7 @@ namespace sfr::cpu::SFR_ISA {
 template <class T>
 struct Side {
   const FeatureView* view = nullptr;
-  int64_t map = 0;                // offset of this problem's map
+  int64_t map = 0;  // offset of this problem's map
   int64_t patch = 1;
   Pixels pixels;                  // to read: those of the kept patches where a patch is one pixel, else all
   int64_t patches = 0;            // kept

@@ -15,7 +15,9 @@ template <Pair P, int R, int V, class T>
 SFR_INLINE void pair_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, int64_t channels, T* D, int64_t ldd,
                           bool first) {
   constexpr int L = lanes<T>;
-  Vec<T> sum[R][V] = {};
+  Vec<T> sum[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) sum[r][v] = Vec<T>{};
   for (int64_t c = 0; c < channels; ++c) {
     Vec<T> yv[V];
     for (int v = 0; v < V; ++v) yv[v] = load(y + c * ldy + v * L);
@@ -43,21 +45,19 @@ void pair_columns(const T* x, int64_t ldx, int64_t rows, const T* y, int64_t ldy
                   bool first) {
   constexpr int R = V == 1 ? 6 : V == 2 ? 4 : 3;
   int64_t i = 0;
-  for (; i + R <= rows; i += R)
-    pair_tile<P, R, V>(x + i, ldx, y, ldy, channels, D + i * ldd, ldd, first);
+  for (; i + R <= rows; i += R) pair_tile<P, R, V>(x + i, ldx, y, ldy, channels, D + i * ldd, ldd, first);
   for (; i < rows; ++i) pair_tile<P, 1, V>(x + i, ldx, y, ldy, channels, D + i * ldd, ldd, first);
 }
 
 // The same for `rows` pixels of x and whole rows of D, `vectors` vectors long.
 template <Pair P, class T>
-void pair_sums(const T* x, int64_t ldx, int64_t rows, const T* y, int64_t ldy, int64_t vectors, int64_t channels,
-               T* D, int64_t ldd, bool first) {
+void pair_sums(const T* x, int64_t ldx, int64_t rows, const T* y, int64_t ldy, int64_t vectors, int64_t channels, T* D,
+               int64_t ldd, bool first) {
   constexpr int L = lanes<T>;
   int64_t v = 0;
   for (; v + 3 <= vectors && vectors - v != 4; v += 3)
     pair_columns<P, 3>(x, ldx, rows, y + v * L, ldy, channels, D + v * L, ldd, first);
-  for (; v + 2 <= vectors; v += 2)
-    pair_columns<P, 2>(x, ldx, rows, y + v * L, ldy, channels, D + v * L, ldd, first);
+  for (; v + 2 <= vectors; v += 2) pair_columns<P, 2>(x, ldx, rows, y + v * L, ldy, channels, D + v * L, ldd, first);
   if (v < vectors) pair_columns<P, 1>(x, ldx, rows, y + v * L, ldy, channels, D + v * L, ldd, first);
 }
 
@@ -96,8 +96,7 @@ void pull_columns(const T* x, int64_t ldx, const T* y, int64_t ldy, const T* W, 
   int64_t c = 0;
   for (; c + R <= channels; c += R)
     pull_tile<P, R, V>(x + c * ldx, ldx, y + c * ldy, ldy, W, ldw, count, out + c * ldo, ldo);
-  for (; c < channels; ++c)
-    pull_tile<P, 1, V>(x + c * ldx, ldx, y + c * ldy, ldy, W, ldw, count, out + c * ldo, ldo);
+  for (; c < channels; ++c) pull_tile<P, 1, V>(x + c * ldx, ldx, y + c * ldy, ldy, W, ldw, count, out + c * ldo, ldo);
 }
 
 // The same for whole panels: x and out have `vectors` vectors a row, W is [count][ldw].

@@ -61,9 +61,9 @@ struct Plan {
   int64_t ld = 0;
   T mean = 0, factor = 0;  // S = (C - mean) factor
   Margin<T> rows, columns;
-  T* partial = nullptr;       // [blocks][ld] sums over the rows of a block
+  T* partial = nullptr;  // [blocks][ld] sums over the rows of a block
   // Scalars of each block of rows, of each block of columns.
-  T *row_part = nullptr, *row_part2 = nullptr, *row_part3 = nullptr;
+  T *row_part = nullptr, *row_part2 = nullptr, *row_part3 = nullptr, *row_part4 = nullptr, *row_part5 = nullptr;
   T *column_part = nullptr, *column_part2 = nullptr;
 
   void reserve(Arena& arena, int64_t n, int64_t m) {
@@ -72,7 +72,7 @@ struct Plan {
     rows.reserve(arena, size);
     columns.reserve(arena, wide);
     partial = arena.take<T>(most * wide);
-    for (T** part : {&row_part, &row_part2, &row_part3}) *part = arena.take<T>(most);
+    for (T** part : {&row_part, &row_part2, &row_part3, &row_part4, &row_part5}) *part = arena.take<T>(most);
     for (T** part : {&column_part, &column_part2}) *part = arena.take<T>(wide / block_columns + 1);
   }
 
@@ -119,7 +119,9 @@ SFR_INLINE Vec<T> column_sum(const Plan<T>& plan, int64_t j) {
 template <int R, class T>
 SFR_INLINE Vec<T> row_products(const T* P, int64_t ld, const T* v) {
   constexpr int L = lanes<T>, U = R >= 8 ? 1 : 2;
-  Vec<T> sum[U][L] = {};
+  Vec<T> sum[U][L];
+  for (int k = 0; k < U; ++k)
+    for (int r = 0; r < L; ++r) sum[k][r] = Vec<T>{};
   int64_t j = 0;
   for (; j + U * L <= ld; j += U * L)
     for (int k = 0; k < U; ++k) {
@@ -177,8 +179,9 @@ SFR_INLINE void product_pair(const Plan<T>& plan, int64_t block, const T* v, Bet
 // P from the potentials, its marginals (rows.sum, columns.sum), and what one wants to know of it.
 template <class T>
 struct Evaluation {
-  T value = 0;     // <P, C - mean>
-  T error = 0;     // L1 error of both marginals
+  T value = 0;        // <P, C> / sum(P): what rounding does to the mass does nothing to it, and it is never below 0
+  T centred = 0;      // the same of C - mean
+  T error = 0;        // L1 error of both marginals
   bool cold = false;  // some patch holds so little of its mass that scaling could not bring it back
 };
 
@@ -192,7 +195,7 @@ Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
   constexpr int L = lanes<T>;
   team.blocks(plan.blocks(), [&](int64_t b) {
     T* partial = plan.partial + b * plan.ld;
-    Vec<T> value{}, error{}, cold{};
+    Vec<T> value{}, centred_value{}, mass{}, error{}, cold{};
     const int64_t begin = b * plan.block(), end = plan.block_end(b);
     for (int64_t j = 0; j < plan.ld; j += L) store(partial + j, Vec<T>{});
     for (int64_t i = begin; i < end; i += L) {
@@ -203,14 +206,16 @@ Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
         const T log = plan.rows.log[i + r];
         Vec<T> sum{};
         for (int64_t j = 0; j < plan.ld; j += L) {
-          const Vec<T> centred = load(cost + j) - plan.mean;
+          const Vec<T> c = load(cost + j), centred = c - plan.mean;
           const Vec<T> p = exp2<T>(log + load(plan.columns.log + j) - centred * plan.factor);
           store(P + j, p);
           sum += p;
-          value += p * centred;
+          value += p * c;
+          centred_value += p * centred;
           store(partial + j, load(partial + j) + p);
         }
         sums[r] = sum;
+        mass += sum;
       }
       const Vec<T> s = sum_rows<T>(sums) + load(plan.rows.bias + i), weight = load(plan.rows.weight + i);
       store(plan.rows.sum + i, s);
@@ -220,6 +225,8 @@ Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
     plan.row_part[b] = sum_lanes<T>(value);
     plan.row_part2[b] = sum_lanes<T>(error);
     plan.row_part3[b] = sum_lanes<T>(cold);
+    plan.row_part4[b] = sum_lanes<T>(centred_value);
+    plan.row_part5[b] = sum_lanes<T>(mass);
   });
   team.barrier();
   team.blocks(plan.column_blocks(), [&](int64_t b) {
@@ -235,7 +242,9 @@ Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
   });
   team.barrier();
   Evaluation<T> result;
-  result.value = sum_parts(plan.row_part, plan.blocks());
+  const T mass = sum_parts(plan.row_part5, plan.blocks());
+  result.value = sum_parts(plan.row_part, plan.blocks()) / mass;
+  result.centred = sum_parts(plan.row_part4, plan.blocks()) / mass;
   result.error = sum_parts(plan.row_part2, plan.blocks()) + sum_parts(plan.column_part, plan.column_blocks());
   result.cold = sum_parts(plan.row_part3, plan.blocks()) + sum_parts(plan.column_part2, plan.column_blocks()) > 0;
   team.barrier();

@@ -26,9 +26,7 @@ Spread<T> measure(const Team& team, Plan<T>& plan) {
     team.barrier();
   };
   // Weights of the columns with 0 in the padding: 1 - bias times weight.
-  const auto column_weight = [&](int64_t j) {
-    return load(plan.columns.weight + j) - load(plan.columns.bias + j);
-  };
+  const auto column_weight = [&](int64_t j) { return load(plan.columns.weight + j) - load(plan.columns.bias + j); };
   Spread<T> out;
   over_rows(
       [&](int64_t i, T sum) {
@@ -155,16 +153,15 @@ class Relaxation {
   int seen_ = 0;
 };
 
-// x (w / (x s))^omega by the [1/1] Pade approximant about 1, which costs one division; the plain w / s where
-// the ratio is far from 1. Kept in range.
+// x (w / (x s))^omega by the [1/1] Pade approximant about 1, which needs no power; the plain w / s where the
+// ratio is far from 1. One division either way. Kept in range.
 template <class T>
 SFR_INLINE Vec<T> relaxed(Vec<T> x, Vec<T> s, Vec<T> w, T omega) {
   constexpr T most = sizeof(T) == 4 ? T(1073741824) : T(1.7e72), least = 1 / most;  // 2^30, about 2^240
   const Vec<T> have = x * s;
-  const Vec<T> plain = w / s;
-  const Vec<T> power = x * ((1 + omega) * w - (omega - 1) * have) / ((1 + omega) * have - (omega - 1) * w);
   const Int<T> near = (have > w * T(0.5)) & (have < w * T(2));
-  const Vec<T> next = near ? power : plain;
+  const Vec<T> above = x * ((1 + omega) * w - (omega - 1) * have), below = (1 + omega) * have - (omega - 1) * w;
+  const Vec<T> next = (near ? above : w) / (near ? below : s);
   return next > most ? splat<T>(most) : next < least ? splat<T>(least) : next;
 }
 

@@ -59,7 +59,7 @@ SFR_INLINE void store(T* p, Vec<T> v) {
 
 template <class T>
 SFR_INLINE Vec<T> splat(T x) {
-  return Vec<T>{} + x;
+  return x - Vec<T>{};  // 0 + x would turn -0 into 0, so compilers keep that addition
 }
 
 template <class T>
@@ -101,12 +101,15 @@ SFR_INLINE Vec<T> vsqrt(Vec<T> v) {
   return v;
 }
 
-// a0 b0 a1 b1 ... of the low halves of a and b, or of the high halves.
-template <class T, bool High>
-SFR_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
-  Int<T> index{};
+// In every group of `Width` lanes: the first halves of a's and b's group side by side, or the second halves.
+template <class T, int Width, bool Second>
+SFR_INLINE Vec<T> halves(Vec<T> a, Vec<T> b) {
   constexpr int L = lanes<T>;
-  for (int i = 0; i < L; ++i) index[i] = (High ? L / 2 : 0) + i / 2 + (i % 2 ? L : 0);
+  Int<T> index{};
+  for (int i = 0; i < L; ++i) {
+    const int group = i / Width * Width, r = i % Width, half = Width / 2;
+    index[i] = group + r % half + (Second ? half : 0) + (r < half ? 0 : L);
+  }
 #if defined(__clang__)
   Vec<T> out{};
   for (int i = 0; i < L; ++i) out[i] = index[i] < L ? a[index[i]] : b[index[i] - L];
@@ -116,29 +119,33 @@ SFR_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
 #endif
 }
 
-// rows[r][c] -> rows[c][r] for a square of lanes x lanes: log2(lanes) rounds of the perfect shuffle.
-template <class T>
+// rows[r][c] -> rows[c][r] for a square of lanes x lanes: blocks off the diagonal change places, halving.
+template <class T, int Width = lanes<T>>
 SFR_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
-  constexpr int L = lanes<T>;
-  for (int round = 1; round < L; round *= 2) {
-    Vec<T> next[L];
-    for (int i = 0; i < L / 2; ++i) {
-      next[2 * i] = interleave<T, false>(rows[i], rows[i + L / 2]);
-      next[2 * i + 1] = interleave<T, true>(rows[i], rows[i + L / 2]);
-    }
-    for (int i = 0; i < L; ++i) rows[i] = next[i];
+  if constexpr (Width > 1) {
+    for (int block = 0; block < lanes<T>; block += Width)
+      for (int i = block; i < block + Width / 2; ++i) {
+        const Vec<T> a = rows[i], b = rows[i + Width / 2];
+        rows[i] = halves<T, Width, false>(a, b);
+        rows[i + Width / 2] = halves<T, Width, true>(a, b);
+      }
+    transpose<T, Width / 2>(rows);
   }
 }
 
-// Lane r of the result is the sum of the lanes of rows[r]. Each round interleaves neighbours and adds, which
-// halves the number of vectors and the number of addends each sum has left.
-template <class T>
+// Lane r of the result is the sum of the lanes of rows[r]: each round halves the number of vectors and the number
+// of addends that each sum has left.
+template <class T, int Width = lanes<T>>
 SFR_INLINE Vec<T> sum_rows(Vec<T> (&rows)[lanes<T>]) {
-  constexpr int L = lanes<T>;
-  for (int n = L / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i)
-      rows[i] = interleave<T, false>(rows[i], rows[i + n]) + interleave<T, true>(rows[i], rows[i + n]);
-  return rows[0];
+  if constexpr (Width > 1) {
+    for (int i = 0; i < Width / 2; ++i) {
+      const Vec<T> a = rows[i], b = rows[i + Width / 2];
+      rows[i] = halves<T, Width, false>(a, b) + halves<T, Width, true>(a, b);
+    }
+    return sum_rows<T, Width / 2>(rows);
+  } else {
+    return rows[0];
+  }
 }
 
 template <class T>

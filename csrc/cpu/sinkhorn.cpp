@@ -40,19 +40,19 @@ template <class T, class Task>
 void each_problem(const SinkhornParams& p, const Solve& solve, bool backward, Task&& task) {
   Arena measure;
   Work<T>(measure, p, backward);
-  for_each_problem({p.B * p.G, Transport<T>::operations(p.N, p.M), measure.used() + int64_t(sizeof(Work<T>)) + 64, 0,
-                    p.threads},
-                   [&](const Team& team, int64_t item) {
-                     Arena arena(team.memory);
-                     auto* work = arena.take<Work<T>>(1);
-                     if (team.rank == 0) {
-                       new (work) Work<T>(arena, p, backward);
-                       work->transport.read_weights(solve, item / p.G, item % p.G);
-                     }
-                     team.barrier();
-                     read_cost(team, p, item, *work);
-                     task(team, item, *work);
-                   });
+  for_each_problem(
+      {p.B * p.G, Transport<T>::operations(p.N, p.M), measure.used() + int64_t(sizeof(Work<T>)) + 64, 0, p.threads},
+      [&](const Team& team, int64_t item) {
+        Arena arena(team.memory);
+        auto* work = arena.take<Work<T>>(1);
+        if (team.rank == 0) {
+          new (work) Work<T>(arena, p, backward);
+          work->transport.read_weights(solve, item / p.G, item % p.G);
+        }
+        team.barrier();
+        read_cost(team, p, item, *work);
+        task(team, item, *work);
+      });
 }
 
 template <class T>
@@ -80,8 +80,7 @@ Status backward(const SinkhornBackwardParams& p) {
     if (!sound) return;
     const T* grad = work.transport.plan.P;
     team.blocks(a.count, [&](int64_t i) {
-      for (int64_t j = 0; j < b.count; ++j)
-        out[a.index(i) * p.M + b.index(j)] = grad[i * work.transport.plan.ld + j];
+      for (int64_t j = 0; j < b.count; ++j) out[a.index(i) * p.M + b.index(j)] = grad[i * work.transport.plan.ld + j];
     });
   });
   return Status::ok;

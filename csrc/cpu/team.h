@@ -103,10 +103,10 @@ class Team {
 };
 
 struct Workload {
-  int64_t items;          // problems
-  double operations;      // of one problem, roughly: decides how many threads are worth waking
-  int64_t team_bytes;     // workspace of a team
-  int64_t thread_bytes;   // workspace of each thread
+  int64_t items;         // problems
+  double operations;     // of one problem, roughly: decides how many threads are worth waking
+  int64_t team_bytes;    // workspace of a team
+  int64_t thread_bytes;  // workspace of each thread
   int threads;
 };
 

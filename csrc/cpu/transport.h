@@ -104,7 +104,9 @@ struct Transport {
   }
 
   // A problem of one block of rows is one thread's.
-  static Team solvers(const Team& team, int64_t n) { return whole_vectors<T>(n) <= single_block_rows ? team.alone() : team; }
+  static Team solvers(const Team& team, int64_t n) {
+    return whole_vectors<T>(n) <= single_block_rows ? team.alone() : team;
+  }
 
   static double operations(int64_t n, int64_t m) { return 200.0 * double(n) * double(m); }
 };
@@ -116,7 +118,8 @@ bool finite(T x) {
 
 // Solves problem p, whose weights have been read and whose costs lie in `cost` [a.count][padded b.count].
 template <class T>
-void transport_forward(const Team& whole_team, Transport<T>& work, const T* cost, const Solve& solve_params, int64_t p) {
+void transport_forward(const Team& whole_team, Transport<T>& work, const T* cost, const Solve& solve_params,
+                       int64_t p) {
   const Team team = Transport<T>::solvers(whole_team, work.a.count);
   if (team.size == 1 && whole_team.rank > 0) return;
   const SolverOptions& options = solve_params.options;
@@ -164,7 +167,7 @@ void transport_forward(const Team& whole_team, Transport<T>& work, const T* cost
   potentials(plan.rows, work.a, static_cast<T*>(solve_params.f) + p * work.N);
   potentials(plan.columns, work.b, static_cast<T*>(solve_params.g) + p * work.M);
   const auto put = [&](void* out, T value) { static_cast<T*>(out)[p] = sound ? value : nan; };
-  put(solve_params.transport, spread.mean + solution.plan.value);
+  put(solve_params.transport, solution.plan.value);
   put(solve_params.entropic, spread.mean + dual);
   put(solve_params.eps, eps);
   put(solve_params.mean, spread.mean);

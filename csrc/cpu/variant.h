@@ -5,14 +5,14 @@
 #include "../emd.h"
 #include "../sinkhorn.h"
 
-#define SFR_DECLARE_VARIANT(isa)                         \
-  namespace sfr::cpu::isa {                              \
-  void cost_forward(const CostForwardParams&);           \
-  void cost_backward(const CostBackwardParams&);         \
-  Status sinkhorn_forward(const SinkhornForwardParams&); \
+#define SFR_DECLARE_VARIANT(isa)                           \
+  namespace sfr::cpu::isa {                                \
+  void cost_forward(const CostForwardParams&);             \
+  void cost_backward(const CostBackwardParams&);           \
+  Status sinkhorn_forward(const SinkhornForwardParams&);   \
   Status sinkhorn_backward(const SinkhornBackwardParams&); \
-  Status emd_forward(const EmdForwardParams&);           \
-  Status emd_backward(const EmdBackwardParams&);         \
+  Status emd_forward(const EmdForwardParams&);             \
+  Status emd_backward(const EmdBackwardParams&);           \
   }
 
 SFR_DECLARE_VARIANT(baseline)

@@ -1,0 +1,42 @@
+"""What this installation was built with, and what it can run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from . import _C
+from ._version import __version__
+
+
+def build_info() -> dict[str, Any]:
+    """Says what was built, what runs, and why not more.
+
+    Returns:
+        A dict, ready for a bug report or for JSON:
+
+        - ``version`` (str): version of this package.
+        - ``cpu_isa`` (str): the instruction set that the CPU kernels use in this process: the best that both
+          processor and build offer, or the one that the environment variable ``SFR_EXT_CPU_ISA`` names.
+        - ``cpu_isas`` (list of str): the instruction sets that were compiled in.
+        - ``openmp`` (bool): False where the compiler had no OpenMP; the kernels then run on one thread.
+        - ``compiler`` (str): the C++ compiler and its version.
+        - ``cuda`` (bool): whether CUDA kernels were compiled in.
+        - ``cuda_version`` (str or None): the CUDA release that they were compiled with.
+        - ``cuda_archs`` (list of str): the GPU architectures that they were compiled for.
+        - ``why_no_cuda`` (str or None): the reason where ``cuda`` is False.
+
+    >>> info = build_info()
+    >>> info["cpu_isa"] in info["cpu_isas"]
+    True
+    >>> info["cuda"] or isinstance(info["why_no_cuda"], str)
+    True
+    """
+    built = json.loads(Path(__file__).with_name("build_config.json").read_text())
+    return {
+        "version": __version__,
+        "cpu_isa": _C.cpu_isa(),
+        **{key: built[key] for key in ("cpu_isas", "openmp", "compiler")},
+        **{key: built[key] for key in ("cuda", "cuda_version", "cuda_archs", "why_no_cuda")},
+    }

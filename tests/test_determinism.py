@@ -1,0 +1,117 @@
+"""Same input, same bits: run to run, in any batch, with any number of threads; and NaN stays where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import METRICS, OBJECTIVES, features, value_and_gradients, weights
+from torch import Tensor
+
+from sfr_ext import emd_l2, solve, solve_sample
+
+# One block of rows; several; with groups; windows.
+SHAPES = [
+    ((3, 40, 7, 7), (3, 40, 7, 7), 1),
+    ((3, 20, 14, 14), (3, 20, 14, 14), 1),
+    ((3, 16, 11, 11), (3, 2, 16, 7, 5), 1),
+    ((2, 6, 12, 12), (2, 6, 11, 11), 2),
+]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def everything(x: Tensor, y: Tensor, a: Tensor, b: Tensor, patch_size: int, metric: str = "l2") -> list[Tensor]:
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    a, b = a.detach().requires_grad_(), b.detach().requires_grad_()
+    result = solve_sample(x, y, a, b, patch_size=patch_size, metric=metric)
+    value = result.transport_cost - 2 * result.entropic_cost
+    return [value, result.f, result.g, result.n_iter, *torch.autograd.grad(value.sum(), (x, y, a, b))]
+
+
+def problem(
+    shapes: tuple[tuple[int, ...], tuple[int, ...], int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    x_shape, y_shape, k = shapes
+    grids = [(s[-2] - k + 1) * (s[-1] - k + 1) for s in (x_shape, y_shape)]
+    a, b = weights(x_shape[0], grids[0]), weights(x_shape[0], grids[1])
+    a[0, 1] = b[1, 0] = 0
+    return features(*x_shape), features(*y_shape), a, b, k
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_bits_do_not_depend_on_run_threads_or_batch(
+    shapes: tuple[tuple[int, ...], tuple[int, ...], int], metric: str, threads: None
+) -> None:
+    *inputs, k = problem(shapes)
+    torch.set_num_threads(1)
+    expected = everything(*inputs, k, metric)
+    for count in (1, 2, 3, 5, 8):
+        torch.set_num_threads(count)
+        for ours, theirs in zip(everything(*inputs, k, metric), expected, strict=True):
+            assert torch.equal(ours, theirs)
+    for i in range(len(inputs[0])):
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            alone = everything(*(t[i : i + 1] for t in inputs), k, metric)
+            for ours, theirs in zip(alone, expected, strict=True):
+                assert torch.equal(ours[0], theirs[i])
+
+
+def test_teams_of_threads_on_one_large_problem(threads: None) -> None:
+    """784 x 784: blocks of rows and columns, more threads than cores."""
+    cost = torch.rand(1, 784, 784)
+    results = []
+    for count in (1, 2, 7):
+        torch.set_num_threads(count)
+        leaf = cost.clone().requires_grad_()
+        result = solve(leaf, tol=1e-2, eps=0.1)
+        (grad,) = torch.autograd.grad(result.transport_cost.sum(), leaf)
+        results.append((result.transport_cost, result.g, grad))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_nan_and_inf_stay_in_their_own_problem(side: str, metric: str, objective: str, bad: float) -> None:
+    x, y = features(3, 8, 5, 5, grad=True), features(3, 8, 4, 4, grad=True)
+    options = {"metric": metric, "objective": objective, "reduction": "none"}
+    clean, clean_grads = value_and_gradients(lambda x, y: emd_l2(x, y, **options), x, y)
+    broken_x, broken_y = x.detach().clone(), y.detach().clone()
+    (broken_x if side == "student" else broken_y)[1, 3, 2, 2] = bad
+    value, grads = value_and_gradients(
+        lambda x, y: emd_l2(x, y, **options), broken_x.requires_grad_(), broken_y.requires_grad_()
+    )
+    others = torch.tensor([0, 2])
+    assert value[1].isnan() and torch.equal(value[others], clean[others])
+    for grad, clean_grad in zip(grads, clean_grads, strict=True):
+        assert grad[1].isnan().all() and torch.equal(grad[others], clean_grad[others])
+    result = solve_sample(broken_x, broken_y, metric=metric)
+    assert result.converged.tolist() == [True, False, True]
+
+
+def test_nan_in_one_group_leaves_the_other_teachers_alone() -> None:
+    x, y = features(2, 6, 4, 4, grad=True), features(2, 3, 6, 4, 4)
+    y[1, 2, 0, 0, 0] = torch.nan
+    value, (grad_x, grad_y) = value_and_gradients(lambda x, y: emd_l2(x, y, reduction="none"), x, y.requires_grad_())
+    assert value.isnan().nonzero().tolist() == [[1, 2]]
+    assert grad_x[0].isfinite().all() and grad_x[1].isnan().all()
+    assert grad_y[1, 2].isnan().all() and grad_y[1, :2].isfinite().all() and grad_y[0].isfinite().all()
+
+
+def test_weights_of_a_broken_problem_get_nan() -> None:
+    cost = torch.rand(2, 4, 5)
+    cost[0, 1, 1] = torch.nan
+    a = torch.ones(2, 4, requires_grad=True)
+    (grad,) = torch.autograd.grad(solve(cost, a).transport_cost.sum(), a)
+    assert grad[0].isnan().all() and grad[1].isfinite().all()

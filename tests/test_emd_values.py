@@ -1,0 +1,282 @@
+"""Values, plans and potentials against hand-computed cases and the float64 reference."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from cases import EPS_SCALES, HALVES, METRICS, OBJECTIVES, error, features, weights
+
+import sfr_ext
+from sfr_ext import emd_l2, reference, solve, solve_sample
+
+
+def test_two_points_by_hand() -> None:
+    """Symmetric 2 x 2: the mass that changes places is 1 / (1 + e^(1/eps))."""
+    cost = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    for eps in (2.0, 0.5, 0.1):
+        result = solve(cost, eps=eps, eps_scale="absolute", tol=1e-14)
+        moved = 1 / (1 + torch.tensor(1 / eps, dtype=torch.float64).exp())
+        torch.testing.assert_close(result.transport_cost, moved, rtol=1e-12, atol=0)
+        entropy = torch.special.xlogy(moved, 2 * moved) + torch.special.xlogy(1 - moved, 2 * (1 - moved))
+        torch.testing.assert_close(result.entropic_cost, moved + eps * entropy, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("cost", "a", "b", "exact"),
+    [
+        (
+            [[16, 16, 13, 22, 17], [14, 14, 13, 19, 15], [19, 19, 20, 23, 1e4], [1e4, 0, 1e4, 0, 0]],
+            [50, 60, 50, 50],
+            [30, 20, 70, 30, 60],
+            2460 / 210,
+        ),
+        ([[0, 1, 4], [2, 1, 0]], [2, 2], [1, 1, 2], 0.25),
+    ],
+)
+def test_known_distances_in_the_limit_of_small_eps(
+    cost: list[list[float]], a: list[float], b: list[float], exact: float
+) -> None:
+    matrix, *sides = (torch.tensor(t, dtype=torch.float64) for t in (cost, a, b))
+    result = solve(matrix, *sides, eps=0.01, eps_scale="absolute", tol=1e-5, max_iter=100_000)
+    assert result.converged
+    assert result.transport_cost.item() == pytest.approx(exact, rel=1e-6)
+    assert reference.exact_emd(matrix, *sides).item() == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("eps_scale", EPS_SCALES)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("x_shape", "y_shape", "options"),
+    [
+        ((3, 6, 4, 5), (3, 6, 3, 4), {}),
+        ((2, 6, 4, 5), (2, 3, 6, 3, 4), {}),
+        ((3, 20, 6), (3, 12, 6), {}),
+        ((2, 20, 6), (2, 3, 12, 6), {}),
+        ((2, 4, 5, 5), (2, 4, 4, 4), {"patch_size": 2}),
+        ((2, 4, 5, 5), (2, 2, 4, 4, 4), {"patch_size": 3}),
+        ((2, 4, 1), (2, 1, 1), {}),
+        ((1, 1, 3), (1, 9, 3), {}),
+    ],
+)
+def test_reference_float64(
+    x_shape: tuple[int, ...], y_shape: tuple[int, ...], options: dict[str, int], metric: str, eps_scale: str
+) -> None:
+    x, y = features(*x_shape, dtype=torch.float64), features(*y_shape, dtype=torch.float64)
+    for objective in OBJECTIVES:
+        kwargs = dict(metric=metric, eps=0.2, eps_scale=eps_scale, objective=objective, reduction="none", **options)
+        ours = emd_l2(x, y, tol=1e-11, max_iter=50_000, **kwargs)
+        theirs = reference.emd_l2(x, y, tol=1e-11, max_iter=50_000, **kwargs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_weights_forms_and_normalisation() -> None:
+    x, y = features(2, 5, 3, 4, dtype=torch.float64), features(2, 3, 5, 2, 3, dtype=torch.float64)
+    a, b, b_all = (weights(*s, dtype=torch.float64) for s in ((2, 3, 4), (2, 2, 3), (2, 3, 6)))
+    options = {"eps": 0.2, "tol": 1e-11, "max_iter": 50_000, "reduction": "none"}
+    value = emd_l2(x, y, student_weight=a, teacher_weight=b, **options)
+    expected = reference.emd_l2(x, y, student_weight=a, teacher_weight=b, **options)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)
+    flat = emd_l2(x, y, student_weight=7 * a.flatten(1), teacher_weight=b.flatten(1), **options)
+    torch.testing.assert_close(flat, value, rtol=1e-12, atol=0)
+    each = emd_l2(x, y, student_weight=a, teacher_weight=b_all, **options)
+    for g in range(3):
+        alone = emd_l2(x, y[:, g], student_weight=a, teacher_weight=b_all[:, g], **options)
+        assert torch.equal(each[:, g], alone)
+
+
+def test_weight_zero_removes_a_patch_to_the_bit() -> None:
+    """Padding, even with NaN in it, changes nothing: not a bit of the value, the potentials or the gradients."""
+    x, y = features(2, 5, 7, grad=True), features(2, 9, 7, grad=True)
+    a, b = weights(2, 5), weights(2, 9)
+    plain = solve_sample(x, y, a, b)
+    plain_grads = torch.autograd.grad(plain.transport_cost.sum(), (x, y))
+    keep_x, keep_y = torch.tensor([0, 2, 3, 5, 6]), torch.tensor([1, 2, 3, 4, 5, 6, 8, 9, 10])
+    wide_x, wide_y = torch.full((2, 7, 7), torch.nan), torch.full((2, 12, 7), torch.inf)
+    wide_x[:, keep_x], wide_y[:, keep_y] = x.detach(), y.detach()
+    wide_x.requires_grad_(), wide_y.requires_grad_()
+    wide_a, wide_b = torch.zeros(2, 7), torch.zeros(2, 12)
+    wide_a[:, keep_x], wide_b[:, keep_y] = a, b
+    wide_a.requires_grad_()
+    padded = solve_sample(wide_x, wide_y, wide_a, wide_b)
+    grads = torch.autograd.grad(padded.transport_cost.sum(), (wide_x, wide_y, wide_a))
+    assert torch.equal(padded.transport_cost, plain.transport_cost)
+    assert torch.equal(padded.f[:, keep_x], plain.f)
+    for grad, keep, expected in zip(grads[:2], (keep_x, keep_y), plain_grads, strict=True):
+        assert torch.equal(grad[:, keep], expected)
+        assert grad.count_nonzero() == expected.count_nonzero()
+    assert grads[2].isfinite().all() and (grads[2][:, [1, 4]] == 0).all()
+
+
+def test_masked_windows_ignore_nan_in_uncovered_pixels() -> None:
+    x, y = features(1, 3, 4, 4), features(1, 3, 4, 4)
+    mask = torch.ones(1, 3, 3)
+    mask[:, 2] = 0  # the windows that hold the last row of pixels
+    broken = x.clone()
+    broken[:, :, 3] = torch.nan
+    results = []
+    for student in (x, broken):
+        leaf = student.requires_grad_()
+        value = emd_l2(leaf, y, student_weight=mask, patch_size=2)
+        (grad,) = torch.autograd.grad(value, leaf)
+        results.append((value, grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+def test_plan_potentials_and_costs_fit_together() -> None:
+    x, y = features(3, 5, 4, 4, dtype=torch.float64), features(3, 2, 5, 3, 4, dtype=torch.float64)
+    a, b = weights(3, 16, dtype=torch.float64), weights(3, 12, dtype=torch.float64)
+    cost = sfr_ext.cost_matrix(x, y)
+    fused = solve_sample(x, y, a, b, tol=1e-10, max_iter=10_000)
+    given = solve(cost, a[:, None], b[:, None], tol=1e-10, max_iter=10_000)
+    for result in (fused, given):
+        plan = result.plan
+        a_, b_ = (a / a.sum(1, keepdim=True))[:, None], (b / b.sum(1, keepdim=True))[:, None]
+        torch.testing.assert_close(plan.sum(-1), a_.expand(3, 2, 16), atol=1e-10, rtol=0)
+        torch.testing.assert_close(plan.sum(-2), b_.expand(3, 2, 12), atol=1e-10, rtol=0)
+        torch.testing.assert_close((plan * cost).sum((-2, -1)), result.transport_cost, rtol=1e-9, atol=0)
+        ratio = plan / (a_[..., None] * b_[..., None, :])
+        entropic = result.transport_cost + result.eps * (plan * ratio.log()).sum((-2, -1))
+        torch.testing.assert_close(entropic, result.entropic_cost, rtol=1e-8, atol=1e-10)
+        exponent = (result.f[..., None] + result.g[..., None, :] - cost) / result.eps[..., None, None]
+        torch.testing.assert_close(ratio.log(), exponent, rtol=1e-7, atol=1e-7)
+        assert result.converged.all() and (result.n_iter > 0).all()
+    assert torch.equal(fused.transport_cost, given.transport_cost)
+    assert torch.equal(fused.f, given.f)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_excess_over_exact_falls_with_eps(objective: str) -> None:
+    x, y = features(4, 8, 5, 5), features(4, 8, 5, 5)
+    exact = reference.exact_emd(sfr_ext.cost_matrix(x, y))
+    excess = [
+        (emd_l2(x, y, eps=eps, objective=objective, reduction="none", max_iter=5000) / exact - 1).mean().item()
+        for eps in (0.3, 0.1, 0.03)
+    ]
+    assert excess[0] > excess[1] > excess[2] > 0
+    assert excess[2] < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_lower_precision_against_float64(dtype: torch.dtype, objective: str) -> None:
+    x, y = features(3, 16, 5, 5, dtype=dtype), features(3, 16, 4, 6, dtype=dtype)
+    options = {"objective": objective, "tol": 1e-5, "max_iter": 10_000, "reduction": "none"}
+    value = emd_l2(x, y, **options)
+    assert value.dtype == torch.float32
+    assert error(value, emd_l2(x.double(), y.double(), **options)) < 3e-6
+
+
+def test_mixed_dtypes_promote() -> None:
+    x, y = features(2, 8, 3, 3, dtype=torch.float16), features(2, 8, 3, 3)
+    assert torch.equal(emd_l2(x, y), emd_l2(x.float(), y))
+    assert emd_l2(x, y.double()).dtype == torch.float64
+
+
+def test_nothing_is_cast_down_under_autocast() -> None:
+    x, y = features(2, 8, 3, 3), features(2, 8, 3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = emd_l2(x, y)
+    assert torch.equal(inside, emd_l2(x, y))
+
+
+def test_warm_start_needs_no_iteration() -> None:
+    x, y = features(3, 8, 5, 5), features(3, 2, 8, 5, 5)
+    cold = solve_sample(x, y)
+    warm = solve_sample(x, y, init=(cold.f, cold.g))
+    assert (cold.n_iter > 5).all() and (warm.n_iter <= 1).all() and warm.converged.all()
+    torch.testing.assert_close(warm.transport_cost, cold.transport_cost, rtol=1e-3, atol=0)
+    again = solve(sfr_ext.cost_matrix(x, y), init=(cold.f, cold.g))
+    assert (again.n_iter <= 1).all()
+
+
+def test_every_problem_stops_by_itself() -> None:
+    easy, hard = torch.rand(20, 20) * 1e-3 + 1, torch.rand(20, 20)
+    result = solve(torch.stack([easy, hard]), eps=0.02, eps_scale="absolute", tol=1e-5)
+    assert result.n_iter[0] < result.n_iter[1] / 4
+    assert result.converged.all() and (result.marginal_error <= 1e-5).all()
+
+
+def test_non_convergence_is_reported_and_can_be_warned_of() -> None:
+    x, y = features(2, 8, 5, 5), features(2, 8, 5, 5)
+    assert not solve_sample(x, y, tol=1e-6, max_iter=3).converged.any()
+    assert (solve_sample(x, y, tol=1e-6, max_iter=3).n_iter == 3).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        emd_l2(x, y, tol=1e-6, max_iter=3)  # silent unless asked
+    sfr_ext.warn_on_nonconvergence()
+    try:
+        with pytest.warns(sfr_ext.ConvergenceWarning, match=r"2 of 2 problems did not converge in max_iter = 3"):
+            emd_l2(x, y, tol=1e-6, max_iter=3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            emd_l2(x, y)
+    finally:
+        sfr_ext.warn_on_nonconvergence(False)
+
+
+def test_solve_takes_any_leading_axes_and_strides() -> None:
+    cost = torch.rand(2, 3, 2, 5, 6, dtype=torch.float64)
+    a, b = weights(3, 1, 5, dtype=torch.float64), weights(6, dtype=torch.float64)
+    result = solve(cost, a, b, eps=0.3)
+    assert (
+        result.transport_cost.shape == (2, 3, 2) and result.plan.shape == cost.shape and result.f.shape == (2, 3, 2, 5)
+    )
+    for i in range(2):
+        for j in range(3):
+            one = solve(cost[i, j, 1].T.contiguous().T, a[j, 0], b, eps=0.3)
+            assert one.transport_cost.shape == () and torch.equal(one.transport_cost, result.transport_cost[i, j, 1])
+
+
+@pytest.mark.parametrize("eps", [0.3, 0.05, 0.01, 0.001])
+@pytest.mark.parametrize("case", ["equal", "constant", "duplicates", "huge", "tiny", "outlier", "skewed"])
+def test_hard_inputs_stay_finite(case: str, eps: float) -> None:
+    x, y = features(2, 8, 5, 5), features(2, 8, 5, 5)
+    a = None
+    if case == "equal":
+        y = x.clone()
+    elif case == "constant":
+        x, y = torch.ones(2, 8, 5, 5), torch.full((2, 8, 5, 5), 2.0)
+    elif case == "duplicates":
+        x = x[..., :1, :1].expand(2, 8, 5, 5)
+    elif case == "huge":
+        x, y = 1e15 * x, 1e15 * y
+    elif case == "tiny":
+        x, y = 1e-15 * x, 1e-15 * y
+    elif case == "outlier":
+        x[0, :, 0, 0] = 1e6
+    else:
+        a = torch.cat([torch.full((2, 1), 1e10), torch.full((2, 24), 1e-10)], 1).requires_grad_()
+    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    for objective in OBJECTIVES:
+        value = emd_l2(x, y, student_weight=a, eps=eps, objective=objective, reduction="none", max_iter=500)
+        grads = torch.autograd.grad(value.sum(), [x, y] + ([a] if a is not None else []))
+        assert value.isfinite().all() and all(g.isfinite().all() for g in grads)
+    if case == "equal":
+        assert (emd_l2(x, y, eps=eps, reduction="none") >= 0).all()
+
+
+def test_all_costs_equal_takes_the_product_plan() -> None:
+    result = solve(torch.full((3, 4), 2.0), torch.tensor([1.0, 2.0, 1.0]))
+    assert result.transport_cost == 2 and result.entropic_cost == 2 and result.eps == 0 and result.converged
+    torch.testing.assert_close(result.plan, torch.tensor([0.25, 0.5, 0.25])[:, None].expand(3, 4) / 4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_empty_batch(reduction: str) -> None:
+    x = torch.empty(0, 4, 3, 3, requires_grad=True)
+    value = emd_l2(x, torch.empty(0, 2, 4, 2, 2), reduction=reduction)
+    assert value.shape == ((0, 2) if reduction == "none" else ())
+    if reduction == "sum":
+        assert value == 0
+    value.sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+    assert solve(torch.empty(0, 3, 4)).plan.shape == (0, 3, 4)
+
+
+def test_module_is_the_function() -> None:
+    x, y, a = features(2, 4, 3, 3), features(2, 4, 3, 3), weights(2, 9)
+    module = sfr_ext.EMDL2Loss(metric="cosine", eps=0.1)
+    assert torch.equal(module(x, y, student_weight=a), emd_l2(x, y, student_weight=a, metric="cosine", eps=0.1))
+    assert "cosine" in repr(module)

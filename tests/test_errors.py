@@ -1,0 +1,172 @@
+"""Bad input gets one error that names the argument, what was wanted, and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import sfr_ext
+from sfr_ext import cost_matrix, emd_l2, solve, solve_sample
+
+x, y = torch.rand(2, 4, 3, 3), torch.rand(2, 4, 2, 2)
+tokens = torch.rand(2, 5, 4)
+cost = torch.rand(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: emd_l2([1.0], y),
+            TypeError,
+            "sfr_ext.emd_l2: expected student_feat to be a Tensor, got list",
+        ),
+        (
+            lambda: emd_l2(x, y.long()),
+            TypeError,
+            "expected teacher_feat to be float16, bfloat16, float32 or float64, got torch.int64",
+        ),
+        (
+            lambda: emd_l2(x[0, 0], y),
+            ValueError,
+            r"expected student_feat of shape \[B, C, H, W\] or \[B, N, C\], got \[3, 3\]",
+        ),
+        (
+            lambda: emd_l2(x, y[:1]),
+            ValueError,
+            r"expected teacher_feat of shape \[B, C, H', W'\] or \[B, G, C, H', W'\] with B = 2 and C = 4 "
+            r"\(from student_feat\), got \[1, 4, 2, 2\]",
+        ),
+        (lambda: emd_l2(x, y[:, :3]), ValueError, r"with B = 2 and C = 4 .*got \[2, 3, 2, 2\]"),
+        (
+            lambda: emd_l2(tokens, y[0, 0]),
+            ValueError,
+            r"teacher_feat of shape \[B, M, C\] or \[B, G, M, C\].*got \[2, 2\]",
+        ),
+        (
+            lambda: emd_l2(x, y[..., :0]),
+            ValueError,
+            r"expected teacher_feat to have no empty axis but the batch, got \[2, 4, 2, 0\]",
+        ),
+        (
+            lambda: emd_l2(x, y, metric="l1"),
+            ValueError,
+            "expected metric to be one of 'l2', 'sqeuclidean', 'cosine', got 'l1'",
+        ),
+        (
+            lambda: emd_l2(x, y, patch_size=3),
+            ValueError,
+            r"expected patch_size to fit into teacher_feat of shape \[2, 4, 2, 2\], got 3",
+        ),
+        (lambda: emd_l2(x, y, patch_size=0), ValueError, "expected patch_size to be at least 1, got 0"),
+        (lambda: emd_l2(x, y, patch_size=1.5), TypeError, "expected patch_size to be an int, got float"),
+        (
+            lambda: emd_l2(tokens, tokens, patch_size=2),
+            ValueError,
+            "expected patch_size to be 1 for tokens .* got 2",
+        ),
+        (
+            lambda: emd_l2(x, y, objective="emd"),
+            ValueError,
+            "expected objective to be one of 'transport', 'entropic', got 'emd'",
+        ),
+        (lambda: emd_l2(x, y, eps=0.0), ValueError, "expected eps to be finite and above 0, got 0.0"),
+        (
+            lambda: emd_l2(x, y, eps=float("nan")),
+            ValueError,
+            "expected eps to be finite and above 0, got nan",
+        ),
+        (lambda: emd_l2(x, y, eps="small"), TypeError, "expected eps to be a number, got str"),
+        (
+            lambda: emd_l2(x, y, eps_scale="mean"),
+            ValueError,
+            "expected eps_scale to be one of 'std', 'absolute', got 'mean'",
+        ),
+        (lambda: emd_l2(x, y, tol=-1.0), ValueError, "expected tol to be finite and at least 0, got -1.0"),
+        (lambda: emd_l2(x, y, max_iter=0), ValueError, "expected max_iter to be at least 1, got 0"),
+        (
+            lambda: emd_l2(x, y, reduction="max"),
+            ValueError,
+            "expected reduction to be one of 'mean', 'sum', 'none', got 'max'",
+        ),
+        (
+            lambda: emd_l2(x, y, student_weight=torch.rand(2, 8)),
+            ValueError,
+            r"expected student_weight of shape \[2, 9\] or \[2, 3, 3\], got \[2, 8\]",
+        ),
+        (
+            lambda: emd_l2(x, torch.rand(2, 3, 4, 2, 2), teacher_weight=torch.rand(2, 3)),
+            ValueError,
+            r"expected teacher_weight of shape .*\[2, 4\].*\[2, 3, 4\].* got \[2, 3\]",
+        ),
+        (
+            lambda: emd_l2(x, y, student_weight=torch.tensor([[1.0] * 9, [1.0] * 8 + [-0.5]])),
+            ValueError,
+            r"sfr_ext.emd_l2: expected student_weight to be finite and non-negative, with a weight above 0 "
+            r"for each problem, got -0.5 at \[1, 8\]",
+        ),
+        (
+            lambda: emd_l2(x, y, teacher_weight=torch.zeros(2, 4)),
+            ValueError,
+            r"teacher_weight .* got only zeros at \[0\]",
+        ),
+        (
+            lambda: emd_l2(x, y, teacher_weight=torch.full((2, 4), torch.nan)),
+            ValueError,
+            r"teacher_weight .* got nan at \[0, 0\]",
+        ),
+        (
+            lambda: cost_matrix(x, tokens),
+            ValueError,
+            r"sfr_ext.cost_matrix: expected y of shape .*got \[2, 5, 4\]",
+        ),
+        (
+            lambda: solve(cost[0, 0]),
+            ValueError,
+            r"sfr_ext.solve: expected cost of shape \[..., N, M\].* got \[4\]",
+        ),
+        (
+            lambda: solve(cost, torch.rand(2, 5)),
+            ValueError,
+            r"expected a of shape \[2, 3\] .* for cost of shape \[2, 3, 4\], got \[2, 5\]",
+        ),
+        (
+            lambda: solve(cost, None, -torch.ones(4)),
+            ValueError,
+            r"sfr_ext.solve: expected b to be .* got -1 at",
+        ),
+        (
+            lambda: solve(cost, init=torch.zeros(2, 3)),
+            TypeError,
+            r"expected init to be a pair \(f, g\), got Tensor",
+        ),
+        (
+            lambda: solve_sample(x, y, init=(torch.zeros(2, 9), torch.zeros(2, 5))),
+            ValueError,
+            r"expected init\[1\] \(g\) of shape \[2, 4\], got \[2, 5\]",
+        ),
+        (
+            lambda: solve_sample(x, y, torch.rand(3, 9)),
+            ValueError,
+            r"expected a of shape \[2, 9\] or \[2, 3, 3\], got \[3, 9\]",
+        ),
+        (
+            lambda: sfr_ext.EMDL2Loss(epsilon=0.1),
+            TypeError,
+            "expected options among metric, .* got 'epsilon'",
+        ),
+    ],
+)
+def test_message(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_weights_are_only_refused_where_they_are() -> None:
+    """A good batch beside a bad one: the index says which entry it was."""
+    weight = torch.ones(2, 3, 4)
+    weight[1, 2] = 0
+    with pytest.raises(ValueError, match=r"teacher_weight .* got only zeros at \[1, 2\]"):
+        emd_l2(x, torch.rand(2, 3, 4, 2, 2), teacher_weight=weight)
