@@ -298,19 +298,20 @@ void scatter_windows(const Ground<T>& ground, const T* weight, T* pixel_weight) 
       }
 }
 
-// One gradient panel: W is [pixels of from][ldw], lanes over the pixels of `to`.
+// One gradient panel: W is [pixels of from][ldw], lanes over the pixels of `to`; added to what `out` has unless first.
 template <class T>
 void pull_side(Metric metric, const Side<T>& to, const T* to_panel, const Side<T>& from, const T* from_panel,
-               const T* W, int64_t ldw, int64_t channels, T* out) {
+               const T* W, int64_t ldw, int64_t channels, T* out, bool first) {
   const int64_t vectors = (to.pixels.count + lanes<T> - 1) / lanes<T>;
   if (metric != Metric::cosine) {
     pull<Pair::difference>(to_panel, to.ld, vectors, from_panel, from.ld, from.pixels.count, W, ldw, channels, out,
-                           to.ld);
+                           to.ld, first);
     return;
   }
+  pull<Pair::product>(to_panel, to.ld, vectors, from_panel, from.ld, from.pixels.count, W, ldw, channels, out, to.ld,
+                      first);
   for (int64_t c = 0; c < channels; ++c)
-    for (int64_t i = 0; i < to.ld; ++i) out[c * to.ld + i] += to.own[i] * to_panel[c * to.ld + i];
-  pull<Pair::product>(to_panel, to.ld, vectors, from_panel, from.ld, from.pixels.count, W, ldw, channels, out, to.ld);
+    for (int64_t i = 0; i < to.pixels.count; ++i) out[c * to.ld + i] += to.own[i] * to_panel[c * to.ld + i];
 }
 
 template <class T>
@@ -362,14 +363,12 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
     y.read(c, channels, y_panel);
     if (work.x.data) {
       T* gx_panel = work.gathered + c * x.ld;
-      if (ground.g == 0) std::memset(gx_panel, 0, sizeof(T) * channels * x.ld);
-      pull_side(p.metric, x, x_panel, y, y_panel, work.transposed, x.ld, channels, gx_panel);
+      pull_side(p.metric, x, x_panel, y, y_panel, work.transposed, x.ld, channels, gx_panel, ground.g == 0);
       if (ground.g == p.G - 1)
         write_side(x, gx_panel, c, channels, work.x, work.x_pixels, map_offset(work.x, ground.b, 0));
     }
     if (work.y.data) {
-      std::memset(gy_panel, 0, sizeof(T) * channels * y.ld);
-      pull_side(p.metric, y, y_panel, x, x_panel, weight, ld, channels, gy_panel);
+      pull_side(p.metric, y, y_panel, x, x_panel, weight, ld, channels, gy_panel, true);
       write_side(y, gy_panel, c, channels, work.y, work.y_pixels, map_offset(work.y, ground.b, ground.g));
     }
   });

@@ -18,6 +18,7 @@ SFR_INLINE void pair_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, int6
   Vec<T> sum[R][V];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) sum[r][v] = Vec<T>{};
+#pragma GCC unroll 2
   for (int64_t c = 0; c < channels; ++c) {
     Vec<T> yv[V];
     for (int v = 0; v < V; ++v) yv[v] = load(y + c * ldy + v * L);
@@ -61,15 +62,15 @@ void pair_sums(const T* x, int64_t ldx, int64_t rows, const T* y, int64_t ldy, i
   if (v < vectors) pair_columns<P, 1>(x, ldx, rows, y + v * L, ldy, channels, D + v * L, ldd, first);
 }
 
-// out[c][i] += sum_j W[j][i] (x[c][i] - y[c][j]), or -= sum_j W[j][i] y[c][j]: lanes over i, R channels at once.
+// out[c][i] (+)= sum_j W[j][i] (x[c][i] - y[c][j]), or -sum_j W[j][i] y[c][j]: lanes over i, R channels at once.
 template <Pair P, int R, int V, class T>
 SFR_INLINE void pull_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, const T* W, int64_t ldw, int64_t count,
-                          T* out, int64_t ldo) {
+                          T* out, int64_t ldo, bool first) {
   constexpr int L = lanes<T>;
   Vec<T> sum[R][V], xr[R][V];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) {
-      sum[r][v] = load(out + r * ldo + v * L);
+      sum[r][v] = first ? Vec<T>{} : load(out + r * ldo + v * L);
       xr[r][v] = load(x + r * ldx + v * L);
     }
   for (int64_t j = 0; j < count; ++j) {
@@ -91,27 +92,31 @@ SFR_INLINE void pull_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, cons
 
 template <Pair P, int V, class T>
 void pull_columns(const T* x, int64_t ldx, const T* y, int64_t ldy, const T* W, int64_t ldw, int64_t count,
-                  int64_t channels, T* out, int64_t ldo) {
+                  int64_t channels, T* out, int64_t ldo, bool first) {
   constexpr int R = V == 1 ? 6 : V == 2 ? 3 : 2;
   int64_t c = 0;
   for (; c + R <= channels; c += R)
-    pull_tile<P, R, V>(x + c * ldx, ldx, y + c * ldy, ldy, W, ldw, count, out + c * ldo, ldo);
-  for (; c < channels; ++c) pull_tile<P, 1, V>(x + c * ldx, ldx, y + c * ldy, ldy, W, ldw, count, out + c * ldo, ldo);
+    pull_tile<P, R, V>(x + c * ldx, ldx, y + c * ldy, ldy, W, ldw, count, out + c * ldo, ldo, first);
+  for (; c < channels; ++c)
+    pull_tile<P, 1, V>(x + c * ldx, ldx, y + c * ldy, ldy, W, ldw, count, out + c * ldo, ldo, first);
 }
 
 // The same for whole panels: x and out have `vectors` vectors a row, W is [count][ldw].
 template <Pair P, class T>
 void pull(const T* x, int64_t ldx, int64_t vectors, const T* y, int64_t ldy, int64_t count, const T* W, int64_t ldw,
-          int64_t channels, T* out, int64_t ldo) {
+          int64_t channels, T* out, int64_t ldo, bool first) {
   constexpr int L = lanes<T>;
   constexpr int64_t rows = 64;  // of W at a time, so that they stay in L1 while every channel uses them
   for (int64_t v = 0; v < vectors; v += 2)
     for (int64_t j = 0; j < count; j += rows) {
       const int64_t some = count - j < rows ? count - j : rows;
+      const bool fresh = first && j == 0;
       if (v + 2 <= vectors)
-        pull_columns<P, 2>(x + v * L, ldx, y + j, ldy, W + j * ldw + v * L, ldw, some, channels, out + v * L, ldo);
+        pull_columns<P, 2>(x + v * L, ldx, y + j, ldy, W + j * ldw + v * L, ldw, some, channels, out + v * L, ldo,
+                           fresh);
       else
-        pull_columns<P, 1>(x + v * L, ldx, y + j, ldy, W + j * ldw + v * L, ldw, some, channels, out + v * L, ldo);
+        pull_columns<P, 1>(x + v * L, ldx, y + j, ldy, W + j * ldw + v * L, ldw, some, channels, out + v * L, ldo,
+                           fresh);
     }
 }
 
