@@ -24,24 +24,26 @@ def test_two_points_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cost", "a", "b", "exact"),
+    ("cost", "a", "b", "exact", "dearest"),
     [
         (
             [[16, 16, 13, 22, 17], [14, 14, 13, 19, 15], [19, 19, 20, 23, 1e4], [1e4, 0, 1e4, 0, 0]],
             [50, 60, 50, 50],
             [30, 20, 70, 30, 60],
             2460 / 210,
+            23,
         ),
-        ([[0, 1, 4], [2, 1, 0]], [2, 2], [1, 1, 2], 0.25),
+        ([[0, 1, 4], [2, 1, 0]], [2, 2], [1, 1, 2], 0.25, 4),
     ],
 )
 def test_known_distances_in_the_limit_of_small_eps(
-    cost: list[list[float]], a: list[float], b: list[float], exact: float
+    cost: list[list[float]], a: list[float], b: list[float], exact: float, dearest: float
 ) -> None:
+    """Within what mass `tol` in the wrong place can cost, `dearest` being the largest cost worth paying."""
     matrix, *sides = (torch.tensor(t, dtype=torch.float64) for t in (cost, a, b))
-    result = solve(matrix, *sides, eps=0.01, eps_scale="absolute", tol=1e-5, max_iter=100_000)
+    result = solve(matrix, *sides, eps=0.01, eps_scale="absolute", tol=1e-4)
     assert result.converged
-    assert result.transport_cost.item() == pytest.approx(exact, rel=1e-6)
+    assert abs(result.transport_cost.item() - exact) <= 1e-4 * dearest
     assert reference.exact_emd(matrix, *sides).item() == pytest.approx(exact, rel=1e-9)
 
 

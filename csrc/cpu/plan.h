@@ -20,6 +20,8 @@ constexpr int64_t block_rows = 32, single_block_rows = 96;
 // Columns in a block, likewise.
 constexpr int64_t block_columns = 64;
 
+constexpr double ln2 = 0.69314718055994530942;
+
 template <class T>
 int64_t whole_vectors(int64_t n) {
   return (n + lanes<T> - 1) / lanes<T> * lanes<T>;
@@ -181,6 +183,7 @@ template <class T>
 struct Evaluation {
   T value = 0;        // <P, C> / sum(P): what rounding does to the mass does nothing to it, and it is never below 0
   T centred = 0;      // the same of C - mean
+  T mass = 0;         // sum(P)
   T error = 0;        // L1 error of both marginals
   bool cold = false;  // some patch holds so little of its mass that scaling could not bring it back
 };
@@ -242,7 +245,7 @@ Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
   });
   team.barrier();
   Evaluation<T> result;
-  const T mass = sum_parts(plan.row_part5, plan.blocks());
+  const T mass = result.mass = sum_parts(plan.row_part5, plan.blocks());
   result.value = sum_parts(plan.row_part, plan.blocks()) / mass;
   result.centred = sum_parts(plan.row_part4, plan.blocks()) / mass;
   result.error = sum_parts(plan.row_part2, plan.blocks()) + sum_parts(plan.column_part, plan.column_blocks());

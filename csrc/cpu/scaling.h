@@ -1,4 +1,4 @@
-// Solving one problem: Sinkhorn's iteration in the scaling domain, over-relaxed, with the scalings absorbed into
+// Sinkhorn iterations of one problem in the scaling domain, over-relaxed, with the scalings absorbed into
 // the potentials before they leave the range of the type, and log-domain steps where even that would underflow.
 #pragma once
 
@@ -224,31 +224,6 @@ void scale(const Team& team, Plan<T>& plan, T column_error, T tol, int64_t max_i
       }
     });
   team.barrier();
-}
-
-template <class T>
-struct Solution {
-  int64_t n_iter = 0;
-  Evaluation<T> plan;
-};
-
-// From columns.log to a plan within tol, or as far as max_iter goes.
-template <class T>
-Solution<T> solve(const Team& team, Plan<T>& plan, T tol, int64_t max_iter) {
-  Solution<T> out;
-  Relaxation<T> relaxation;
-  update_rows(team, plan);
-  for (;;) {
-    out.plan = evaluate(team, plan);
-    if (!(out.plan.error > tol) || out.n_iter >= max_iter) return out;
-    if (out.plan.cold) {
-      ++out.n_iter;
-      update_columns(team, plan);
-      update_rows(team, plan);
-    } else {
-      scale(team, plan, out.plan.error, tol, max_iter, out.n_iter, relaxation);
-    }
-  }
 }
 
 }  // namespace sfr::cpu::SFR_ISA

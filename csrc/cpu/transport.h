@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "adjoint.h"
-#include "scaling.h"
+#include "solver.h"
 
 namespace sfr::cpu::SFR_ISA {
 
@@ -83,6 +83,7 @@ struct Transport {
   int64_t N = 0, M = 0;
   Weights<T> a, b;
   Plan<T> plan;
+  PlanSystem<T> system;
   Adjoint<T> adjoint;
   T *grad_a = nullptr, *grad_b = nullptr;
 
@@ -92,8 +93,9 @@ struct Transport {
     a.reserve(arena, n);
     b.reserve(arena, m);
     plan.reserve(arena, n, m);
+    system.reserve(arena, plan, n, m);
     if (!backward) return;
-    adjoint.reserve(arena, plan, n, m);
+    adjoint.reserve(arena, system, n, m);
     grad_a = arena.take<T>(whole_vectors<T>(n));
     grad_b = arena.take<T>(padded<T>(m));
   }
@@ -149,7 +151,7 @@ void transport_forward(const Team& whole_team, Transport<T>& work, const T* cost
       }
     }
     team.barrier();
-    solution = solve(team, plan, T(options.tol), options.max_iter);
+    solution = solve(team, plan, work.system, T(options.tol), options.max_iter);
   }
   if (team.rank > 0) return;
 
@@ -168,7 +170,7 @@ void transport_forward(const Team& whole_team, Transport<T>& work, const T* cost
   potentials(plan.columns, work.b, static_cast<T*>(solve_params.g) + p * work.M);
   const auto put = [&](void* out, T value) { static_cast<T*>(out)[p] = sound ? value : nan; };
   put(solve_params.transport, solution.plan.value);
-  put(solve_params.entropic, spread.mean + dual);
+  put(solve_params.entropic, spread.mean + dual - eps * (solution.plan.mass - 1));
   put(solve_params.eps, eps);
   put(solve_params.mean, spread.mean);
   put(solve_params.error, solution.plan.error);
