@@ -1,0 +1,247 @@
+"""Builds the extension module from csrc/: finds out what the compiler can do, writes build.ninja, runs ninja.
+
+Kept apart from setup.py so that what is compiled, and how, can be read without setuptools around it. No torch
+here: nothing under csrc/ includes a torch header, so nothing here has to match an installed torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# No -march=native: a wheel must run on machines other than the one that built it. No -ffast-math: what
+# becomes of a NaN is part of the public contract.
+COMPILE_FLAGS = (
+    "-std=c++17 -O3 -DNDEBUG -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast "
+    "-Wall -Wextra"
+).split()
+
+# Instruction sets that CPU kernels are compiled for, each a superset of the one before; the choice among them
+# is made at run time. The second entry is a macro that only compilers for a fitting processor predefine.
+ISA_VARIANTS: list[tuple[str, str, list[str]]] = [
+    ("baseline", "", []),
+    ("avx2", "__x86_64__", "-mavx2 -mfma -mf16c -mbmi2".split()),
+    (
+        "avx512",
+        "__x86_64__",
+        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mbmi2 -mprefer-vector-width=512".split(),
+    ),
+]
+
+# (compile flags, link flags): GCC and clang with its own runtime, then Apple's clang with Homebrew's libomp.
+OPENMP_FLAGS = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
+
+WHY_NO_CUDA = "this version of sfr_ext has no CUDA kernels"
+
+
+class BuildError(Exception):
+    """Something a user can put right; the message says what."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A C++ compiler and what it was found to be able to do."""
+
+    cxx: list[str]
+    description: str
+    openmp_compile: list[str]
+    openmp_link: list[str]
+    variants: list[tuple[str, list[str]]]
+
+    @property
+    def openmp(self) -> bool:
+        return bool(self.openmp_link)
+
+
+def _extra_flags(*names: str) -> list[str]:
+    return [flag for name in names for flag in shlex.split(os.environ.get(name, ""))]
+
+
+def _compiles(cxx: list[str], source: str, flags: list[str], link: list[str] | None = None) -> str | None:
+    """None when `source` compiles (and links, with `link`), else what the compiler said."""
+    # ARCHFLAGS is how macOS's Python asks for a processor other than its own.
+    flags = [*flags, *_extra_flags("ARCHFLAGS")]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.cpp"
+        path.write_text(source)
+        command = [*cxx, "-std=c++17", "-Werror", *flags, str(path), "-o", str(path.with_suffix(".out"))]
+        command += ["-c"] if link is None else link
+        done = subprocess.run(command, capture_output=True, text=True)
+    return None if done.returncode == 0 else done.stderr.strip()
+
+
+def find_toolchain() -> Toolchain:
+    """The compiler named by CXX, else the first of c++, g++ and clang++ on PATH, and what it can do."""
+    if sys.platform == "win32":
+        raise BuildError("Windows is not supported; Linux and macOS are (on Windows, use WSL)")
+    if named := os.environ.get("CXX"):
+        cxx = shlex.split(named)
+        if shutil.which(cxx[0]) is None:
+            raise BuildError(f"the compiler that CXX names, {cxx[0]!r}, is not on PATH")
+    else:
+        found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+        if found is None:
+            raise BuildError(
+                "no C++ compiler found: looked for c++, g++ and clang++ on PATH. Install one (Debian and "
+                "Ubuntu: apt-get install g++; macOS: xcode-select --install), or name one with CXX=..."
+            )
+        cxx = [found]
+    cxx17_source = "#include <utility>\nint main() { auto [a, b] = std::pair{0, 0}; return a + b; }"
+    said = _compiles(cxx, cxx17_source, [], [])
+    if said is not None:
+        raise BuildError(f"the C++ compiler {shlex.join(cxx)} cannot build a C++17 program:\n{said}")
+
+    openmp_source = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }"
+    openmp: tuple[list[str], list[str]] = ([], [])
+    for candidate in OPENMP_FLAGS:
+        if _compiles(cxx, openmp_source, candidate[0], candidate[1]) is None:
+            openmp = candidate
+            break
+
+    variants = []
+    for name, macro, flags in ISA_VARIANTS:
+        guard = f"#ifndef {macro}\n#error another processor\n#endif\n" if macro else ""
+        if _compiles(cxx, guard + "int main() {}", flags) is None:
+            variants.append((name, flags))
+
+    version = subprocess.run([*cxx, "--version"], capture_output=True, text=True).stdout.splitlines()
+    return Toolchain(cxx, version[0] if version else shlex.join(cxx), *openmp, variants)
+
+
+def python_include() -> str:
+    include = sysconfig.get_path("include")
+    if not (Path(include) / "Python.h").exists():
+        raise BuildError(
+            f"Python's headers are missing: no Python.h in {include}. "
+            "Install them (Debian and Ubuntu: apt-get install python3-dev; Fedora: dnf install python3-devel)"
+        )
+    return include
+
+
+def _ninja() -> str:
+    """The ninja of the PyPI package when there is one (its folder need not be on PATH), else the system's."""
+    try:
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        found = shutil.which("ninja")
+        if found is None:
+            raise BuildError("ninja is missing: pip install ninja") from None
+        return found
+
+
+def _escape(path: Path | str) -> str:
+    """A path as build.ninja wants it."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _words(arguments: list[str]) -> str:
+    """Arguments quoted for the shell inside build.ninja, where a dollar is doubled."""
+    return shlex.join(arguments).replace("$", "$$")
+
+
+def write_ninja(root: Path, build_dir: Path, module: Path, tools: Toolchain) -> None:
+    """Writes build_dir/build.ninja, whose one target is `module`."""
+    import pybind11
+
+    csrc = root / "csrc"
+    have = [f"-DSFR_HAVE_{name.upper()}=1" for name, _ in tools.variants if name != "baseline"]
+    flags = [*COMPILE_FLAGS, *tools.openmp_compile, *have, f"-I{csrc}"]
+    if not tools.openmp:
+        flags.append("-Wno-unknown-pragmas")
+    if os.environ.get("SFR_EXT_WERROR") == "1":
+        flags.append("-Werror")
+    # As system headers, out of the depfiles: under build isolation pybind11's folder is new every time.
+    python = ["-isystem", python_include(), "-isystem", pybind11.get_include()]
+
+    # (source, object, flags of its own). The order matters to the linker: where several objects hold a copy
+    # of the same inline function (any std:: template), it keeps the first. With the objects in ascending
+    # order of instruction set, no code is ever handed a copy that needs more than its own variant does.
+    objects: list[tuple[Path, Path, list[str]]] = [
+        (csrc / "bindings.cpp", Path("bindings.o"), python),
+        (csrc / "cpu" / "dispatch.cpp", Path("cpu/dispatch.o"), []),
+    ]
+    kernels = sorted(path for path in (csrc / "cpu").glob("*.cpp") if path.name != "dispatch.cpp")
+    for name, isa_flags in tools.variants:
+        for source in kernels:
+            objects.append((source, Path(f"cpu/{name}/{source.stem}.o"), [f"-DSFR_ISA={name}", *isa_flags]))
+
+    user = _words(_extra_flags("ARCHFLAGS", "CPPFLAGS", "CXXFLAGS"))
+    shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+    link_flags = [*tools.openmp_link, *_extra_flags("ARCHFLAGS", "LDFLAGS")]
+    lines = [
+        "ninja_required_version = 1.7",
+        "builddir = .",
+        "",
+        "rule compile",
+        f"  command = {_words([*tools.cxx, *flags])} $flags {user} -MMD -MF $out.d -c $in -o $out",
+        "  description = compile $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "",
+        "rule link",
+        f"  command = {_words([*tools.cxx, *shared])} $in -o $out {_words(link_flags)}",
+        "  description = link $out",
+        "",
+    ]
+    for source, output, own in objects:
+        lines.append(f"build {_escape(output)}: compile {_escape(source)}")
+        if own:
+            lines.append(f"  flags = {_words(own)}")
+    outputs = " ".join(_escape(output) for _, output, _ in objects)
+    lines += ["", f"build {_escape(module.name)}: link {outputs}", "", f"default {_escape(module.name)}", ""]
+    (build_dir / "build.ninja").write_text("\n".join(lines))
+
+
+@contextlib.contextmanager
+def _locked(build_dir: Path) -> Iterator[None]:
+    """Two builds at once in one checkout take turns."""
+    import fcntl
+
+    with open(build_dir / "lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def build(root: Path) -> tuple[Path, dict[str, object]]:
+    """Builds the module; returns where it lies and what `build_info()` should know about how it was made."""
+    tools = find_toolchain()
+    tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    build_dir = root / "build" / "native" / tag
+    build_dir.mkdir(parents=True, exist_ok=True)
+    module = build_dir / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    isa = [name for name, _ in tools.variants]
+    openmp = "OpenMP" if tools.openmp else "no OpenMP, so one thread only"
+    summary = [tools.description, openmp, f"CPU code for {', '.join(isa)}", f"no CUDA: {WHY_NO_CUDA}"]
+    print(f"sfr_ext: {'; '.join(summary)}", flush=True)
+
+    command = [_ninja(), "-C", str(build_dir)]
+    if jobs := os.environ.get("MAX_JOBS"):
+        command += ["-j", jobs]
+    with _locked(build_dir):
+        write_ninja(root, build_dir, module, tools)
+        if subprocess.run(command).returncode != 0:
+            raise BuildError(
+                "compiling csrc/ failed; what the compiler said stands above. "
+                f"Compiler: {tools.description}. Another one can be named with CXX=..."
+            )
+    config: dict[str, object] = {
+        "compiler": tools.description,
+        "openmp": tools.openmp,
+        "cpu_isas": isa,
+        "cuda": False,
+        "cuda_version": None,
+        "cuda_archs": [],
+        "why_no_cuda": WHY_NO_CUDA,
+    }
+    return module, config
