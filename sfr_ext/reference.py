@@ -178,9 +178,7 @@ def sinkhorn(
         n_iter = torch.zeros(cost.shape[:-2], dtype=torch.int64, device=cost.device)
         for _ in range(max_iter):
             f_next = -scaled * torch.logsumexp(log_b + (g[..., None, :] - cost) / scaled[..., None], dim=-1)
-            g_next = -scaled * torch.logsumexp(
-                log_a + (f_next[..., :, None] - cost) / scaled[..., None], dim=-2
-            )
+            g_next = -scaled * torch.logsumexp(log_a + (f_next[..., :, None] - cost) / scaled[..., None], dim=-2)
             f, g = torch.where(active[..., None], f_next, f), torch.where(active[..., None], g_next, g)
             n_iter += active
             active &= _marginal_error(plan_of(f, g), a, b) > tol
