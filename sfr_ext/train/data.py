@@ -1,0 +1,177 @@
+"""The data sets: whole, in memory, as bytes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import fashion_mnist
+from .config import TrainConfig
+from .errors import TrainError
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A classification data set.
+
+    ``images``: uint8 ``[N, C, H, W]``; ``labels``: int64 ``[N]``; ``mean`` and ``std`` of the training images
+    on the scale 0..1, per channel. ``padding`` and ``flip`` say which augmentation suits it: random crops
+    after padding by that many pixels, random mirroring. ``source``: where it came from.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int
+    flip: bool
+    source: str
+
+    @property
+    def channels(self) -> int:
+        return int(self.train_images.shape[1])
+
+
+def load_data(config: TrainConfig) -> ImageData:
+    """The data set that ``config`` names; with ``limit``, the first so many images of a permutation fixed by
+    the seed.
+
+    The test images are never limited.
+
+    Raises:
+        TrainError: a missing or corrupt file, a missing package.
+    """
+    loaders: dict[str, Callable[[TrainConfig], ImageData]] = {
+        "digits": _digits,
+        "fashion-mnist": _fashion_mnist,
+        "cifar10": _cifar,
+        "cifar100": _cifar,
+        "imagefolder": _image_folder,
+    }
+    data = loaders[config.data](config)
+    if config.limit is not None and config.limit < len(data.train_labels):
+        order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(config.seed))
+        kept = order[: config.limit]
+        data = replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
+    return data
+
+
+def _digits(config: TrainConfig) -> ImageData:
+    """1797 handwritten digits of 8 x 8 pixels, in scikit-learn; every fifth is for testing."""
+    bunch = importlib.import_module("sklearn.datasets").load_digits()
+    images = torch.from_numpy(np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(bunch.target).long()
+    test = torch.arange(len(labels)) % 5 == 4
+    return _pack(images[~test], labels[~test], images[test], labels[test], padding=1, flip=False, source="scikit-learn")
+
+
+def _fashion_mnist(config: TrainConfig) -> ImageData:
+    arrays, source = fashion_mnist.load(config.data_dir)
+    images = {k: torch.from_numpy(v.copy()).unsqueeze(1) for k, v in arrays.items() if "images" in k}
+    labels = {k: torch.from_numpy(v.astype(np.int64)) for k, v in arrays.items() if "labels" in k}
+    return _pack(
+        images["train-images-idx3-ubyte.gz"],
+        labels["train-labels-idx1-ubyte.gz"],
+        images["t10k-images-idx3-ubyte.gz"],
+        labels["t10k-labels-idx1-ubyte.gz"],
+        padding=2,
+        flip=True,
+        source=source,
+    )
+
+
+def _cifar(config: TrainConfig) -> ImageData:
+    """CIFAR-10 or CIFAR-100 by torchvision, downloaded into ``data_dir`` (default: the user's cache)."""
+    datasets = _torchvision_datasets(config.data)
+    folder = config.data_dir or fashion_mnist.cache_dir().parent / "cifar"
+    factory = datasets.CIFAR10 if config.data == "cifar10" else datasets.CIFAR100
+    try:
+        train, test = (factory(str(folder), train=part, download=True) for part in (True, False))
+    except (OSError, RuntimeError) as error:
+        raise TrainError(f"{config.data}: cannot be read from or downloaded into {folder}: {error}") from error
+    return _pack(*_cifar_part(train), *_cifar_part(test), padding=4, flip=True, source=str(folder))
+
+
+def _cifar_part(part: Any) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)
+
+
+def _image_folder(config: TrainConfig) -> ImageData:
+    """DIR/train/<class>/*, DIR/test/<class>/* (or DIR/val): each image's centre square at ``image_size``."""
+    datasets = _torchvision_datasets(config.data)
+    folder = config.data_dir
+    if folder is None:
+        raise TrainError("imagefolder: --data-dir is needed, a folder with train/ and test/ in it")
+    held_out = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
+    for part in (folder / "train", held_out):
+        if not part.is_dir():
+            raise TrainError(f"imagefolder: {part} does not exist; {folder} must hold train/ and test/ (or val/)")
+    try:
+        train, test = datasets.ImageFolder(str(folder / "train")), datasets.ImageFolder(str(held_out))
+        if train.classes != test.classes:
+            raise TrainError(f"imagefolder: {folder / 'train'} and {held_out} do not have the same classes")
+        parts = (*_folder_part(train, config.image_size), *_folder_part(test, config.image_size))
+    except OSError as error:
+        raise TrainError(f"imagefolder: {folder} cannot be read: {error}") from error
+    return _pack(*parts, padding=config.image_size // 8, flip=True, source=str(folder))
+
+
+def _folder_part(part: Any, size: int) -> tuple[Tensor, Tensor]:
+    images = torch.empty(len(part), 3, size, size, dtype=torch.uint8)
+    for i in range(len(part)):
+        image, _ = part[i]
+        width, height = image.size
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        square = image.convert("RGB").resize((size, size), box=(left, top, left + side, top + side))
+        images[i] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    return images, torch.tensor([label for _, label in part.samples])
+
+
+def _torchvision_datasets(name: str) -> Any:
+    try:
+        return importlib.import_module("torchvision.datasets")
+    except ImportError as error:
+        raise TrainError(f"--data {name} needs torchvision, which cannot be imported ({error})") from error
+
+
+def _pack(
+    train_images: Tensor,
+    train_labels: Tensor,
+    test_images: Tensor,
+    test_labels: Tensor,
+    *,
+    padding: int,
+    flip: bool,
+    source: str,
+) -> ImageData:
+    # From a histogram per channel: a float copy of all images would be four times their size.
+    mean, std = [], []
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    for channel in range(train_images.shape[1]):
+        share = torch.bincount(train_images[:, channel].flatten().int(), minlength=256).double()
+        share /= share.sum()
+        centre = float((share * levels).sum())
+        mean.append(centre)
+        std.append(max(float((share * (levels - centre) ** 2).sum()) ** 0.5, 1e-3))
+    return ImageData(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        num_classes=int(max(train_labels.max(), test_labels.max())) + 1,
+        mean=tuple(mean),
+        std=tuple(std),
+        padding=padding,
+        flip=flip,
+        source=source,
+    )

@@ -1,0 +1,129 @@
+"""Small ResNets for small images, and the names of torchvision and timm when those are installed.
+
+He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016; the CIFAR variants are its
+section 4.2.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import TrainError
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut, a 1 x 1 convolution where the shape changes."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A 3 x 3 stem and stages ``layer1``, ``layer2``, ...: each halves the size (but the first) and widens.
+
+    Args:
+        widths: channels of each stage.
+        blocks: blocks of each stage.
+        channels: channels of the images.
+        num_classes: outputs.
+    """
+
+    def __init__(self, widths: tuple[int, ...], blocks: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.stages = tuple(f"layer{i + 1}" for i in range(len(widths)))
+        width_in = widths[0]
+        for i, (name, width) in enumerate(zip(self.stages, widths, strict=True)):
+            strides = [1 if i == 0 else 2] + [1] * (blocks - 1)
+            stage = nn.Sequential()
+            for stride in strides:
+                stage.append(BasicBlock(width_in, width, stride))
+                width_in = width
+            self.add_module(name, stage)
+        self.fc = nn.Linear(width_in, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]`` of images ``[B, channels, H, W]``."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return self.fc(x.mean((2, 3)))
+
+
+# Stage widths and blocks per stage. CIFAR variants have 6 n + 2 layers, n blocks in each of three stages.
+RESNETS: dict[str, tuple[tuple[int, ...], int]] = {f"resnet{6 * n + 2}": ((16, 32, 64), n) for n in (1, 2, 3, 4, 5)}
+RESNETS["resnet18"] = ((64, 128, 256, 512), 2)
+
+
+def build_model(arch: str, channels: int, num_classes: int) -> tuple[nn.Module, tuple[str, ...] | None]:
+    """The network by name, and the names of its stages from shallow to deep (None when unknown).
+
+    Names of this module come first, then torchvision's, then timm's, as far as those are installed. A
+    torchvision network gets grey images repeated to three channels.
+
+    Raises:
+        TrainError: no one knows the name.
+    """
+    if arch in RESNETS:
+        widths, blocks = RESNETS[arch]
+        model = ResNet(widths, blocks, channels, num_classes)
+        return model, model.stages
+    for factory in (_torchvision_model, _timm_model):
+        found = factory(arch, channels, num_classes)
+        if found is not None:
+            stages = tuple(f"layer{i}" for i in (1, 2, 3, 4))
+            return found, stages if all(hasattr(found, stage) for stage in stages) else None
+    raise TrainError(
+        f"--arch {arch!r} is neither one of {', '.join(RESNETS)} nor a name known to an installed torchvision or timm"
+    )
+
+
+def _torchvision_model(arch: str, channels: int, num_classes: int) -> nn.Module | None:
+    models = _import("torchvision.models")
+    if models is None or arch not in models.list_models():
+        return None
+    model: nn.Module = models.get_model(arch, weights=None, num_classes=num_classes)
+    if channels == 1:
+        model.register_forward_pre_hook(_grey_to_rgb)
+    return model
+
+
+def _grey_to_rgb(module: nn.Module, args: tuple[Tensor]) -> Tensor:
+    return args[0].expand(-1, 3, -1, -1)
+
+
+def _timm_model(arch: str, channels: int, num_classes: int) -> nn.Module | None:
+    timm = _import("timm")
+    if timm is None or not timm.is_model(arch):
+        return None
+    model: nn.Module = timm.create_model(arch, pretrained=False, num_classes=num_classes, in_chans=channels)
+    return model
+
+
+def _import(name: str) -> Any:
+    # A torchvision built for another torch fails with RuntimeError; then it is as good as absent.
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError):
+        return None

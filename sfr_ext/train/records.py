@@ -1,0 +1,73 @@
+"""One row per epoch, kept in the checkpoint and written as OUT/metrics.csv."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from .files import atomic_write
+from .module import Classifier
+
+
+class Records(L.Callback):
+    """Collects, prints and writes the rows; a resumed run continues the list."""
+
+    def __init__(self, path: Path, say: bool) -> None:
+        self.path = path
+        self.say = say
+        self.rows: list[dict[str, float]] = []
+        self._begin = 0.0
+        self._emd_before = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        means = pl_module.take_means()
+        emd = pl_module.emd_seconds()
+        regularizer = pl_module.regularizer
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            **means,
+            "smoothing": pl_module.smoothing.current,
+            "feature_weight": 0.0 if regularizer is None else regularizer.current_weight,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": time.perf_counter() - self._begin,
+            "emd_seconds": emd - self._emd_before,
+        }
+        self._emd_before = emd
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            write_rows(self.path, self.rows)
+            if self.say:
+                print(
+                    f"epoch {row['epoch']}/{trainer.max_epochs}  loss {row['train_loss']:.3f}  "
+                    f"test accuracy {100 * row['test_accuracy']:.2f} %  {row['seconds']:.1f} s",
+                    flush=True,
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
+    """All rows as CSV, the keys of the first as header."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a ``metrics.csv``."""
+    with path.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]

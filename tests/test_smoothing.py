@@ -1,0 +1,169 @@
+"""DynamicLabelSmoothing: its formula, its schedules, its running means, its state."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sfr_ext import DynamicLabelSmoothing
+
+
+def batch(size=7, classes=5, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, classes, dtype=dtype, generator=generator)
+    return logits.requires_grad_(), torch.randint(0, classes, (size,), generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.37, 1.0])
+def test_constant_uniform_is_torchs_label_smoothing_bit_for_bit(dtype, smoothing):
+    logits, target = batch(dtype=dtype)
+    ours = DynamicLabelSmoothing(smoothing, schedule="constant")(logits, target)
+    theirs = F.cross_entropy(logits, target, label_smoothing=smoothing)
+    assert torch.equal(ours, theirs)
+    ours_grad, theirs_grad = (torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs))
+    torch.testing.assert_close(ours_grad, theirs_grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    logits, target = batch(dtype=dtype)
+    loss = DynamicLabelSmoothing(0.1, schedule="constant")(logits, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), target, label_smoothing=0.1))
+
+
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ("linear", [0.0, 0.05, 0.1, 0.15, 0.2, 0.2]),
+        ("cosine", [0.1 * (1 - math.cos(math.pi * x)) for x in (0, 0.25, 0.5, 0.75, 1, 1)]),
+        ("constant", [0.2] * 6),
+    ],
+)
+def test_schedule_and_loss_follow_the_steps(schedule, expected):
+    smooth = DynamicLabelSmoothing(0.2, total_steps=4, schedule=schedule)
+    logits, target = batch(dtype=torch.float64)
+    for eps in expected:
+        assert smooth.current == pytest.approx(eps, abs=1e-12)
+        torch.testing.assert_close(smooth(logits, target), F.cross_entropy(logits, target, label_smoothing=eps))
+        smooth.step()
+
+
+def test_online_prior_starts_uniform_and_learns_correct_samples_only():
+    smooth = DynamicLabelSmoothing(0.1, schedule="constant", prior="online")
+    # Sample 0 is classified correctly, sample 1 is not.
+    logits = torch.tensor([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]])
+    target = torch.tensor([0, 1])
+    first = smooth(logits, target)
+    torch.testing.assert_close(first, F.cross_entropy(logits, target, label_smoothing=0.1))
+    third = torch.full((3,), 1 / 3)
+    torch.testing.assert_close(smooth.class_prior[0], third * 0.998 + logits[0].softmax(0) * 0.002)
+    assert torch.equal(smooth.class_prior[1:], third.expand(2, 3))
+    # The second time, the loss is the cross-entropy against the mixed labels.
+    labels = 0.9 * F.one_hot(target, 3) + 0.1 * smooth.class_prior[target]
+    torch.testing.assert_close(smooth(logits, target), -(labels * logits.log_softmax(1)).sum(1).mean())
+
+
+def test_online_prior_does_not_depend_on_how_samples_are_batched():
+    logits, _ = batch(8000, 4)
+    target = logits.argmax(1)  # all correct
+    whole, parts = (DynamicLabelSmoothing(0.1, schedule="constant", prior="online") for _ in range(2))
+    for _ in range(3):
+        whole(logits, target)
+        for part in range(10):
+            parts(logits[part::10], target[part::10])
+    torch.testing.assert_close(whole.class_prior.sum(1), torch.ones(4))
+    torch.testing.assert_close(whole.class_prior, parts.class_prior, atol=0.01, rtol=0)
+    for k in range(4):
+        mean = logits[target == k].softmax(1).mean(0)
+        torch.testing.assert_close(whole.class_prior[k], mean, atol=1e-3, rtol=0)
+
+
+def test_online_prior_rests_in_evaluation():
+    smooth = DynamicLabelSmoothing(0.1, schedule="constant", prior="online").eval()
+    smooth(*batch())
+    assert torch.equal(smooth.class_prior, torch.full((5, 5), 0.2))
+
+
+def test_online_prior_gradient_leaves_the_prior_alone():
+    smooth = DynamicLabelSmoothing(0.3, schedule="constant", prior="online")
+    logits, target = batch()
+    smooth(logits, target).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert not smooth.class_prior.requires_grad
+
+
+@pytest.mark.parametrize("prior", ["uniform", "online"])
+def test_state_round_trip(prior):
+    first = DynamicLabelSmoothing(0.1, total_steps=10, prior=prior)
+    for _ in range(3):
+        first(*batch())
+        first.step()
+    second = DynamicLabelSmoothing(0.1, total_steps=10, prior=prior)
+    second.load_state_dict(first.state_dict())
+    assert second.current == first.current == pytest.approx(0.03)
+    assert torch.equal(first(*batch()), second(*batch()))
+
+
+def test_compiled_loss_is_not_compiled_anew_at_each_step():
+    smooth = DynamicLabelSmoothing(0.1, total_steps=8)
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(smooth, backend=backend, fullgraph=True)
+    logits, target = batch()
+    for _ in range(4):
+        torch.testing.assert_close(compiled(logits, target), smooth(logits, target))
+        smooth.step()
+    assert len(compilations) == 1
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_total_steps_needed(schedule):
+    with pytest.raises(ValueError, match=f"schedule '{schedule}' needs total_steps"):
+        DynamicLabelSmoothing(0.1, schedule=schedule)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"smoothing": 1.5}, ValueError, r"smoothing in \[0, 1\], got 1.5"),
+        ({"smoothing": float("nan")}, ValueError, r"smoothing in \[0, 1\], got nan"),
+        ({"smoothing": "0.1"}, TypeError, "smoothing to be a number, got str"),
+        ({"total_steps": 0}, ValueError, "total_steps >= 1, got 0"),
+        ({"total_steps": 2.0}, TypeError, "total_steps to be an int, got float"),
+        ({"schedule": "exp"}, ValueError, "got 'exp'"),
+        ({"prior": "teacher"}, ValueError, "got 'teacher'"),
+    ],
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        DynamicLabelSmoothing(**{"total_steps": 5, **options})
+
+
+@pytest.mark.parametrize(
+    "logits, target, error, message",
+    [
+        (torch.zeros(2, 3, 4), torch.zeros(2, dtype=torch.long), ValueError, r"logits of shape \[B, K\]"),
+        (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), ValueError, r"\[B\] with B = 2 .* got \[3\]"),
+        (torch.zeros(2, 3), torch.zeros(2), TypeError, "int64 class indices, got torch.float32"),
+        (torch.zeros(2, 3).int(), torch.zeros(2, dtype=torch.long), TypeError, "floating point logits"),
+        ([0.0], torch.zeros(2, dtype=torch.long), TypeError, "two Tensors, got list"),
+    ],
+)
+def test_bad_batches(logits, target, error, message):
+    with pytest.raises(error, match=message):
+        DynamicLabelSmoothing(0.1, schedule="constant")(logits, target)
+
+
+def test_online_prior_keeps_its_number_of_classes():
+    smooth = DynamicLabelSmoothing(0.1, schedule="constant", prior="online")
+    smooth(*batch(classes=5))
+    with pytest.raises(ValueError, match=r"K = 5 \(from earlier batches\), got K = 6"):
+        smooth(*batch(classes=6))
