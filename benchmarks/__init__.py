@@ -1,0 +1,1 @@
+"""Comparisons: ``python -m benchmarks`` for speed, ``python -m benchmarks.excess`` for accuracy."""

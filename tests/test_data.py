@@ -1,0 +1,277 @@
+"""The data sets: what is read, in which order it is searched, and what happens to broken files."""
+
+import gzip
+import hashlib
+import io
+import sys
+import types
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+
+from sfr_ext.train import fashion_mnist
+from sfr_ext.train.augment import crop_and_flip
+from sfr_ext.train.config import TrainConfig
+from sfr_ext.train.data import load_data
+from sfr_ext.train.errors import TrainError
+from sfr_ext.train.files import atomic_write
+
+IMAGES = "train-images-idx3-ubyte.gz"
+
+
+def idx(array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+    return gzip.compress(header + array.tobytes(), mtime=0)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A tiny Fashion-MNIST: its files by name, as the checksums want them; no other folder has any."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train-images-idx3-ubyte.gz": rng.integers(0, 256, (6, 28, 28), dtype=np.uint8),
+        "train-labels-idx1-ubyte.gz": np.array([0, 1, 2, 3, 9, 9], dtype=np.uint8),
+        "t10k-images-idx3-ubyte.gz": rng.integers(0, 256, (2, 28, 28), dtype=np.uint8),
+        "t10k-labels-idx1-ubyte.gz": np.array([4, 9], dtype=np.uint8),
+    }
+    files = {name: idx(array) for name, array in arrays.items()}
+    monkeypatch.setattr(
+        fashion_mnist, "SHA256", {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    )
+    monkeypatch.setattr(fashion_mnist, "SYSTEM_DIR", tmp_path / "system")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fashion_mnist.urllib.request, "urlopen", offline)
+    return types.SimpleNamespace(arrays=arrays, files=files)
+
+
+def offline(url, timeout=None):
+    raise urllib.error.URLError("no network")
+
+
+def serve(files):
+    return lambda url, timeout=None: io.BytesIO(files[url.rsplit("/", 1)[1]])
+
+
+def fill(folder, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+# Fashion-MNIST
+
+
+def test_arrays_and_labels(fake, tmp_path):
+    folder = fill(tmp_path / "mine", fake.files)
+    data = load_data(TrainConfig(data="fashion-mnist", data_dir=folder))
+    assert data.source == str(folder)
+    assert data.train_images.shape == (6, 1, 28, 28) and data.train_images.dtype == torch.uint8
+    assert np.array_equal(data.test_images[:, 0].numpy(), fake.arrays["t10k-images-idx3-ubyte.gz"])
+    assert data.train_labels.tolist() == [0, 1, 2, 3, 9, 9] and data.num_classes == 10
+    pixels = fake.arrays[IMAGES] / 255
+    assert data.mean == pytest.approx([pixels.mean()]) and data.std == pytest.approx([pixels.std()])
+
+
+def test_search_order(fake, tmp_path, monkeypatch):
+    config = TrainConfig(data="fashion-mnist", data_dir=tmp_path / "mine")
+    monkeypatch.setattr(fashion_mnist.urllib.request, "urlopen", serve(fake.files))
+    assert load_data(config).source == str(tmp_path / "mine")  # downloaded
+    assert names(tmp_path) == sorted(fake.files)
+
+    for path in (tmp_path / "mine").iterdir():
+        path.unlink()
+    monkeypatch.setattr(fashion_mnist.urllib.request, "urlopen", offline)
+    fill(tmp_path / "system", fake.files)
+    assert load_data(config).source == str(tmp_path / "system")
+    fill(tmp_path / "mine", fake.files)
+    assert load_data(config).source == str(tmp_path / "mine")
+    assert load_data(TrainConfig(data="fashion-mnist")).source == str(tmp_path / "system")
+
+
+def test_download_goes_to_the_cache_and_is_used_again(fake, tmp_path, monkeypatch):
+    config = TrainConfig(data="fashion-mnist")
+    monkeypatch.setattr(fashion_mnist.urllib.request, "urlopen", serve(fake.files))
+    cache = tmp_path / "cache" / "sfr_ext" / "fashion-mnist"
+    assert load_data(config).source == str(cache)
+    monkeypatch.setattr(fashion_mnist.urllib.request, "urlopen", offline)
+    assert load_data(config).source == str(cache)
+
+
+def test_missing_file_is_one_sentence(fake, tmp_path):
+    folder = fill(tmp_path / "mine", fake.files)
+    (folder / IMAGES).unlink()
+    with pytest.raises(TrainError) as caught:
+        load_data(TrainConfig(data="fashion-mnist", data_dir=folder))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (IMAGES, str(folder), str(tmp_path / "system"), "no network", "dataset-fashion-mnist"):
+        assert part in message
+    assert IMAGES not in names(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: data[:50] + b"x" + data[51:]])
+def test_corrupt_file_is_named_and_left_alone(fake, tmp_path, damage):
+    folder = fill(tmp_path / "mine", fake.files)
+    (folder / IMAGES).write_bytes(damage(fake.files[IMAGES]))
+    with pytest.raises(TrainError, match=rf"mine/{IMAGES} is corrupt \(SHA-256"):
+        load_data(TrainConfig(data="fashion-mnist", data_dir=folder))
+    assert (folder / IMAGES).read_bytes() == damage(fake.files[IMAGES])
+
+
+def test_corrupt_download_leaves_nothing(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist.urllib.request, "urlopen", serve({k: b"<html>" for k in fake.files}))
+    with pytest.raises(TrainError, match="wrong SHA-256; nothing was kept"):
+        load_data(TrainConfig(data="fashion-mnist", data_dir=tmp_path / "mine"))
+    assert names(tmp_path) == []
+
+
+def test_interrupted_download_leaves_nothing(fake, tmp_path, monkeypatch):
+    class Breaks(io.BytesIO):
+        def read(self, *args):
+            raise ConnectionResetError("connection lost")
+
+    monkeypatch.setattr(fashion_mnist.urllib.request, "urlopen", lambda url, timeout: Breaks())
+    with pytest.raises(TrainError, match="cannot be downloaded .connection lost"):
+        load_data(TrainConfig(data="fashion-mnist", data_dir=tmp_path / "mine"))
+    assert names(tmp_path) == []
+
+
+def test_the_real_files():
+    folder = fashion_mnist.SYSTEM_DIR
+    if not all((folder / name).is_file() for name in fashion_mnist.SHA256):
+        pytest.skip("the Debian package dataset-fashion-mnist is not installed")
+    data = load_data(TrainConfig(data="fashion-mnist"))
+    assert data.train_images.shape == (60000, 1, 28, 28) and data.test_images.shape == (10000, 1, 28, 28)
+    assert torch.equal(data.train_labels.bincount(), torch.full((10,), 6000))
+    assert data.mean == pytest.approx([0.2860], abs=1e-4) and data.std == pytest.approx([0.3530], abs=1e-4)
+
+
+# The others
+
+
+def test_digits_and_limit():
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    whole = load_data(TrainConfig(data="digits"))
+    assert whole.train_images.shape == (1438, 1, 8, 8) and whole.test_images.shape == (359, 1, 8, 8)
+    assert int(whole.train_images.max()) == 255 and whole.num_classes == 10
+    some, same, other = (load_data(TrainConfig(data="digits", limit=100, seed=seed)) for seed in (1, 1, 2))
+    assert len(some.train_labels) == 100 and len(some.test_labels) == 359
+    assert torch.equal(some.train_images, same.train_images)
+    assert not torch.equal(some.train_images, other.train_images)
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    """The part of torchvision that is used, so that these paths run without it."""
+    package, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    return datasets
+
+
+def test_cifar(torchvision, tmp_path):
+    def factory(root, train, download):
+        assert root == str(tmp_path) and download
+        data = np.zeros((3, 32, 32, 3), dtype=np.uint8)
+        data[:, 0, 1, 2] = 200
+        return types.SimpleNamespace(data=data, targets=[0, 1, 4] if train else [0, 0, 1])
+
+    torchvision.CIFAR100 = factory
+    data = load_data(TrainConfig(data="cifar100", data_dir=tmp_path))
+    assert data.train_images.shape == (3, 3, 32, 32) and data.train_images[0, 2, 0, 1] == 200
+    assert data.num_classes == 5 and (data.padding, data.flip) == (4, True)
+
+
+def test_cifar_that_cannot_be_downloaded(torchvision, tmp_path):
+    def factory(root, train, download):
+        raise RuntimeError("Dataset not found or corrupted.")
+
+    torchvision.CIFAR10 = factory
+    with pytest.raises(TrainError, match="cifar10: cannot be read .*not found or corrupted"):
+        load_data(TrainConfig(data="cifar10", data_dir=tmp_path))
+
+
+def test_image_folder(torchvision, tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+
+    class Folder:
+        def __init__(self, root):
+            root = tmp_path / root
+            self.classes = sorted(path.name for path in root.iterdir())
+            self.samples = [
+                (path, label) for label, name in enumerate(self.classes) for path in sorted((root / name).iterdir())
+            ]
+
+        def __len__(self):
+            return len(self.samples)
+
+        def __getitem__(self, i):
+            return image.open(self.samples[i][0]).convert("RGB"), self.samples[i][1]
+
+    torchvision.ImageFolder = Folder
+    config = TrainConfig(data="imagefolder", data_dir=tmp_path, image_size=8)
+    with pytest.raises(TrainError, match="train does not exist"):
+        load_data(config)
+    for part in ("train", "val"):
+        for label, colour in (("cat", (255, 0, 0)), ("dog", (0, 0, 255))):
+            (tmp_path / part / label).mkdir(parents=True)
+            image.new("RGB", (20, 10), colour).save(tmp_path / part / label / "one.png")
+    data = load_data(config)
+    assert data.train_images.shape == (2, 3, 8, 8) and data.test_labels.tolist() == [0, 1]
+    assert data.train_images[1, :, 4, 4].tolist() == [0, 0, 255]
+    (tmp_path / "train" / "eel").mkdir()
+    with pytest.raises(TrainError, match="do not have the same classes"):
+        load_data(config)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagefolder"])
+def test_without_torchvision(name, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(TrainError, match=f"--data {name} needs torchvision"):
+        load_data(TrainConfig(data=name, data_dir=tmp_path))
+
+
+# Augmentation and files
+
+
+def test_crops_are_windows_of_the_padded_image():
+    images = torch.arange(200 * 2 * 3 * 4).reshape(200, 2, 3, 4) + 1
+    out = crop_and_flip(images, 1, True, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images, (1,) * 4)
+    seen = set()
+    for i in range(len(images)):
+        matches = {
+            (y, x, mirror)
+            for y in range(3)
+            for x in range(3)
+            for mirror in (False, True)
+            if torch.equal(out[i], (lambda w, m: w.flip(-1) if m else w)(padded[i, :, y : y + 3, x : x + 4], mirror))
+        }
+        assert len(matches) == 1
+        seen |= matches
+    assert len(seen) == 18  # every offset, mirrored and not
+
+
+def test_augmentation_follows_its_generator_and_can_do_nothing():
+    images = torch.randint(0, 256, (4, 1, 5, 5), dtype=torch.uint8)
+    first, second = (crop_and_flip(images, 2, True, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, second) and first.dtype == torch.uint8
+    assert torch.equal(crop_and_flip(images, 0, False, torch.Generator().manual_seed(5)), images)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "result.json"
+    with atomic_write(path) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and names(tmp_path) == ["result.json"]
