@@ -49,7 +49,7 @@ void adjoint_backward(const Team& team, Adjoint<T>& adjoint, Upstream<T> up, T e
                       T* grad_a, T* grad_b) {
   constexpr int L = lanes<T>;
   Plan<T>& plan = *adjoint.plan;
-  const Evaluation<T> evaluation = evaluate(team, plan);
+  const Evaluation<T> evaluation = evaluate<From::potentials>(team, plan);
   if (team.rank == 0) adjoint.set();
   team.barrier();
   PlanSystem<T>& system = *adjoint.system;

@@ -7,6 +7,7 @@
 // product), so that no loop knows of it.
 #pragma once
 
+#include <initializer_list>
 #include <type_traits>
 
 #include "../sinkhorn.h"
@@ -178,7 +179,7 @@ SFR_INLINE void product_pair(const Plan<T>& plan, int64_t block, const T* v, Bet
   }
 }
 
-// P from the potentials, its marginals (rows.sum, columns.sum), and what one wants to know of it.
+// What one wants to know of a plan.
 template <class T>
 struct Evaluation {
   T value = 0;        // <P, C> / sum(P): what rounding does to the mass does nothing to it, and it is never below 0
@@ -193,9 +194,16 @@ SFR_INLINE Vec<T> is_cold(Vec<T> sum, Vec<T> weight) {
   return sum < weight * T(1e-6) ? splat<T>(1) : Vec<T>{};
 }
 
-template <class T>
+enum class From {
+  potentials,  // P = 2^(F + G - S): what the potentials mean, to the last bit
+  scalings,    // P <- u P v: the same up to rounding, without exponentials; value and centred are left out
+};
+
+// P, its marginals (rows.sum, columns.sum), and its evaluation.
+template <From from, class T>
 Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
   constexpr int L = lanes<T>;
+  constexpr bool exact = from == From::potentials;
   team.blocks(plan.blocks(), [&](int64_t b) {
     T* partial = plan.partial + b * plan.ld;
     Vec<T> value{}, centred_value{}, mass{}, error{}, cold{};
@@ -206,15 +214,20 @@ Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
       for (int64_t r = 0; r < L && i + r < plan.rows.count; ++r) {
         const T* cost = plan.cost + (i + r) * plan.ld;
         T* P = plan.P + (i + r) * plan.ld;
-        const T log = plan.rows.log[i + r];
+        const T log = plan.rows.log[i + r], u = plan.rows.scale[i + r];
         Vec<T> sum{};
         for (int64_t j = 0; j < plan.ld; j += L) {
-          const Vec<T> c = load(cost + j), centred = c - plan.mean;
-          const Vec<T> p = exp2<T>(log + load(plan.columns.log + j) - centred * plan.factor);
+          Vec<T> p;
+          if constexpr (exact) {
+            const Vec<T> c = load(cost + j), centred = c - plan.mean;
+            p = exp2<T>(log + load(plan.columns.log + j) - centred * plan.factor);
+            value += p * c;
+            centred_value += p * centred;
+          } else {
+            p = load(P + j) * (u * load(plan.columns.scale + j));
+          }
           store(P + j, p);
           sum += p;
-          value += p * c;
-          centred_value += p * centred;
           store(partial + j, load(partial + j) + p);
         }
         sums[r] = sum;
@@ -252,6 +265,20 @@ Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
   result.cold = sum_parts(plan.row_part3, plan.blocks()) + sum_parts(plan.column_part2, plan.column_blocks()) > 0;
   team.barrier();
   return result;
+}
+
+// The scalings move into the potentials.
+template <class T>
+void absorb(const Team& team, Plan<T>& plan) {
+  for (Margin<T>* side : {&plan.rows, &plan.columns})
+    team.blocks((side->size + block_columns - 1) / block_columns, [&](int64_t b) {
+      const int64_t end = (b + 1) * block_columns < side->size ? (b + 1) * block_columns : side->size;
+      for (int64_t i = b * block_columns; i < end; i += lanes<T>) {
+        store(side->log + i, load(side->log + i) + log2<T>(load(side->scale + i)));
+        store(side->scale + i, splat<T>(1));
+      }
+    });
+  team.barrier();
 }
 
 }  // namespace sfr::cpu::SFR_ISA

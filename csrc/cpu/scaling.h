@@ -172,12 +172,13 @@ SFR_INLINE Vec<T> out_of_range(Vec<T> x) {
 }
 
 // Iterates on the scalings until the plan's marginals are within tol (by the sums at hand), the scalings are at the
-// edge of their range, or the iterations are used up; then absorbs them. The last column update is always a
-// plain one, so that the plan leaves with its mass whole.
+// edge of their range (returns true), or the iterations are used up. The last column update is always a plain one, so
+// that the plan leaves with its mass whole.
 template <class T>
-void scale(const Team& team, Plan<T>& plan, T column_error, T tol, int64_t max_iter, int64_t& n_iter,
+bool scale(const Team& team, Plan<T>& plan, T column_error, T tol, int64_t max_iter, int64_t& n_iter,
            Relaxation<T>& relaxation) {
   Margin<T>&rows = plan.rows, &columns = plan.columns;
+  bool at_edge = false;
   for (bool stop = false; !stop;) {
     ++n_iter;
     const T omega = relaxation.factor();
@@ -196,7 +197,8 @@ void scale(const Team& team, Plan<T>& plan, T column_error, T tol, int64_t max_i
     });
     team.barrier();
     const T error = sum_parts(plan.row_part, plan.blocks()) + column_error;
-    stop = !(error > tol) || n_iter >= max_iter || sum_parts(plan.row_part2, plan.blocks()) > 0;
+    at_edge = sum_parts(plan.row_part2, plan.blocks()) > 0;
+    stop = !(error > tol) || n_iter >= max_iter || at_edge;
     team.blocks(plan.column_blocks(), [&](int64_t b) {
       Vec<T> left{}, edge{};
       for_columns(plan, b, [&](int64_t j) {
@@ -211,19 +213,12 @@ void scale(const Team& team, Plan<T>& plan, T column_error, T tol, int64_t max_i
     });
     team.barrier();
     column_error = sum_parts(plan.column_part, plan.column_blocks());
-    stop = stop || sum_parts(plan.column_part2, plan.column_blocks()) > 0;
+    at_edge = at_edge || sum_parts(plan.column_part2, plan.column_blocks()) > 0;
+    stop = stop || at_edge;
     relaxation.observe(error);
   }
   team.barrier();
-  for (Margin<T>* side : {&rows, &columns})
-    team.blocks((side->size + block_columns - 1) / block_columns, [&](int64_t b) {
-      const int64_t end = (b + 1) * block_columns < side->size ? (b + 1) * block_columns : side->size;
-      for (int64_t i = b * block_columns; i < end; i += lanes<T>) {
-        store(side->log + i, load(side->log + i) + log2<T>(load(side->scale + i)));
-        store(side->scale + i, splat<T>(1));
-      }
-    });
-  team.barrier();
+  return at_edge;
 }
 
 }  // namespace sfr::cpu::SFR_ISA

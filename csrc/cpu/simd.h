@@ -27,12 +27,14 @@ struct Simd;
 template <>
 struct Simd<float> {
   typedef float Vec __attribute__((vector_size(SFR_VECTOR_BYTES)));
+  typedef float Unaligned __attribute__((vector_size(SFR_VECTOR_BYTES), aligned(4)));
   typedef int32_t Int __attribute__((vector_size(SFR_VECTOR_BYTES)));
   typedef int32_t Scalar;
 };
 template <>
 struct Simd<double> {
   typedef double Vec __attribute__((vector_size(SFR_VECTOR_BYTES)));
+  typedef double Unaligned __attribute__((vector_size(SFR_VECTOR_BYTES), aligned(8)));
   typedef int64_t Int __attribute__((vector_size(SFR_VECTOR_BYTES)));
   typedef int64_t Scalar;
 };
@@ -45,16 +47,16 @@ using Int = typename Simd<T>::Int;
 template <class T>
 constexpr int lanes = SFR_VECTOR_BYTES / sizeof(T);
 
+// Through a vector type rather than memcpy: it aliases its element type alone, so that a store does not make the
+// compiler read every pointer in a structure again.
 template <class T>
 SFR_INLINE Vec<T> load(const T* p) {
-  Vec<T> v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
+  return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
 }
 
 template <class T>
 SFR_INLINE void store(T* p, Vec<T> v) {
-  std::memcpy(p, &v, sizeof v);
+  *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
 }
 
 template <class T>
@@ -179,7 +181,7 @@ constexpr double exp2_coefficient[] = {
     1.3691488853904128e-12,
 };
 
-// 2^x to rounding; above the range Inf, NaN stays NaN. Below 2^smallest it is 0: what is left stays a normal
+// 2^x to rounding; the top of the range above it; NaN stays NaN. Below 2^smallest it is 0: what is left stays a normal
 // number (denormal ones are slow on some processors) through any product with a scaling.
 template <class T>
 SFR_INLINE Vec<T> exp2(Vec<T> x) {
@@ -191,7 +193,7 @@ SFR_INLINE Vec<T> exp2(Vec<T> x) {
   for (int k = Float<T>::exp2_degree - 1; k >= 0; --k) p = p * r + T(exp2_coefficient[k]);
   const Int<T> bits = ((Int<T>)shifted + Float<T>::bias) << Float<T>::mantissa;
   p = p * (Vec<T>)bits;
-  return x < bottom ? Vec<T>{} : x > top ? splat<T>(T(__builtin_inf())) : p;
+  return x < bottom ? Vec<T>{} : p;
 }
 
 // log2 of a positive normal number: exponent + log2 of a mantissa in [sqrt(1/2), sqrt(2)) by the series of atanh.
