@@ -29,8 +29,8 @@ struct Step {
 // does not reach that far. A step of the conjugate gradients counts as an iteration. Returns the factor from the
 // system's solution to the step in powers of two.
 template <class T>
-T newton_step(const Team& team, Plan<T>& plan, PlanSystem<T>& system, int64_t max_iter, int64_t& n_iter) {
-  constexpr T longest = 2, precision = T(1e-2);
+T newton_step(const Team& team, Plan<T>& plan, PlanSystem<T>& system, T precision, int64_t max_iter, int64_t& n_iter) {
+  constexpr T longest = 2;
   const Step<T> sides[] = {{plan.rows, system.h, system.alpha}, {plan.columns, system.k, system.beta}};
   if (team.rank == 0)
     for (const auto& [side, error, step] : sides)
@@ -57,15 +57,19 @@ void undo_step(const Team& team, Plan<T>& plan, const PlanSystem<T>& system, T f
   team.barrier();
 }
 
-// From columns.log to a plan within tol, or as far as max_iter goes. Newton takes over at `gate`; a step that fails is
-// undone and the iterations go on to a quarter of that error before the next is tried. Between steps the plan is
-// scaled; the plan that is judged in the end is that of the potentials.
+// From columns.log to a plan within tol, or as far as max_iter goes. Newton takes over at `gate`. A step that fails is
+// undone and taken again from a more precise solution of its system (what is left then is mass between parts of the
+// plan that hardly touch, the system's smallest eigenvalues); after that, iterations follow, twice as many after each
+// failure: where rounding lets no step succeed, little is lost. Between steps the plan is scaled; the one that is
+// judged is that of the potentials.
 template <class T>
 Solution<T> solve(const Team& team, Plan<T>& plan, PlanSystem<T>& system, T tol, int64_t max_iter) {
   Solution<T> out;
   Relaxation<T> relaxation;
-  T gate = T(1e-2);
-  int tries = 6;
+  constexpr T gate = T(1e-2);
+  constexpr T finest = sizeof(T) == 4 ? T(1e-5) : T(1e-10);
+  T precision = T(1e-2);
+  int64_t burst = 16, resume = 0;  // no Newton step before iteration `resume`
   bool exact = true;
   const auto evaluate_exactly = [&] {
     exact = true;
@@ -88,24 +92,29 @@ Solution<T> solve(const Team& team, Plan<T>& plan, PlanSystem<T>& system, T tol,
       update_columns(team, plan);
       update_rows(team, plan);
       out.plan = evaluate_exactly();
-    } else if (out.plan.error > gate || tries == 0) {
-      const T goal = tries > 0 && gate > tol ? gate : tol;
-      if (scale(team, plan, out.plan.error, goal, max_iter, out.n_iter, relaxation)) {
+    } else if (out.plan.error > gate || out.n_iter < resume) {
+      const bool far = out.plan.error > gate;
+      const int64_t limit = far || max_iter < resume ? max_iter : resume;
+      if (scale(team, plan, out.plan.error, far && gate > tol ? gate : tol, limit, out.n_iter, relaxation)) {
         absorb(team, plan);
         out.plan = evaluate_exactly();
       } else {
         out.plan = evaluate_scaled();
       }
     } else {
-      const T factor = newton_step(team, plan, system, max_iter, out.n_iter);
+      const T factor = newton_step(team, plan, system, precision, max_iter, out.n_iter);
       const Evaluation<T> after = evaluate_scaled();
       // A shortened step moves mass along a path that only opens up on the way: the error may wait.
       const bool shortened = factor < T(1 / ln2);
       if (after.error < out.plan.error * (shortened ? T(1.2) : T(0.7))) {
         out.plan = after;
       } else {
-        gate = out.plan.error / 4;
-        --tries;
+        if (precision > finest) {
+          precision *= T(1e-2);
+        } else {
+          resume = out.n_iter + burst;
+          burst *= 2;
+        }
         undo_step(team, plan, system, factor);
         out.plan = evaluate_exactly();
       }
