@@ -168,7 +168,7 @@ SFR_INLINE Vec<T> relaxed(Vec<T> x, Vec<T> s, Vec<T> w, T omega) {
 template <class T>
 SFR_INLINE Vec<T> out_of_range(Vec<T> x) {
   constexpr T most = sizeof(T) == 4 ? T(536870912) : T(8e71);
-  return (x > most) | (x < 1 / most) ? splat<T>(1) : Vec<T>{};
+  return ((x > most) | (x < 1 / most)) ? splat<T>(1) : Vec<T>{};
 }
 
 // Iterates on the scalings until the plan's marginals are within tol (by the sums at hand), the scalings are at the
