@@ -22,7 +22,7 @@ from sfr_ext.train.errors import TrainError
 from sfr_ext.train.plots import plot_curves
 from sfr_ext.train.records import read_rows
 
-FASHION = "--data fashion-mnist --limit 10000 --epochs 3 --batch-size 64 --no-augment".split()
+FASHION = "--data fashion-mnist --limit 8000 --epochs 3 --batch-size 64 --no-augment".split()
 DIGITS = "--data digits --epochs 15 --batch-size 64".split()
 
 
