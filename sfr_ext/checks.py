@@ -41,6 +41,8 @@ def tensor(where: str, name: str, value: Any) -> None:
 
 
 def choice(where: str, name: str, value: Any, choices: tuple[str, ...] | dict[str, int]) -> None:
+    if not isinstance(value, str):
+        refuse(TypeError, where, name, "to be a str", type(value).__name__)
     if value not in choices:
         refuse(ValueError, where, name, "to be one of " + ", ".join(map(repr, choices)), repr(value))
 

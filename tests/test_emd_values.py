@@ -263,6 +263,8 @@ def test_all_costs_equal_takes_the_product_plan() -> None:
     result = solve(torch.full((3, 4), 2.0), torch.tensor([1.0, 2.0, 1.0]))
     assert result.transport_cost == 2 and result.entropic_cost == 2 and result.eps == 0 and result.converged
     torch.testing.assert_close(result.plan, torch.tensor([0.25, 0.5, 0.25])[:, None].expand(3, 4) / 4)
+    rounded = solve(torch.full((3, 7), 1.1), torch.tensor([1.0, 2.0, 4.0]))  # whose mean is not 1.1 to the last bit
+    assert rounded.eps == 0 and rounded.n_iter == 0
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

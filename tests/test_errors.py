@@ -60,6 +60,7 @@ cost = torch.rand(2, 3, 4)
             ValueError,
             r"expected patch_size to fit into teacher_feat of shape \[2, 4, 2, 2\], got 3",
         ),
+        (lambda: emd_l2(x, y, metric=["l2"]), TypeError, "expected metric to be a str, got list"),
         (lambda: emd_l2(x, y, patch_size=0), ValueError, "expected patch_size to be at least 1, got 0"),
         (lambda: emd_l2(x, y, patch_size=1.5), TypeError, "expected patch_size to be an int, got float"),
         (

@@ -135,6 +135,9 @@ void transport_forward(const Team& whole_team, Transport<T>& work, const T* cost
   const T least = spread.largest * T(1e-30);
   if (eps < least) eps = least;
   if (eps < negligible) eps = options.relative ? T(0) : negligible;
+  // Costs that differ by rounding alone are equal.
+  const T rounding = 2 * std::numeric_limits<T>::epsilon() * magnitude(spread.mean);
+  if (options.relative && spread.deviation <= rounding) eps = 0;
   const bool sound = finite(spread.mean) && finite(spread.deviation) && finite(eps);
   const T to_cost = eps * T(ln2), nan = std::numeric_limits<T>::quiet_NaN();
 
