@@ -12,7 +12,8 @@
 //   f, g      [B, G, N], [B, G, M]   out: potentials *of the centred cost C - mean*; 0 at removed patches
 //   eps       [B, G]         out: regularisation used, in units of the cost
 //   mean      [B, G]         out: mean of the cost under a (x) b; public potentials are f + mean/2, g + mean/2
-//   n_iter    [B, G]         out: iterations (updates of both potentials) that this problem took
+//   n_iter    [B, G]         out: iterations that this problem took: updates of both potentials, or steps of the
+//                            conjugate gradients inside a Newton step, which cost as much
 //   error     [B, G]         out: |P 1 - a|_1 + |P^T 1 - b|_1 of the plan of the returned potentials
 //
 // Centring: costs of unit vectors lie near 1.41 with a spread of 0.03, and float32 would round C/eps there by

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from . import checks
+
 
 def group_channels(deep: Tensor, num_channels: int) -> Tensor:
     """Cut the channels of a deep map into consecutive groups of ``num_channels``.
@@ -29,10 +31,7 @@ def group_channels(deep: Tensor, num_channels: int) -> Tensor:
     """
     if not isinstance(deep, Tensor):
         raise TypeError(f"sfr_ext.group_channels: expected deep to be a Tensor, got {type(deep).__name__}")
-    if not isinstance(num_channels, int) or isinstance(num_channels, bool):
-        raise TypeError(
-            f"sfr_ext.group_channels: expected num_channels to be an int, got {type(num_channels).__name__}"
-        )
+    checks.an_int("group_channels", "num_channels", num_channels)
     if deep.dim() != 4:
         raise ValueError(f"sfr_ext.group_channels: expected deep of shape [B, C, H, W], got {list(deep.shape)}")
     channels = deep.shape[1]

@@ -47,16 +47,24 @@ def choice(where: str, name: str, value: Any, choices: tuple[str, ...] | dict[st
         refuse(ValueError, where, name, "to be one of " + ", ".join(map(repr, choices)), repr(value))
 
 
-def number(where: str, name: str, value: Any, *, positive: bool) -> None:
+def a_number(where: str, name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         refuse(TypeError, where, name, "to be a number", type(value).__name__)
+
+
+def an_int(where: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        refuse(TypeError, where, name, "to be an int", type(value).__name__)
+
+
+def number(where: str, name: str, value: Any, *, positive: bool) -> None:
+    a_number(where, name, value)
     if not 0 <= value < math.inf or (positive and value == 0):
         refuse(ValueError, where, name, f"to be finite and {'above' if positive else 'at least'} 0", value)
 
 
 def whole(where: str, name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        refuse(TypeError, where, name, "to be an int", type(value).__name__)
+    an_int(where, name, value)
     if value < least:
         refuse(ValueError, where, name, f"to be at least {least}", value)
 
@@ -99,13 +107,6 @@ def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, 
     for name, value in ((x_name, x), (y_name, y)):
         if min(value.shape[-2:]) < patch_size:
             refuse(ValueError, where, "patch_size", f"to fit into {name} of shape {shape_of(value)}", patch_size)
-
-
-def patch_grid(value: Tensor, maps: bool, patch_size: int) -> tuple[int, ...]:
-    """(H, W) or (N,) of the patches."""
-    if not maps:
-        return (value.shape[-2],)
-    return (value.shape[-2] - patch_size + 1, value.shape[-1] - patch_size + 1)
 
 
 def weight(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,8 @@ class OTResult:
         f: ``[..., N]`` potential of the student's side, in units of the cost. Without meaning at removed patches.
         g: ``[..., M]`` potential of the teacher's side. Only the sum ``f_i + g_j`` is determined.
         eps: regularisation used, in units of the cost.
-        n_iter: iterations (updates of both potentials) that each problem took.
+        n_iter: iterations that each problem took: updates of both potentials, or steps of the conjugate gradients
+            inside a Newton step, which cost as much.
         marginal_error: ``|P 1 - a|_1 + |P^T 1 - b|_1``, with ``a`` and ``b`` summing to 1.
         converged: ``marginal_error <= tol``.
     """
@@ -147,7 +149,8 @@ def solve(
 
     .. math:: \min_P \langle P, C \rangle + \varepsilon\,\mathrm{KL}(P \,|\, a b^T), \quad P 1 = a,\ P^T 1 = b
 
-    by over-relaxed Sinkhorn iterations with per-problem stopping (Cuturi 2013; relaxation: Thibault et al. 2021).
+    by over-relaxed Sinkhorn iterations (Cuturi 2013; relaxation: Thibault et al. 2021), then Newton steps near the
+    solution, with per-problem stopping.
 
     Args:
         cost: ``[..., N, M]``; float16, bfloat16, float32, float64; any strides.
@@ -271,11 +274,10 @@ def solve_sample(
 def _weights(
     where: str, a: tuple[str, Any], b: tuple[str, Any], x: Tensor, y: Tensor, patch_size: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    maps = x.dim() == 4
-    groups = tuple(y.shape[: 1 + y.dim() - x.dim()])
+    grid_x, grid_y = ops.patch_grids(x, y, patch_size)
     return (
-        checks.weight(where, *a, (x.shape[0],), checks.patch_grid(x, maps, patch_size), (x, y)),
-        checks.weight(where, *b, groups, checks.patch_grid(y, maps, patch_size), (x, y)),
+        checks.weight(where, *a, (x.shape[0],), grid_x, (x, y)),
+        checks.weight(where, *b, ops.problems(x, y), grid_y, (x, y)),
     )
 
 
@@ -296,9 +298,9 @@ def _solve_features(
     checks.solver_options(where, eps, eps_scale, tol, max_iter)
     init_g = None
     if init is not None:
-        lead, maps = tuple(y.shape[: 1 + y.dim() - x.dim()]), x.dim() == 4
-        sides = (checks.patch_grid(side, maps, patch_size) for side in (x, y))
-        checks.potentials(where, init, *((*lead, grid[0] * grid[-1] if maps else grid[0]) for grid in sides))
+        n, m = map(math.prod, ops.patch_grids(x, y, patch_size))
+        lead = ops.problems(x, y)
+        checks.potentials(where, init, (*lead, n), (*lead, m))
         init_g = init[1].to(ops.compute_dtype(x, y))
     return ops.emd_forward(
         x, y, a, b, init_g, ops.METRICS[metric], patch_size, eps, eps_scale == "std", tol, max_iter, where

@@ -7,6 +7,7 @@ nothing of torch.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import torch
@@ -60,15 +61,17 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _lead(x: Tensor, y: Tensor) -> tuple[int, ...]:
-    """[B] or, with groups, [B, G]."""
+def problems(x: Tensor, y: Tensor) -> tuple[int, ...]:
+    """(B,) or, with groups, (B, G)."""
     return tuple(y.shape[: 1 + y.dim() - x.dim()])
 
 
-def _patches(features: Tensor, patch: int, tokens: bool) -> int:
-    if tokens:
-        return features.shape[-2]
-    return (features.shape[-2] - patch + 1) * (features.shape[-1] - patch + 1)
+def patch_grids(x: Tensor, y: Tensor, patch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(H, W) or (N,) of the patches of the student, and of the teacher."""
+    if x.dim() == 3:
+        return (x.shape[-2],), (y.shape[-2],)
+    grids = [(t.shape[-2] - patch + 1, t.shape[-1] - patch + 1) for t in (x, y)]
+    return grids[0], grids[1]
 
 
 def _features(x: Tensor, y: Tensor, metric: int, patch: int, compute: torch.dtype) -> tuple[Any, Any, Any, Any]:
@@ -136,8 +139,7 @@ _lib.define(
 
 
 def _cost_like(x: Tensor, y: Tensor, patch: int) -> Tensor:
-    tokens = x.dim() == 3
-    shape = (*_lead(x, y), _patches(x, patch, tokens), _patches(y, patch, tokens))
+    shape = (*problems(x, y), *map(math.prod, patch_grids(x, y, patch)))
     return x.new_empty(shape, dtype=compute_dtype(x, y))
 
 
@@ -187,17 +189,8 @@ def _(x: Tensor, y: Tensor, metric: int, patch_size: int) -> Tensor:
 
 
 @torch.library.register_fake("sfr_ext::cost_backward", lib=_lib)
-def _(
-    grad_cost: Tensor,
-    cost: Tensor,
-    x: Tensor,
-    y: Tensor,
-    metric: int,
-    patch_size: int,
-    need_x: bool,
-    need_y: bool,
-) -> tuple[Tensor, Tensor]:
-    return _feature_gradients(x, y, need_x, need_y)
+def _(grad_cost: Tensor, cost: Tensor, x: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _feature_gradients(x, y, *rest[-2:])
 
 
 def _cost_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -276,9 +269,8 @@ _lib.define(
 
 
 def _emd_outputs(x: Tensor, y: Tensor, patch_size: int) -> tuple[Tensor, ...]:
-    tokens = x.dim() == 3
-    n, m = _patches(x, patch_size, tokens), _patches(y, patch_size, tokens)
-    return _solve_outputs(x, _lead(x, y), n, m, compute_dtype(x, y))
+    n, m = map(math.prod, patch_grids(x, y, patch_size))
+    return _solve_outputs(x, problems(x, y), n, m, compute_dtype(x, y))
 
 
 def _emd_forward(

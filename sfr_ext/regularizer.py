@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from . import checks
 from .channels import group_channels
 from .emd import emd_l2
 
@@ -328,12 +329,10 @@ def _check_pairs(pairs: str | Sequence[tuple[str, str]], layers: tuple[str, ...]
 
 
 def _check_values(weight: float, warmup_steps: int, channel_mode: str) -> None:
-    if not isinstance(weight, (int, float)) or isinstance(weight, bool):
-        raise TypeError(f"{_WHERE}: expected weight to be a number, got {type(weight).__name__}")
+    checks.a_number("SelfFeatureRegularizer", "weight", weight)
     if not 0.0 <= weight < float("inf"):
         raise ValueError(f"{_WHERE}: expected a finite weight >= 0, got {weight}")
-    if not isinstance(warmup_steps, int) or isinstance(warmup_steps, bool):
-        raise TypeError(f"{_WHERE}: expected warmup_steps to be an int, got {type(warmup_steps).__name__}")
+    checks.an_int("SelfFeatureRegularizer", "warmup_steps", warmup_steps)
     if warmup_steps < 0:
         raise ValueError(f"{_WHERE}: expected warmup_steps >= 0, got {warmup_steps}")
     if channel_mode not in ("match", "mean", "crop"):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import checks
+
 # Weight that a class's running mean keeps per further sample: a window of about 500 samples of that class.
 # Counted in samples, not in batches, so that it means the same for 10 classes and for 1000.
 _KEEP_PER_SAMPLE = 1.0 - 1.0 / 500.0
@@ -157,13 +159,11 @@ class DynamicLabelSmoothing(nn.Module):
 
 def _check_arguments(smoothing: float, total_steps: int | None, schedule: str, prior: str) -> None:
     where = "sfr_ext.DynamicLabelSmoothing"
-    if not isinstance(smoothing, (int, float)) or isinstance(smoothing, bool):
-        raise TypeError(f"{where}: expected smoothing to be a number, got {type(smoothing).__name__}")
+    checks.a_number("DynamicLabelSmoothing", "smoothing", smoothing)
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"{where}: expected smoothing in [0, 1], got {smoothing}")
     if total_steps is not None:
-        if not isinstance(total_steps, int) or isinstance(total_steps, bool):
-            raise TypeError(f"{where}: expected total_steps to be an int, got {type(total_steps).__name__}")
+        checks.an_int("DynamicLabelSmoothing", "total_steps", total_steps)
         if total_steps < 1:
             raise ValueError(f"{where}: expected total_steps >= 1, got {total_steps}")
     if schedule not in ("linear", "cosine", "constant"):

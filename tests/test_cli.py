@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from sfr_ext import cli
 from sfr_ext.train import fashion_mnist
@@ -18,12 +17,7 @@ needs_extra = pytest.mark.skipif(not TRAIN_EXTRA, reason="the extra [train] is n
 QUICK = ["--data", "digits", "--limit", "192", "--batch-size", "64", "--epochs", "1", "--accelerator", "cpu"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def one_sentence(captured):

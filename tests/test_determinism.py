@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from cases import METRICS, OBJECTIVES, features, value_and_gradients, weights
@@ -18,13 +16,6 @@ SHAPES = [
     ((3, 16, 11, 11), (3, 2, 16, 7, 5), 1),
     ((2, 6, 12, 12), (2, 6, 11, 11), 2),
 ]
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def everything(x: Tensor, y: Tensor, a: Tensor, b: Tensor, patch_size: int, metric: str = "l2") -> list[Tensor]:

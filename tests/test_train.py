@@ -24,14 +24,7 @@ from sfr_ext.train.records import read_rows
 from sfr_ext.train.run import run
 from sfr_ext.train.stopwatch import TimedRegularizer
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Batches this small gain nothing from threads, and lose much when the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def quick(out, **options):

@@ -1,0 +1,82 @@
+"""What a tolerance buys and costs: ``python -m benchmarks.tolerance``.
+
+For the feature maps of a trained network and for random ones (unit vectors; rectified with a common part), 49 x 49
+patches: the largest relative error over the problems of the gradients in features and in weights, against float64
+converged to 1e-13, and the time of a forward as a multiple of that at 1e-3 (medians of interleaved runs, float32).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sfr_ext
+
+from .workloads import load_feature_maps
+
+EPS = (0.3, 0.1, 0.05, 0.02)
+STEPS = ((torch.float32, 1e-3), (torch.float32, 1e-5), (torch.float64, 1e-9))
+EXACT = (torch.float64, 1e-13)
+ROUNDS = 15
+
+
+def problems() -> dict[str, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    shallow, deep = load_feature_maps()
+    unit = [F.normalize(torch.randn(8, 64, 7, 7), dim=1) for _ in range(2)]
+    common = 0.5 * torch.randn(8, 64, 1, 1)
+    return {
+        "real maps": (shallow, deep[:, 0]),
+        "unit": (unit[0], unit[1]),
+        "rectified": (torch.relu(torch.randn(8, 64, 7, 7) + common), torch.relu(torch.randn(8, 64, 7, 7))),
+    }
+
+
+def gradients(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype, tol: float) -> tuple[Tensor, Tensor, bool]:
+    """Of the student's features and weights; and whether every problem converged."""
+    x = x.to(dtype).clone().requires_grad_()
+    a = torch.ones(len(x), 49, dtype=dtype, requires_grad=True)
+    result = sfr_ext.solve_sample(x, y.to(dtype), a, eps=eps, tol=tol, max_iter=20_000)
+    grads = torch.autograd.grad(result.transport_cost.sum(), (x, a))
+    return grads[0].double(), grads[1].double(), bool(result.converged.all())
+
+
+def largest_error(ours: Tensor, exact: Tensor) -> float:
+    ours, exact = ours.flatten(1), exact.flatten(1)
+    return ((ours - exact).norm(dim=1) / exact.norm(dim=1)).max().item()
+
+
+def relative_times(x: Tensor, y: Tensor, eps: float) -> list[float]:
+    """Of the float32 steps, over the first."""
+    tols = [tol for dtype, tol in STEPS if dtype == torch.float32]
+    seconds: list[list[float]] = [[] for _ in tols]
+    for _ in range(ROUNDS):
+        for which, tol in enumerate(tols):
+            begin = time.perf_counter()
+            sfr_ext.solve_sample(x, y, eps=eps, tol=tol)
+            seconds[which].append(time.perf_counter() - begin)
+    return [statistics.median(s) / statistics.median(seconds[0]) for s in seconds]
+
+
+def main() -> None:
+    print("| maps | eps / std | type, tol | features | weights | all converged | time |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (x, y) in problems().items():
+        for eps in EPS:
+            exact = gradients(x, y, eps, *EXACT)
+            times = relative_times(x, y, eps)
+            for which, (dtype, tol) in enumerate(STEPS):
+                ours = gradients(x, y, eps, dtype, tol)
+                errors = " | ".join(f"{largest_error(ours[k], exact[k]):.0e}" for k in (0, 1))  # type: ignore[arg-type]
+                spent = f"{times[which]:.1f}" if which < len(times) else ""
+                kind = str(dtype).removeprefix("torch.")
+                converged = "yes" if ours[2] and exact[2] else "no"
+                print(f"| {name} | {eps} | {kind}, {tol:.0e} | {errors} | {converged} | {spent} |")
+
+
+if __name__ == "__main__":
+    main()
