@@ -3,8 +3,8 @@
 import copy
 import gc
 import io
-import socket
 import weakref
+from datetime import timedelta
 
 import pytest
 import torch
@@ -371,8 +371,11 @@ def test_a_whole_training_step_compiles(net, images):
     torch._dynamo.reset()
 
 
-def _distributed_gradients(rank, world, port, images):
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+def _distributed_gradients(rank, world, meeting, images):
+    """The processes meet in a file, which unlike a port nobody else can take, and do not wait for ever."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=120)
+    )
     torch.manual_seed(0)
     net = Net()
     parallel = nn.parallel.DistributedDataParallel(net)
@@ -383,14 +386,13 @@ def _distributed_gradients(rank, world, port, images):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_distributed_data_parallel_in_two_processes():
-    images = torch.rand(4, 1, 8, 8)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    other = torch.multiprocessing.get_context("spawn").Process(target=_distributed_gradients, args=(1, 2, port, images))
+def test_distributed_data_parallel_in_two_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    images, meeting = torch.rand(4, 1, 8, 8), tmp_path / "meeting"
+    spawn = torch.multiprocessing.get_context("spawn")
+    other = spawn.Process(target=_distributed_gradients, args=(1, 2, meeting, images))
     other.start()
-    both = _distributed_gradients(0, 2, port, images)
+    both = _distributed_gradients(0, 2, meeting, images)
     other.join()
     assert other.exitcode == 0
 
