@@ -10,6 +10,10 @@
 #include "cpu/dispatch.h"
 #include "emd.h"
 #include "sinkhorn.h"
+#ifdef SFR_CUDA
+#include "cuda/cuda.h"
+#include "cuda/runtime.h"
+#endif
 
 namespace py = pybind11;
 
@@ -84,77 +88,116 @@ void set(sfr::SolveGrad& s, const Backward& in) {
   s.grad_a = pointer(in[6]), s.grad_b = pointer(in[7]);
 }
 
-void cost_forward(const std::array<int64_t, 7>& sizes, const FeatureTuple& x, const FeatureTuple& y, Address cost) {
+sfr::CostForwardParams cost_forward_params(const std::array<int64_t, 7>& sizes, const FeatureTuple& x,
+                                           const FeatureTuple& y, Address cost) {
   sfr::CostForwardParams p;
   set(p, sizes, x, y);
   p.cost = pointer(cost);
-  py::gil_scoped_release release;
-  sfr::cpu::cost_forward(p);
+  return p;
 }
 
-void cost_backward(const std::array<int64_t, 7>& sizes, const FeatureTuple& x, const FeatureTuple& y, Address cost,
-                   Address grad_cost, const FeatureTuple& grad_x, const FeatureTuple& grad_y) {
+sfr::CostBackwardParams cost_backward_params(const std::array<int64_t, 7>& sizes, const FeatureTuple& x,
+                                             const FeatureTuple& y, Address cost, Address grad_cost,
+                                             const FeatureTuple& grad_x, const FeatureTuple& grad_y) {
   sfr::CostBackwardParams p;
   set(p, sizes, x, y);
   p.cost = pointer(cost), p.grad_cost = pointer(grad_cost);
   p.grad_x = features(grad_x), p.grad_y = features(grad_y);
-  py::gil_scoped_release release;
-  sfr::cpu::cost_backward(p);
+  return p;
 }
 
-int sinkhorn_forward(const std::array<int64_t, 6>& sizes, const CostTuple& cost, const WeightTuple& a,
-                     const WeightTuple& b, const Options& options, Address init_g, const Outputs& out) {
+sfr::SinkhornForwardParams sinkhorn_forward_params(const std::array<int64_t, 6>& sizes, const CostTuple& cost,
+                                                   const WeightTuple& a, const WeightTuple& b, const Options& options,
+                                                   Address init_g, const Outputs& out) {
   sfr::SinkhornForwardParams p;
   set(p, sizes, cost);
   set(p.solve, options, a, b);
   set(p.solve, init_g, out);
-  py::gil_scoped_release release;
-  return int(sfr::cpu::sinkhorn_forward(p));
+  return p;
 }
 
-int sinkhorn_backward(const std::array<int64_t, 6>& sizes, const CostTuple& cost, const WeightTuple& a,
-                      const WeightTuple& b, const Options& options, const Backward& in, Address grad_cost) {
+sfr::SinkhornBackwardParams sinkhorn_backward_params(const std::array<int64_t, 6>& sizes, const CostTuple& cost,
+                                                     const WeightTuple& a, const WeightTuple& b, const Options& options,
+                                                     const Backward& in, Address grad_cost) {
   sfr::SinkhornBackwardParams p;
   set(p, sizes, cost);
   set(p.solve, options, a, b);
   set(p.solve, in);
   p.grad_cost = pointer(grad_cost);
-  py::gil_scoped_release release;
-  return int(sfr::cpu::sinkhorn_backward(p));
+  return p;
 }
 
-int emd_forward(const std::array<int64_t, 7>& sizes, const FeatureTuple& x, const FeatureTuple& y, const WeightTuple& a,
-                const WeightTuple& b, const Options& options, Address init_g, const Outputs& out) {
+sfr::EmdForwardParams emd_forward_params(const std::array<int64_t, 7>& sizes, const FeatureTuple& x,
+                                         const FeatureTuple& y, const WeightTuple& a, const WeightTuple& b,
+                                         const Options& options, Address init_g, const Outputs& out) {
   sfr::EmdForwardParams p;
   set(p, sizes, x, y);
   set(p.solve, options, a, b);
   set(p.solve, init_g, out);
-  py::gil_scoped_release release;
-  return int(sfr::cpu::emd_forward(p));
+  return p;
 }
 
-int emd_backward(const std::array<int64_t, 7>& sizes, const FeatureTuple& x, const FeatureTuple& y,
-                 const WeightTuple& a, const WeightTuple& b, const Options& options, const Backward& in,
-                 const FeatureTuple& grad_x, const FeatureTuple& grad_y) {
+sfr::EmdBackwardParams emd_backward_params(const std::array<int64_t, 7>& sizes, const FeatureTuple& x,
+                                           const FeatureTuple& y, const WeightTuple& a, const WeightTuple& b,
+                                           const Options& options, const Backward& in, const FeatureTuple& grad_x,
+                                           const FeatureTuple& grad_y) {
   sfr::EmdBackwardParams p;
   set(p, sizes, x, y);
   set(p.solve, options, a, b);
   set(p.solve, in);
   p.grad_x = features(grad_x), p.grad_y = features(grad_y);
-  py::gil_scoped_release release;
-  return int(sfr::cpu::emd_backward(p));
+  return p;
 }
+
+// name(...) on the CPU: the arguments of `params`, to a status.
+template <class Params, class... Arguments>
+void on_cpu(py::module_& m, const char* name, Params (*params)(Arguments...), sfr::Status (*run)(const Params&)) {
+  m.def(name, [params, run](const std::decay_t<Arguments>&... arguments) {
+    const Params p = params(arguments...);
+    py::gil_scoped_release release;
+    return int(run(p));
+  });
+}
+
+#ifdef SFR_CUDA
+// device, stream, strategy, scratch, bytes of scratch
+using Place = std::tuple<int, Address, int, Address, int64_t>;
+
+// name(..., place) on a GPU: launches, or returns the bytes of scratch that are missing.
+template <class Params, class... Arguments>
+void on_gpu(py::module_& m, const char* name, Params (*params)(Arguments...),
+            int64_t (*run)(const Params&, const sfr::cuda::Where&)) {
+  m.def(name, [params, run](const std::decay_t<Arguments>&... arguments, const Place& place) {
+    const Params p = params(arguments...);
+    const sfr::cuda::Where where{std::get<0>(place), pointer(std::get<1>(place)),
+                                 sfr::cuda::Strategy(std::get<2>(place)), pointer(std::get<3>(place)),
+                                 std::get<4>(place)};
+    py::gil_scoped_release release;
+    return run(p, where);
+  });
+}
+#endif
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of sfr_ext; the contracts are csrc/*.h.";
-  m.def("cost_forward", cost_forward);
-  m.def("cost_backward", cost_backward);
-  m.def("sinkhorn_forward", sinkhorn_forward);
-  m.def("sinkhorn_backward", sinkhorn_backward);
-  m.def("emd_forward", emd_forward);
-  m.def("emd_backward", emd_backward);
+  on_cpu(m, "cost_forward", cost_forward_params, sfr::cpu::cost_forward);
+  on_cpu(m, "cost_backward", cost_backward_params, sfr::cpu::cost_backward);
+  on_cpu(m, "sinkhorn_forward", sinkhorn_forward_params, sfr::cpu::sinkhorn_forward);
+  on_cpu(m, "sinkhorn_backward", sinkhorn_backward_params, sfr::cpu::sinkhorn_backward);
+  on_cpu(m, "emd_forward", emd_forward_params, sfr::cpu::emd_forward);
+  on_cpu(m, "emd_backward", emd_backward_params, sfr::cpu::emd_backward);
   m.def("cpu_isa", sfr::cpu::isa);
   m.def("cpu_isas", sfr::cpu::usable_isas);
+#ifdef SFR_CUDA
+  py::module_ gpu = m.def_submodule("cuda", "The same on a GPU.");
+  on_gpu(gpu, "cost_forward", cost_forward_params, sfr::cuda::cost_forward);
+  on_gpu(gpu, "cost_backward", cost_backward_params, sfr::cuda::cost_backward);
+  on_gpu(gpu, "sinkhorn_forward", sinkhorn_forward_params, sfr::cuda::sinkhorn_forward);
+  on_gpu(gpu, "sinkhorn_backward", sinkhorn_backward_params, sfr::cuda::sinkhorn_backward);
+  on_gpu(gpu, "emd_forward", emd_forward_params, sfr::cuda::emd_forward);
+  on_gpu(gpu, "emd_backward", emd_backward_params, sfr::cuda::emd_backward);
+  gpu.def("why_unusable", sfr::cuda::why_unusable);
+#endif
 }

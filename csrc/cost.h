@@ -42,8 +42,8 @@ struct CostBackwardParams : CostParams {
 };
 
 namespace cpu {
-void cost_forward(const CostForwardParams&);
-void cost_backward(const CostBackwardParams&);
+Status cost_forward(const CostForwardParams&);  // always ok
+Status cost_backward(const CostBackwardParams&);
 }  // namespace cpu
 
 }  // namespace sfr

@@ -5,6 +5,7 @@ Only kinds, types and shapes are looked at, never contents: looking would break 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NoReturn
 
@@ -27,17 +28,29 @@ def refuse(error: type[Exception], where: str, argument: str, wanted: str, came:
     raise error(f"sfr_ext.{where}: expected {argument} {wanted}, got {came}")
 
 
-def tensor(where: str, name: str, value: Any) -> None:
-    """A floating-point tensor on the CPU."""
+@functools.cache
+def _why_not_on_gpu(index: int) -> str:
+    """Why tensors on this GPU cannot be taken; empty if they can."""
+    from . import _C
+    from .build import build_info
+
+    if not build_info()["cuda"]:
+        return build_info()["why_no_cuda"]
+    return _C.cuda.why_unusable() or _C.cuda.why_unusable_on(index)
+
+
+def tensor(where: str, name: str, value: Any, like: Tensor | None = None) -> None:
+    """A floating-point tensor on a device that kernels run on, the same as that of ``like``."""
     if not isinstance(value, Tensor):
         refuse(TypeError, where, name, "to be a Tensor", type(value).__name__)
     if value.dtype not in DTYPES:
         refuse(TypeError, where, name, "to be float16, bfloat16, float32 or float64", value.dtype)
-    if value.device.type not in ("cpu", "meta"):
-        from .build import build_info
-
-        reason = build_info()["why_no_cuda"]
+    if value.device.type not in ("cpu", "meta", "cuda"):
+        refuse(ValueError, where, name, "on the CPU or a CUDA device", f"a tensor on {value.device}")
+    if value.device.type == "cuda" and (reason := _why_not_on_gpu(value.device.index or 0)):
         refuse(ValueError, where, name, f"on the CPU ({reason})", f"a tensor on {value.device}")
+    if like is not None and value.device != like.device:
+        refuse(ValueError, where, name, f"on {like.device}, where the others are", f"a tensor on {value.device}")
 
 
 def choice(where: str, name: str, value: Any, choices: tuple[str, ...] | dict[str, int]) -> None:
@@ -79,7 +92,7 @@ def solver_options(where: str, eps: Any, eps_scale: Any, tol: Any, max_iter: Any
 def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, patch_size: Any) -> None:
     """A student ``[B,C,H,W]`` | ``[B,N,C]`` and a teacher of the same kind, perhaps with groups."""
     tensor(where, x_name, x)
-    tensor(where, y_name, y)
+    tensor(where, y_name, y, like=x)
     choice(where, "metric", metric, METRICS)
     whole(where, "patch_size", patch_size, 1)
     if x.dim() not in (3, 4):
@@ -121,7 +134,7 @@ def weight(
     """
     if value is None:
         return None
-    tensor(where, name, value)
+    tensor(where, name, value, like[0])
     count = math.prod(grid)
     for head in (lead[:1], lead):
         if value.shape == (*head, count):
@@ -132,11 +145,11 @@ def weight(
     refuse(ValueError, where, name, "of shape " + " or ".join(sorted(shapes, key=len)), shape_of(value))
 
 
-def potentials(where: str, init: Any, f_shape: tuple[int, ...], g_shape: tuple[int, ...]) -> None:
+def potentials(where: str, init: Any, f_shape: tuple[int, ...], g_shape: tuple[int, ...], like: Tensor) -> None:
     """``init=(f, g)``."""
     if not isinstance(init, (tuple, list)) or len(init) != 2:
         refuse(TypeError, where, "init", "to be a pair (f, g)", type(init).__name__)
     for name, value, shape in (("init[0] (f)", init[0], f_shape), ("init[1] (g)", init[1], g_shape)):
-        tensor(where, name, value)
+        tensor(where, name, value, like)
         if value.shape != shape:
             refuse(ValueError, where, name, f"of shape {list(shape)}", shape_of(value))

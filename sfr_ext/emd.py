@@ -170,7 +170,8 @@ def solve(
 
     Raises:
         TypeError: an argument is of the wrong kind or type.
-        ValueError: shapes do not fit, an option is out of range, or weights are negative, not finite, or all 0.
+        ValueError: shapes do not fit, an option is out of range, tensors are on different devices, or weights are
+            negative, not finite, or all 0 (on a GPU, where looking would make it wait, such a problem gives NaN).
 
     >>> import torch
     >>> result = solve(torch.tensor([[0., 1.], [1., 0.]]), eps=0.1)
@@ -187,7 +188,7 @@ def solve(
     b = _side(where, "b", b, lead, m, cost)
     init_g = None
     if init is not None:
-        checks.potentials(where, init, (*lead, n), (*lead, m))
+        checks.potentials(where, init, (*lead, n), (*lead, m), cost)
         init_g = init[1].to(ops.compute_dtype(cost))
     solved = ops.sinkhorn_forward(
         _four_axes(cost, 2),
@@ -208,7 +209,7 @@ def _side(where: str, name: str, value: Any, lead: tuple[int, ...], n: int, cost
     """Weights ``[..., N]`` broadcast to the problems."""
     if value is None:
         return None
-    checks.tensor(where, name, value)
+    checks.tensor(where, name, value, cost)
     fits = value.dim() >= 1 and value.shape[-1] == n and value.dim() <= len(lead) + 1
     ours = tuple(value.shape[:-1])
     fits = fits and all(s in (1, w) for s, w in zip(ours[::-1], lead[::-1], strict=False))
@@ -300,7 +301,7 @@ def _solve_features(
     if init is not None:
         n, m = map(math.prod, ops.patch_grids(x, y, patch_size))
         lead = ops.problems(x, y)
-        checks.potentials(where, init, (*lead, n), (*lead, m))
+        checks.potentials(where, init, (*lead, n), (*lead, m), x)
         init_g = init[1].to(ops.compute_dtype(x, y))
     return ops.emd_forward(
         x, y, a, b, init_g, ops.METRICS[metric], patch_size, eps, eps_scale == "std", tol, max_iter, where
@@ -352,7 +353,8 @@ def emd_l2(
 
     Raises:
         TypeError: an argument is of the wrong kind or type.
-        ValueError: shapes do not fit, an option is out of range, or weights are negative, not finite, or all 0.
+        ValueError: shapes do not fit, an option is out of range, tensors are on different devices, or weights are
+            negative, not finite, or all 0 (on a GPU, where looking would make it wait, such a problem gives NaN).
         NotImplementedError: a second derivative is asked for.
 
     >>> import torch

@@ -7,7 +7,9 @@ nothing of torch.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -18,7 +20,43 @@ from . import _C
 METRICS = {"l2": 0, "sqeuclidean": 1, "cosine": 2}  # csrc/types.h
 _DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 
+STRATEGIES = {"automatic": 0, "several": 1, "block": 2, "team": 3, "stream": 4}  # csrc/cuda/cuda.h
+
 _lib = torch.library.Library("sfr_ext", "DEF")
+
+# ------------------------------------------------------------------------------------------------ kernels
+
+# For tests and benchmarks: a strategy other than the one that follows from a problem's shape, and a module whose CUDA
+# kernels are emulated and take the place of those for the CPU.
+_strategy = "automatic"
+_emulated: Any = None
+
+
+@contextlib.contextmanager
+def forced(strategy: str = "automatic", emulated: Any = None) -> Iterator[None]:
+    """Within it, CUDA kernels use this strategy, and tensors on the CPU go to this module's emulated ones."""
+    global _strategy, _emulated
+    before = _strategy, _emulated
+    _strategy, _emulated = strategy, emulated
+    try:
+        yield
+    finally:
+        _strategy, _emulated = before
+
+
+def _run(name: str, like: Tensor, *arguments: Any) -> int:
+    """Calls a kernel on the device of ``like``; returns its status."""
+    on_cpu = like.device.type == "cpu"
+    if on_cpu and _emulated is None:
+        return getattr(_C, name)(*arguments)
+    kernel = getattr((_emulated or _C).cuda, name)
+    stream = 0 if on_cpu else torch.cuda.current_stream(like.device).cuda_stream
+    place = (like.device.index or 0, stream, STRATEGIES[_strategy])
+    missing = kernel(*arguments, (*place, 0, 0))
+    if missing:
+        scratch = torch.empty(missing, dtype=torch.uint8, device=like.device)
+        kernel(*arguments, (*place, scratch.data_ptr(), missing))
+    return 0  # the contents of weights are not looked at: that would make the device wait
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -93,6 +131,13 @@ def _named(gradients: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tens
     return [grad if want else None for grad, want in zip(gradients, wanted, strict=True)]
 
 
+def _implement(*functions: Any) -> None:
+    """The same function for every device: it passes on where its tensors are."""
+    for function in functions:
+        for device in ("CPU", "CUDA"):
+            _lib.impl(function.__name__.removeprefix("_"), function, device)
+
+
 def _no_second_derivative(name: str) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         pass
@@ -146,7 +191,7 @@ def _cost_like(x: Tensor, y: Tensor, patch: int) -> Tensor:
 def _cost_forward(x: Tensor, y: Tensor, metric: int, patch_size: int) -> Tensor:
     cost = _cost_like(x, y, patch_size)
     sizes, x_view, y_view, _ = _features(x, y, metric, patch_size, cost.dtype)
-    _C.cost_forward(sizes, x_view, y_view, cost.data_ptr())
+    _run("cost_forward", x, sizes, x_view, y_view, cost.data_ptr())
     return cost
 
 
@@ -163,7 +208,9 @@ def _cost_backward(
     grad_x, grad_y = _feature_gradients(x, y, need_x, need_y)
     sizes, x_view, y_view, view = _features(x, y, metric, patch_size, cost.dtype)
     grad_cost = grad_cost.contiguous()
-    _C.cost_backward(
+    _run(
+        "cost_backward",
+        x,
         sizes,
         x_view,
         y_view,
@@ -179,8 +226,7 @@ def _feature_gradients(x: Tensor, y: Tensor, need_x: bool, need_y: bool) -> tupl
     return (torch.empty_like(x) if need_x else _nothing(x)), (torch.empty_like(y) if need_y else _nothing(y))
 
 
-_lib.impl("cost_forward", _cost_forward, "CPU")
-_lib.impl("cost_backward", _cost_backward, "CPU")
+_implement(_cost_forward, _cost_backward)
 
 
 @torch.library.register_fake("sfr_ext::cost_forward", lib=_lib)
@@ -290,7 +336,9 @@ def _emd_forward(
     out = _emd_outputs(x, y, patch_size)
     sizes, x_view, y_view, _ = _features(x, y, metric, patch_size, out[0].dtype)
     init_g = None if init_g is None else init_g.contiguous()
-    status = _C.emd_forward(
+    status = _run(
+        "emd_forward",
+        x,
         sizes,
         x_view,
         y_view,
@@ -342,7 +390,9 @@ def _emd_backward(
     grad_x, grad_y, grad_a, grad_b = _emd_gradients(x, y, a, b, f, g, need)
     sizes, x_view, y_view, view = _features(x, y, metric, patch_size, f.dtype)
     upstream = [None if grad is None else grad.contiguous() for grad in (grad_transport, grad_entropic)]
-    _C.emd_backward(
+    _run(
+        "emd_backward",
+        x,
         sizes,
         x_view,
         y_view,
@@ -361,8 +411,7 @@ def _emd_backward(
     return grad_x, grad_y, _fold_groups(grad_a, a), _fold_groups(grad_b, b)
 
 
-_lib.impl("emd_forward", _emd_forward, "CPU")
-_lib.impl("emd_backward", _emd_backward, "CPU")
+_implement(_emd_forward, _emd_backward)
 
 
 @torch.library.register_fake("sfr_ext::emd_forward", lib=_lib)
@@ -441,7 +490,9 @@ def _sinkhorn_forward(
 ) -> tuple[Tensor, ...]:
     out = _sinkhorn_outputs(cost)
     init_g = None if init_g is None else init_g.contiguous()
-    status = _C.sinkhorn_forward(
+    status = _run(
+        "sinkhorn_forward",
+        cost,
         *_sinkhorn_sizes(cost, out[0].dtype),
         _weight_view(a),
         _weight_view(b),
@@ -480,7 +531,9 @@ def _sinkhorn_backward(
     gradients = _sinkhorn_gradients(cost, a, b, f, g, need)
     upstream = [None if grad is None else grad.contiguous() for grad in (grad_transport, grad_entropic)]
     grad_cost, grad_a, grad_b = _named(gradients, need)
-    _C.sinkhorn_backward(
+    _run(
+        "sinkhorn_backward",
+        cost,
         *_sinkhorn_sizes(cost, f.dtype),
         _weight_view(a),
         _weight_view(b),
@@ -494,8 +547,7 @@ def _sinkhorn_backward(
     return gradients
 
 
-_lib.impl("sinkhorn_forward", _sinkhorn_forward, "CPU")
-_lib.impl("sinkhorn_backward", _sinkhorn_backward, "CPU")
+_implement(_sinkhorn_forward, _sinkhorn_backward)
 
 
 @torch.library.register_fake("sfr_ext::sinkhorn_forward", lib=_lib)

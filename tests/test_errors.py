@@ -39,6 +39,11 @@ cost = torch.rand(2, 3, 4)
             r"expected teacher_feat of shape \[B, C, H', W'\] or \[B, G, C, H', W'\] with B = 2 and C = 4 "
             r"\(from student_feat\), got \[1, 4, 2, 2\]",
         ),
+        (
+            lambda: emd_l2(x, y.to("meta")),
+            ValueError,
+            "expected teacher_feat on cpu, where the others are, got a tensor on meta",
+        ),
         (lambda: emd_l2(x, y[:, :3]), ValueError, r"with B = 2 and C = 4 .*got \[2, 3, 2, 2\]"),
         (
             lambda: emd_l2(tokens, y[0, 0]),

@@ -77,11 +77,13 @@ void backward(const CostBackwardParams& p) {
 
 }  // namespace
 
-void cost_forward(const CostForwardParams& p) {
+Status cost_forward(const CostForwardParams& p) {
   p.compute == DType::float64 ? forward<double>(p) : forward<float>(p);
+  return Status::ok;
 }
-void cost_backward(const CostBackwardParams& p) {
+Status cost_backward(const CostBackwardParams& p) {
   p.compute == DType::float64 ? backward<double>(p) : backward<float>(p);
+  return Status::ok;
 }
 
 }  // namespace sfr::cpu::SFR_ISA

@@ -13,8 +13,8 @@ namespace {
 struct Variant {
   const char* name;
   bool (*runs_here)();
-  void (*cost_forward)(const CostForwardParams&);
-  void (*cost_backward)(const CostBackwardParams&);
+  Status (*cost_forward)(const CostForwardParams&);
+  Status (*cost_backward)(const CostBackwardParams&);
   Status (*sinkhorn_forward)(const SinkhornForwardParams&);
   Status (*sinkhorn_backward)(const SinkhornBackwardParams&);
   Status (*emd_forward)(const EmdForwardParams&);
@@ -75,11 +75,11 @@ std::vector<std::string> usable_isas() {
   return names;
 }
 
-void cost_forward(const CostForwardParams& p) {
-  chosen().cost_forward(p);
+Status cost_forward(const CostForwardParams& p) {
+  return chosen().cost_forward(p);
 }
-void cost_backward(const CostBackwardParams& p) {
-  chosen().cost_backward(p);
+Status cost_backward(const CostBackwardParams& p) {
+  return chosen().cost_backward(p);
 }
 Status sinkhorn_forward(const SinkhornForwardParams& p) {
   return chosen().sinkhorn_forward(p);

@@ -7,8 +7,8 @@
 
 #define SFR_DECLARE_VARIANT(isa)                           \
   namespace sfr::cpu::isa {                                \
-  void cost_forward(const CostForwardParams&);             \
-  void cost_backward(const CostBackwardParams&);           \
+  Status cost_forward(const CostForwardParams&);           \
+  Status cost_backward(const CostBackwardParams&);         \
   Status sinkhorn_forward(const SinkhornForwardParams&);   \
   Status sinkhorn_backward(const SinkhornBackwardParams&); \
   Status emd_forward(const EmdForwardParams&);             \

@@ -1,0 +1,32 @@
+// The operations of csrc/*.h on a GPU: the same parameters, and where to run. `threads` is not looked at.
+#pragma once
+
+#include "../emd.h"
+
+namespace sfr::cuda {
+
+// Strategies, numbered as in sfr_ext/ops.py. One of them can be forced, for tests and benchmarks.
+//   several   one warp to a problem, several problems to a block    up to 32 x 32
+//   block     one block to a problem, plan in shared memory         while it fits
+//   team      blocks that wait for each other, each with a slab of the plan in its shared memory
+//   stream    the same with everything in global memory             any size
+enum class Strategy : int32_t { automatic = 0, several = 1, block = 2, team = 3, stream = 4 };
+
+struct Where {
+  int device = 0;
+  void* stream = nullptr;
+  Strategy strategy = Strategy::automatic;
+  void* scratch = nullptr;  // global memory
+  int64_t scratch_bytes = 0;
+};
+
+// Each launches and returns 0; or launches nothing and returns the bytes of scratch that it needs, where it was given
+// fewer. Throws std::runtime_error when a launch fails. Unsound weights give NaN for their problem.
+int64_t cost_forward(const CostForwardParams&, const Where&);
+int64_t cost_backward(const CostBackwardParams&, const Where&);
+int64_t sinkhorn_forward(const SinkhornForwardParams&, const Where&);
+int64_t sinkhorn_backward(const SinkhornBackwardParams&, const Where&);
+int64_t emd_forward(const EmdForwardParams&, const Where&);
+int64_t emd_backward(const EmdBackwardParams&, const Where&);
+
+}  // namespace sfr::cuda

@@ -1,0 +1,208 @@
+// The only place for intrinsics and inline PTX. Everything above speaks in these functions, so that the same kernels
+// run on a GPU and, under tests/simt, on an emulator that stands in for this header's second half.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#define SFR_DEVICE __device__ __forceinline__
+#define SFR_BOTH __host__ __device__ __forceinline__
+
+namespace sfr::cuda {
+
+constexpr int warp_threads = 32;
+
+struct alignas(16) Word16 {
+  uint32_t part[4];
+};
+
+// A value known to the compiler, as an argument.
+template <class V, V v>
+struct Constant {
+  static constexpr V value = v;
+};
+
+// Bits of half and bfloat16 numbers; arithmetic is float's.
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat {
+  uint16_t bits;
+};
+
+#ifdef SFR_SIMT
+
+// tests/simt/include/simt.h: the same declarations on fibers.
+using simt::arrive_and_wait;
+using simt::shared_memory;
+using simt::shuffle;
+using simt::shuffle_xor;
+using simt::sync_block;
+using simt::sync_threads;
+using simt::sync_warp;
+
+inline float half_to_float(uint16_t bits) {
+  return simt::half_to_float(bits);
+}
+inline uint16_t float_to_half(float x) {
+  return simt::float_to_half(x);
+}
+inline uint32_t float_bits(float x) {
+  return simt::bit_cast<uint32_t>(x);
+}
+inline float bits_float(uint32_t x) {
+  return simt::bit_cast<float>(x);
+}
+inline uint64_t double_bits(double x) {
+  return simt::bit_cast<uint64_t>(x);
+}
+inline double bits_double(uint64_t x) {
+  return simt::bit_cast<double>(x);
+}
+inline float exp2_of(float x) {
+  return exp2f(x);
+}
+inline float quotient(float x, float y) {
+  return x / y;
+}
+
+#else
+
+// The block's dynamic shared memory; all of it is allocated at launch.
+SFR_DEVICE unsigned char* shared_memory() {
+  extern __shared__ __align__(16) unsigned char shared_memory_of_block[];
+  return shared_memory_of_block;
+}
+
+// All threads of the block.
+SFR_DEVICE void sync_block() {
+  __syncthreads();
+}
+
+// `count` threads of the block, whole warps, at barrier `id` (1 to 15).
+SFR_DEVICE void sync_threads(int id, int count) {
+  asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(count) : "memory");
+}
+
+SFR_DEVICE void sync_warp() {
+  __syncwarp();
+}
+
+// All 32 lanes take part.
+template <class T>
+SFR_DEVICE T shuffle_xor(T x, int mask) {
+  return __shfl_xor_sync(0xffffffffu, x, mask);
+}
+template <class T>
+SFR_DEVICE T shuffle(T x, int lane) {
+  return __shfl_sync(0xffffffffu, x, lane);
+}
+
+// One thread of each block: adds 1 to the counter and waits until it stands at `target` or beyond. What the blocks
+// wrote before is seen by all of them after.
+SFR_DEVICE void arrive_and_wait(unsigned* counter, unsigned target) {
+  __threadfence();
+  atomicAdd(counter, 1u);
+  unsigned seen;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  } while (int(seen - target) < 0);
+  __threadfence();
+}
+
+SFR_DEVICE float half_to_float(uint16_t bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
+SFR_DEVICE uint16_t float_to_half(float x) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+SFR_DEVICE uint32_t float_bits(float x) {
+  return __float_as_uint(x);
+}
+SFR_DEVICE float bits_float(uint32_t x) {
+  return __uint_as_float(x);
+}
+SFR_DEVICE uint64_t double_bits(double x) {
+  return uint64_t(__double_as_longlong(x));
+}
+SFR_DEVICE double bits_double(uint64_t x) {
+  return __longlong_as_double(int64_t(x));
+}
+
+// 2^x within 2 ulp; results below float's normal range are 0.
+SFR_DEVICE float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// x / y within 2 ulp, for |y| in [2^-126, 2^126].
+SFR_DEVICE float quotient(float x, float y) {
+  return __fdividef(x, y);
+}
+
+#endif
+
+// Long sequences of instructions, and nothing that has to be fast: called, not repeated.
+__device__ __noinline__ inline double exp2_of(double x) {
+  return exp2(x);
+}
+__device__ __noinline__ inline double quotient(double x, double y) {
+  return x / y;
+}
+SFR_DEVICE float log2_of(float x) {
+  return log2f(x);
+}
+__device__ __noinline__ inline double log2_of(double x) {
+  return log2(x);
+}
+SFR_DEVICE float sqrt_of(float x) {
+  return sqrtf(x);
+}
+SFR_DEVICE double sqrt_of(double x) {
+  return sqrt(x);
+}
+
+// One pass over 16 bytes of memory; the address must be a multiple of 16.
+SFR_DEVICE Word16 load16(const void* address) {
+  return *static_cast<const Word16*>(address);
+}
+
+SFR_DEVICE float to_float(Half h) {
+  return half_to_float(h.bits);
+}
+SFR_DEVICE float to_float(Bfloat h) {
+  return bits_float(uint32_t(h.bits) << 16);
+}
+SFR_DEVICE float to_float(float x) {
+  return x;
+}
+SFR_DEVICE double to_float(double x) {
+  return x;
+}
+
+// Round to nearest, ties to even.
+SFR_DEVICE void from_float(float x, Half& out) {
+  out.bits = float_to_half(x);
+}
+SFR_DEVICE void from_float(float x, Bfloat& out) {
+  const uint32_t bits = float_bits(x), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  out.bits = uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+SFR_DEVICE void from_float(float x, float& out) {
+  out = x;
+}
+SFR_DEVICE void from_float(double x, double& out) {
+  out = x;
+}
+template <class E>
+SFR_DEVICE void from_float(double x, E& out) {
+  from_float(float(x), out);
+}
+
+}  // namespace sfr::cuda

@@ -1,0 +1,83 @@
+#include "../emd.h"
+
+#include "ground.cuh"
+#include "transport.cuh"
+
+namespace sfr::cuda {
+namespace {
+
+// Weights and costs of problem (b, g).
+template <class T>
+SFR_DEVICE unsigned prepare(Site site, const CostParams& p, const Solve& solve, int64_t b, int64_t g) {
+  site.meetings = read_weights<T>(site, solve, b, g, &p);
+  const Problem<T> problem(site);
+  return ground_forward<T>(site, p, b, g, problem.first, problem.rows, problem.cost(), site.shape.ld);
+}
+
+template <class T>
+SFR_KERNEL emd_forward_kernel(const __grid_constant__ Work<EmdForwardParams> p) {
+  Site site{p.shape, p.task, p.scratch, p.teams};
+#pragma unroll 1
+  for (int64_t item = site.team(); item < p.items; item += p.teams) {
+    site.meetings = prepare<T>(site, p, p.solve, item / p.G, item % p.G);
+    site.meetings = transport_forward<T>(site, p.solve, item);
+    Problem<T>(site).team.sync();
+  }
+}
+
+// From d/dC in the plan to the gradients of the features.
+template <class T>
+SFR_PHASE unsigned feature_gradients(Site site, const EmdBackwardParams& p, int64_t b, int64_t g, bool sound) {
+  Ground<T> ground(site, p, b, g);
+  const int ld = site.shape.ld;
+  T *P = ground.at.P, *cost = ground.cost();
+  // A team of several blocks puts the weights of pairs where all of them see them.
+  const bool alone = site.shape.blocks == 1;
+  weigh(ground, ground.first, ground.rows, P, ld, cost, ld, alone ? P : cost, ld, !sound);
+  ground.team.meet();
+  ground_backward(ground, alone ? P : ground.at.far_cost, ld, p.grad_x, p.grad_y);
+  return ground.team.meetings;
+}
+
+// A whole batch entry at a time: the gradient of x sums over its groups.
+template <class T>
+SFR_KERNEL emd_backward_kernel(const __grid_constant__ Work<EmdBackwardParams> p) {
+  Site site{p.shape, p.task, p.scratch, p.teams};
+#pragma unroll 1
+  for (int64_t b = site.team(); b < p.items; b += p.teams)
+#pragma unroll 1
+    for (int64_t g = 0; g < p.G; ++g) {
+      site.meetings = prepare<T>(site, p, p.solve, b, g);
+      site.meetings = transport_backward<T>(site, p.solve, b * p.G + g);
+      Problem<T>(site).team.sync();
+      site.meetings = feature_gradients<T>(site, p, b, g, is_sound<T>(p.solve, b * p.G + g));
+    }
+}
+
+template <class T>
+int64_t forward(const EmdForwardParams& p, const Where& where) {
+  const Task task = task_of(p);
+  const Shape shape = choose<T>(task, where.strategy, limits(where.device));
+  return start<EmdForwardParams>(emd_forward_kernel<T>, p, task, shape, p.B * p.G, where);
+}
+
+template <class T>
+int64_t backward(const EmdBackwardParams& p, const Where& where) {
+  Task task = task_of(p);
+  task.backward = true;
+  const Shape shape = choose<T>(task, where.strategy, limits(where.device));
+  return start<EmdBackwardParams>(emd_backward_kernel<T>, p, task, shape, p.B, where);
+}
+
+}  // namespace
+
+int64_t emd_forward(const EmdForwardParams& p, const Where& where) {
+  const OnDevice on(where.device);
+  return p.compute == DType::float64 ? forward<double>(p, where) : forward<float>(p, where);
+}
+int64_t emd_backward(const EmdBackwardParams& p, const Where& where) {
+  const OnDevice on(where.device);
+  return p.compute == DType::float64 ? backward<double>(p, where) : backward<float>(p, where);
+}
+
+}  // namespace sfr::cuda

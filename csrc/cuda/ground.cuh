@@ -1,0 +1,382 @@
+// The ground cost of one problem: pixels to patches to cost, and the way back to the features.
+#pragma once
+
+#include "../cost.h"
+#include "problem.cuh"
+
+namespace sfr::cuda {
+
+inline Task task_of(const CostParams& p) {
+  Task task;
+  task.N = p.N(), task.M = p.M(), task.C = p.C, task.G = p.G;
+  task.x_pixels = p.x.H * p.x.W, task.y_pixels = p.y.H * p.y.W;
+  task.windows = p.patch > 1;
+  task.norms = p.metric == Metric::cosine;
+  return task;
+}
+
+// One problem's features, and the team that is at them.
+template <class T>
+struct Ground : Problem<T> {
+  using Problem<T>::at;
+  using Problem<T>::shape;
+  using Problem<T>::team;
+  const CostParams& params;
+  int64_t b, g;
+  const uint8_t *x_used, *y_used;  // null: all pixels are
+
+  SFR_DEVICE Ground(const Site& site, const CostParams& p, int64_t item, int64_t group)
+      : Problem<T>(site), params(p), b(item), g(group) {
+    const bool weighted = site.task.solved && at.notes->weighted;
+    x_used = weighted ? at.x_used : nullptr;
+    y_used = weighted ? at.y_used : nullptr;
+  }
+
+  SFR_DEVICE int patch() const { return int(params.patch); }
+  // The first pixel of patch i of a map.
+  SFR_DEVICE int corner(const FeatureView& view, int i) const {
+    if (patch() == 1) return i;
+    const int W = int(view.W), columns = W - patch() + 1, row = i / columns;
+    return row * W + i - row * columns;
+  }
+  // Calls f(patch) for every patch that covers a pixel.
+  template <class F>
+  SFR_DEVICE void each_cover(const FeatureView& view, int pixel, F&& f) const {
+    const int W = int(view.W), columns = W - patch() + 1, rows = int(view.H) - patch() + 1;
+    const int y = pixel / W, x = pixel - y * W;
+#pragma unroll 1
+    for (int dy = 0; dy < patch(); ++dy)
+#pragma unroll 1
+      for (int dx = 0; dx < patch(); ++dx) {
+        const int r = y - dy, c = x - dx;
+        if (r >= 0 && r < rows && c >= 0 && c < columns) f(r * columns + c);
+      }
+  }
+  // This block's share of n things that the team splits.
+  SFR_DEVICE int share_begin(int n) const {
+    const int each = (n + team.blocks - 1) / team.blocks, begin = each * team.block;
+    return begin < n ? begin : n;
+  }
+  SFR_DEVICE int share_end(int n) const {
+    const int each = (n + team.blocks - 1) / team.blocks, end = each * (team.block + 1);
+    return end < n ? end : n;
+  }
+  SFR_DEVICE Region x_region(int first, int count) const {
+    return Region(params.x, map_offset(params.x, b, 0), first, count);
+  }
+  SFR_DEVICE Region y_region(int first, int count) const {
+    return Region(params.y, map_offset(params.y, b, g), first, count);
+  }
+};
+
+// Squared norms of all pixels, then 1 / |patch| of all patches: 0 for 0.
+template <class T>
+SFR_DEVICE void invert_norms(Ground<T>& ground) {
+  Team& team = ground.team;
+  const Shape& shape = ground.shape;
+  const auto squares = [&](const Region& region, const uint8_t* used, T* out) {
+#pragma unroll 1
+    for (int p = team.rank; p < region.count; p += team.size) {
+      T sum = 0;
+      if (!used || used[region.first + p])
+        with_element(region.view->dtype, [&](auto element) {
+          using E = decltype(element);
+          if constexpr (sizeof(T) >= sizeof(E)) {
+            const E* pixel = static_cast<const E*>(region.view->data) + region.offset(p);
+#pragma unroll 1
+            for (int64_t c = 0; c < ground.params.C; ++c) {
+              const T x = T(to_float(pixel[c * region.view->stride_c]));
+              sum += x * x;
+            }
+          }
+        });
+      out[region.first + p] = sum;
+    }
+  };
+  const int x_begin = ground.share_begin(shape.x_pixels), y_begin = ground.share_begin(shape.y_pixels);
+  squares(ground.x_region(x_begin, ground.share_end(shape.x_pixels) - x_begin), ground.x_used, ground.at.x_own);
+  squares(ground.y_region(y_begin, ground.share_end(shape.y_pixels) - y_begin), ground.y_used, ground.at.y_own);
+  team.meet();
+  const auto invert = [&](const FeatureView& view, int patches, const T* of_pixels, T* out) {
+    const int W = int(view.W);
+#pragma unroll 1
+    for (int i = ground.share_begin(patches) + team.rank; i < ground.share_end(patches); i += team.size) {
+      const int corner = ground.corner(view, i);
+      T sum = 0;
+#pragma unroll 1
+      for (int dy = 0; dy < ground.patch(); ++dy)
+#pragma unroll 1
+        for (int dx = 0; dx < ground.patch(); ++dx) sum += of_pixels[corner + dy * W + dx];
+      out[i] = sum == 0 ? T(0) : 1 / sqrt_of(sum);
+    }
+  };
+  invert(ground.params.x, shape.N, ground.at.x_own, ground.at.x_inverse);
+  invert(ground.params.y, shape.M, ground.at.y_own, ground.at.y_inverse);
+  team.meet();
+}
+
+// Costs of the rows [first, first + rows) of problem (b, g) into out [rows][ld], from the features. Ends with a barrier
+// of the block.
+template <class T>
+SFR_PHASE unsigned ground_forward(Site site, const CostParams& params, int64_t b, int64_t g, int first, int rows,
+                                  T* out, int64_t ld) {
+  Ground<T> ground(site, params, b, g);
+  Team& team = ground.team;
+  const Shape& shape = ground.shape;
+  const CostParams& p = ground.params;
+  const bool windows = ground.patch() > 1;
+  const int pixel_ld = round_up(shape.y_pixels, 4);
+  if (p.metric == Metric::cosine) invert_norms(ground);
+
+  const int begin = windows ? ground.share_begin(shape.x_pixels) : first;
+  const int count = windows ? ground.share_end(shape.x_pixels) - begin : rows;
+  T* sums = windows ? ground.at.pixel_costs + int64_t(begin) * pixel_ld : out;
+  if (count > 0) {
+    const int most = shape.compared(windows), edge = tile_edge<T>(most, shape.y_pixels);
+    Panels<T> panels(ground.at.panels, shape.panel_channels, panel_row(most, edge), panel_row(shape.y_pixels, edge));
+    panels.clear_ends(team, count, shape.y_pixels);
+    const Reader x(ground.x_region(begin, count), ground.x_used, shape.panel_channels);
+    const Reader y(ground.y_region(0, shape.y_pixels), ground.y_used, shape.panel_channels);
+    pair_sums(team, p.metric == Metric::cosine ? Pair::product : Pair::difference, edge, x, y, int(p.C), panels, sums,
+              windows ? pixel_ld : ld);
+  }
+  if (windows) team.meet();
+
+#pragma unroll 1
+  for (int i = team.warp(); i < rows; i += team.warps()) {
+    const int x_corner = windows ? ground.corner(p.x, first + i) : 0, x_width = int(p.x.W), y_width = int(p.y.W);
+#pragma unroll 1
+    for (int j = team.lane(); j < shape.M; j += warp_threads) {
+      T c;
+      if (windows) {
+        const int y_corner = ground.corner(p.y, j);
+        c = 0;
+#pragma unroll 1
+        for (int dy = 0; dy < ground.patch(); ++dy)
+#pragma unroll 1
+          for (int dx = 0; dx < ground.patch(); ++dx)
+            c += ground.at.pixel_costs[int64_t(x_corner + dy * x_width + dx) * pixel_ld + y_corner + dy * y_width + dx];
+      } else {
+        c = out[i * ld + j];
+      }
+      if (p.metric == Metric::l2) c = sqrt_of(c);
+      if (p.metric == Metric::cosine) {
+        c = 1 - c * ground.at.x_inverse[first + i] * ground.at.y_inverse[j];
+        c = c < 0 ? T(0) : c;
+      }
+      out[i * ld + j] = c;
+    }
+  }
+  team.sync();
+  return team.meetings;
+}
+
+// From d/dC of a slab to the weights of pairs of patches, W [slab][ld] (may be in the place of either): grad_x_i =
+// sum_j W_ij (x_i - y_j), or own_i x_i - sum_j W_ij y_j for cosine. The ends of its rows, and the rows after the last
+// patch up to a multiple of 4, are 0. `broken`: NaN everywhere.
+template <class T>
+SFR_DEVICE void weigh(Ground<T>& ground, int first, int rows, const T* grad, int64_t ld_grad, const T* cost,
+                      int64_t ld_cost, T* W, int64_t ld, bool broken) {
+  const Team& team = ground.team;
+  const Shape& shape = ground.shape;
+  const bool last = first + rows == shape.N;
+  const int end = last ? round_up(shape.N, 4) - first : rows, columns = round_up(shape.M, 4);
+  const T nan = T(NAN);
+#pragma unroll 1
+  for (int i = team.warp(); i < end; i += team.warps())
+#pragma unroll 1
+    for (int j = team.lane(); j < columns; j += warp_threads) {
+      T w = 0;
+      if (i < rows && j < shape.M) {
+        const T c = cost[i * ld_cost + j], d = grad[i * ld_grad + j];
+        switch (ground.params.metric) {
+          case Metric::l2:
+            w = c == 0 ? T(0) : d / c;
+            break;
+          case Metric::sqeuclidean:
+            w = 2 * d;
+            break;
+          case Metric::cosine:
+            w = d * ground.at.x_inverse[first + i] * ground.at.y_inverse[j];
+            break;
+        }
+        if (broken) w = nan;
+      }
+      W[i * ld + j] = w;
+    }
+}
+
+// Adjoint of the windows' sums: a pair of pixels gets the weights of all pairs of patches that it is part of.
+template <class T>
+SFR_DEVICE void spread_windows(Ground<T>& ground, const T* W, int64_t ld) {
+  Team& team = ground.team;
+  const Shape& shape = ground.shape;
+  const FeatureView &x = ground.params.x, &y = ground.params.y;
+  const int patch = ground.patch(), pixel_ld = round_up(shape.y_pixels, 4);
+  const int x_columns = int(x.W) - patch + 1, x_rows = int(x.H) - patch + 1;
+  const int y_columns = int(y.W) - patch + 1, y_rows = int(y.H) - patch + 1;
+  const int rows = round_up(shape.x_pixels, 4);
+#pragma unroll 1
+  for (int p = ground.share_begin(rows) + team.warp(); p < ground.share_end(rows); p += team.warps()) {
+    const int py = p / int(x.W), px = p - py * int(x.W);
+#pragma unroll 1
+    for (int q = team.lane(); q < pixel_ld; q += warp_threads) {
+      const int qy = q / int(y.W), qx = q - qy * int(y.W);
+      T sum = 0;
+      if (p < shape.x_pixels && q < shape.y_pixels)
+#pragma unroll 1
+        for (int dy = 0; dy < patch; ++dy)
+#pragma unroll 1
+          for (int dx = 0; dx < patch; ++dx) {
+            const int r = py - dy, c = px - dx, s = qy - dy, t = qx - dx;
+            if (r >= 0 && r < x_rows && c >= 0 && c < x_columns && s >= 0 && s < y_rows && t >= 0 && t < y_columns)
+              sum += W[int64_t(r * x_columns + c) * ld + s * y_columns + t];
+          }
+      ground.at.pixel_costs[int64_t(p) * pixel_ld + q] = sum;
+    }
+  }
+}
+
+// Cosine: from the sums over each patch's row or column of d/dC (1 - C), in x_sums and y_sums, to the pixels' own
+// coefficients: sum over their patches of |patch|^-2 times that.
+template <class T>
+SFR_DEVICE void own_coefficients(Ground<T>& ground) {
+  const Team& team = ground.team;
+  const auto spread = [&](const FeatureView& view, int pixels, const T* sums, const T* inverse, T* out) {
+#pragma unroll 1
+    for (int p = ground.share_begin(pixels) + team.rank; p < ground.share_end(pixels); p += team.size) {
+      T own = 0;
+      ground.each_cover(view, p, [&](int i) { own += sums[i] * inverse[i] * inverse[i]; });
+      out[p] = own;
+    }
+  };
+  const Places<T>& at = ground.at;
+  spread(ground.params.x, ground.shape.x_pixels, at.x_sums, at.x_inverse, at.x_own);
+  spread(ground.params.y, ground.shape.y_pixels, at.y_sums, at.y_inverse, at.y_own);
+}
+
+// Panels of both sides and of both gradients.
+template <class T>
+struct PullPanels {
+  T *x, *y, *grad_x, *grad_y;
+  int x_row, y_row;
+
+  SFR_DEVICE PullPanels(Arena arena, const Shape& s)
+      : x_row(panel_row(s.x_pixels, 4)), y_row(panel_row(s.y_pixels, 4)) {
+    x = arena.take<T>(int64_t(s.pull_channels) * x_row);
+    y = arena.take<T>(int64_t(s.pull_channels) * y_row);
+    grad_x = arena.take<T>(int64_t(s.pull_channels) * x_row);
+    grad_y = arena.take<T>(int64_t(s.pull_channels) * y_row);
+  }
+};
+
+// Tiles of one side's gradient for a panel.
+template <Pull pull, class T>
+SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T* mine, int my_row, const T* theirs,
+                           int their_row, int pixels, int others, const T* W, int64_t ldw, int channels, const T* own,
+                           T* out) {
+  const int columns = (pixels + 3) / 4, tiles = columns * ((channels + 3) / 4);
+  // Units are counted over both sides, so that their tiles fill the team together.
+#pragma unroll 1
+  for (int unit = (team.rank + team.size - first_unit % team.size) % team.size; unit < tiles; unit += team.size) {
+    const int row = unit / columns, pixel = (unit - row * columns) * 4, channel = row * 4;
+    T sum[4][4];
+    if (pair == Pair::difference)
+      pull_tile<Pair::difference, pull>(mine, my_row, theirs, their_row, others, W, ldw, pixel, channel, channels, sum);
+    else
+      pull_tile<Pair::product, pull>(mine, my_row, theirs, their_row, others, W, ldw, pixel, channel, channels, sum);
+#pragma unroll
+    for (int c = 0; c < 4; ++c)
+      if (channel + c < channels)
+#pragma unroll
+        for (int p = 0; p < 4; ++p) {
+          const int at = (channel + c) * my_row + pixel + p;
+          if (pixel + p < pixels) out[at] = pair == Pair::product ? sum[c][p] + own[pixel + p] * mine[at] : sum[c][p];
+        }
+  }
+}
+
+// Gradients of both maps from the weights of pairs of pixels, W [x_pixels][ldw]; blocks take panels of channels in
+// turn. The gradient of x gathers over the groups, and leaves with the last.
+template <class T>
+SFR_DEVICE void pull_features(Ground<T>& ground, const T* W, int64_t ldw, const FeatureView& grad_x,
+                              const FeatureView& grad_y) {
+  Team& team = ground.team;
+  const Shape& shape = ground.shape;
+  const CostParams& p = ground.params;
+  const Pair pair = p.metric == Metric::cosine ? Pair::product : Pair::difference;
+  const int nx = shape.x_pixels, ny = shape.y_pixels, C = int(p.C), width = shape.pull_channels;
+  PullPanels<T> panels(ground.at.panels, shape);
+#pragma unroll 1
+  for (int e = team.rank; e < width * (panels.x_row - nx); e += team.size)
+    panels.x[e / (panels.x_row - nx) * panels.x_row + nx + e % (panels.x_row - nx)] = 0;
+#pragma unroll 1
+  for (int e = team.rank; e < width * (panels.y_row - ny); e += team.size)
+    panels.y[e / (panels.y_row - ny) * panels.y_row + ny + e % (panels.y_row - ny)] = 0;
+  const Reader x(ground.x_region(0, nx), ground.x_used, width), y(ground.y_region(0, ny), ground.y_used, width);
+  const Region to_x(grad_x, map_offset(grad_x, ground.b, 0), 0, nx);
+  const Region to_y(grad_y, map_offset(grad_y, ground.b, ground.g), 0, ny);
+  const auto channels_at = [&](int c) { return C - c < width ? C - c : width; };
+  const int step = width * team.blocks;
+  Fetched<T> next_x, next_y;
+  int c = team.block * width;
+  if (c < C) {
+    fetch(team, x, c, channels_at(c), 0, next_x);
+    fetch(team, y, c, channels_at(c), 0, next_y);
+  }
+#pragma unroll 1
+  for (; c < C; c += step) {
+    const int channels = channels_at(c);
+    commit(team, x, c, channels, next_x, panels.x, panels.x_row);
+    commit(team, y, c, channels, next_y, panels.y, panels.y_row);
+    team.sync();
+    if (c + step < C) {
+      fetch(team, x, c + step, channels_at(c + step), 0, next_x);
+      fetch(team, y, c + step, channels_at(c + step), 0, next_y);
+    }
+    const int x_tiles = (nx + 3) / 4 * ((channels + 3) / 4);
+    if (grad_x.data)
+      pull_panel<Pull::to_x>(team, pair, 0, panels.x, panels.x_row, panels.y, panels.y_row, nx, ny, W, ldw, channels,
+                             ground.at.x_own, panels.grad_x);
+    if (grad_y.data)
+      pull_panel<Pull::to_y>(team, pair, grad_x.data ? x_tiles : 0, panels.y, panels.y_row, panels.x, panels.x_row, ny,
+                             nx, W, ldw, channels, ground.at.y_own, panels.grad_y);
+    team.sync();
+    if (grad_x.data) {
+      T* sum = ground.at.gathered;
+      const bool leaves = ground.g == p.G - 1;
+      if (sum)
+#pragma unroll 1
+        for (int e = team.rank; e < channels * nx; e += team.size) {
+          T* panel = panels.grad_x + e / nx * panels.x_row + e % nx;
+          T* so_far = sum + int64_t(c) * nx + e;
+          if (ground.g > 0) *panel += *so_far;
+          *so_far = *panel;
+        }
+      if (leaves) {
+        if (sum) team.sync();
+        store_panel(team, to_x, c, channels, panels.grad_x, panels.x_row);
+      }
+    }
+    if (grad_y.data) store_panel(team, to_y, c, channels, panels.grad_y, panels.y_row);
+  }
+  team.sync();
+}
+
+// Gradients of both maps from the weights of pairs of patches, known to the whole team. Ends with a meeting.
+template <class T>
+SFR_DEVICE void ground_backward(Ground<T>& ground, const T* W, int64_t ld, const FeatureView& grad_x,
+                                const FeatureView& grad_y) {
+  const bool cosine = ground.params.metric == Metric::cosine, windows = ground.patch() > 1;
+  if (windows) {
+    spread_windows(ground, W, ld);
+    W = ground.at.pixel_costs;
+    ld = round_up(ground.shape.y_pixels, 4);
+  }
+  if (cosine) own_coefficients(ground);
+  if (windows || cosine) ground.team.meet();
+  pull_features(ground, W, ld, grad_x, grad_y);
+  ground.team.meet();
+}
+
+}  // namespace sfr::cuda

@@ -1,0 +1,193 @@
+// Sinkhorn iterations of one problem in the scaling domain, over-relaxed, and the log-domain updates for potentials
+// that scalings cannot reach. The rules are those of csrc/cpu/scaling.h.
+#pragma once
+
+#include "plan.cuh"
+
+namespace sfr::cuda {
+
+// Mean and standard deviation of the cost under a (x) b. The deviation is taken in units of the largest, so that
+// nothing overflows or underflows on the way.
+template <class T>
+struct Spread {
+  T mean, largest, deviation;
+};
+
+template <class T>
+SFR_DEVICE Spread<T> measure(Plan<T>& plan) {
+  const T *a = plan.row_weight, *b = plan.column_weight;
+  const auto cost = [&](int i, int j) { return plan.cost[int64_t(i) * plan.ld + j]; };
+  Spread<T> out;
+  T sum = 0;
+  plan.each_entry([&](int i, int j) { sum += a[i] * b[j] * cost(i, j); });
+  out.mean = over_team<Sum>(plan.team, plan.board, sum);
+  T most = 0;
+  plan.each_entry([&](int i, int j) {
+    const T d = magnitude(cost(i, j) - out.mean);
+    if (a[i] > 0 && b[j] > 0 && d > most) most = d;
+  });
+  out.largest = over_team<Max>(plan.team, plan.board, most);
+  const T unit = out.largest > 0 ? out.largest : T(1);
+  sum = 0;
+  plan.each_entry([&](int i, int j) {
+    const T d = (cost(i, j) - out.mean) / unit;
+    sum += a[i] * b[j] * d * d;
+  });
+  out.deviation = unit * sqrt_of(over_team<Sum>(plan.team, plan.board, sum));
+  return out;
+}
+
+template <class T>
+SFR_DEVICE T exponent(const Plan<T>& plan, T log, int i, int j) {
+  return log - (plan.cost[int64_t(i) * plan.ld + j] - plan.mean) * plan.factor;
+}
+
+// Exact update of F in the log domain: F_i = log2 a_i - log2 sum_j 2^(G_j - S_ij).
+template <class T>
+SFR_DEVICE void update_rows(Plan<T>& plan) {
+  const T* G = plan.of_columns(column::log);
+  const T nothing = Max::nothing<T>();
+  T *most = plan.of_rows(row::sum), *F = plan.of_rows(row::log);
+  row_terms<Max>(plan, [&](int i, int j) { return exponent(plan, G[j], i, j); }, [&](int i, T x) { most[i] = x; });
+  plan.team.sync();
+  row_terms<Sum>(
+      plan, [&](int i, int j) { return exp2_of(exponent(plan, G[j], i, j) - most[i]); },
+      [&](int i, T sum) {
+        const T a = plan.row_weight[i];
+        F[i] = a > 0 ? log2_of(a) - most[i] - log2_of(sum) : nothing;
+      });
+  plan.team.sync();
+}
+
+// Exact update of G: G_j = log2 b_j - log2 sum_i 2^(F_i - S_ij).
+template <class T>
+SFR_DEVICE void update_columns(Plan<T>& plan) {
+  const T* F = plan.of_rows(row::log);
+  const T nothing = Max::nothing<T>();
+  T *most = plan.of_columns(column::sum), *G = plan.of_columns(column::log);
+  column_terms<Max>(plan, [&](int i, int j) { return exponent(plan, F[i], i, j); });
+  exchange_columns<Max>(plan);
+  each_column_sum<Max>(plan, [&](int j, T x) { most[j] = x; });
+  plan.team.sync();
+  column_terms<Sum>(plan, [&](int i, int j) { return exp2_of(exponent(plan, F[i], i, j) - most[j]); });
+  exchange_columns<Sum>(plan);
+  each_column_sum<Sum>(plan, [&](int j, T sum) {
+    const T b = plan.column_weight[j];
+    G[j] = b > 0 ? log2_of(b) - most[j] - log2_of(sum) : nothing;
+  });
+  plan.team.sync();
+}
+
+// The factor of over-relaxation, from the contraction seen; see csrc/cpu/scaling.h for the rule and its sources. Every
+// thread holds the same one.
+template <class T>
+class Relaxation {
+ public:
+  SFR_DEVICE T factor() const { return factor_; }
+
+  // The error after `window` more iterations.
+  SFR_DEVICE void observe(T error) {
+    const T before = last_;
+    last_ = error;
+    if (!(before > 0)) return;
+    if (factor_ > 1 && error > before) {
+      factor_ = 1;
+      ceiling_ = 1 + (ceiling_ - 1) * T(0.9);
+    } else if (error < T(0.3) && error > 0) {
+      T rate = error / before;
+#pragma unroll 1
+      for (int k = 1; k < window; k *= 2) rate = sqrt_of(rate);
+      if (rate > T(0.9999)) rate = T(0.9999);
+      if (rate > factor_ - 1 + T(1e-3)) {
+        T lambda = (rate + factor_ - 1) * (rate + factor_ - 1) / (rate * factor_ * factor_);
+        if (lambda > T(0.9999)) lambda = T(0.9999);
+        const T best = 2 / (1 + sqrt_of(1 - lambda));
+        if (best > factor_) factor_ = best;
+        if (factor_ > ceiling_) factor_ = ceiling_;
+      }
+    }
+  }
+
+  static constexpr int window = 8;  // a power of two
+
+ private:
+  T factor_ = 1, ceiling_ = T(1.95), last_ = 0;
+};
+
+template <class T>
+constexpr T most_scale = sizeof(T) == 4 ? T(1073741824) : T(1.7e72);  // 2^30, about 2^240
+
+// x (w / (x s))^omega by the [1/1] Pade approximant about 1, which needs no power; the plain w / s where the ratio is
+// far from 1. One division either way. Kept in range.
+template <class T>
+SFR_DEVICE T relaxed(T x, T s, T w, T omega) {
+  const T have = x * s;
+  const bool near = have > w * T(0.5) && have < w * T(2);
+  const T above = near ? x * ((1 + omega) * w - (omega - 1) * have) : w;
+  const T below = near ? (1 + omega) * have - (omega - 1) * w : s;
+  const T next = quotient(above, below);
+  return next > most_scale<T> ? most_scale<T> : next > 1 / most_scale<T> ? next : 1 / most_scale<T>;
+}
+
+template <class T>
+SFR_DEVICE T out_of_range(T x) {
+  return x > most_scale<T> / 2 || x < 2 / most_scale<T> ? T(1) : T(0);
+}
+
+// Iterates on the scalings until the plan's marginals are within tol (by the sums at hand), the scalings are at the
+// edge of their range (returns true), or the iterations are used up. Both are looked at every few iterations only:
+// telling all threads costs a good part of one. The last column update is always a plain one, so that the plan leaves
+// with its mass whole.
+template <class T>
+SFR_DEVICE bool scale(Plan<T>& plan, T tol, int64_t max_iter, int64_t& n_iter, Relaxation<T>& relaxation) {
+  constexpr int every = 4;
+  Team& team = plan.team;
+  T *u = plan.of_rows(row::scale), *v = plan.of_columns(column::scale);
+  const T *a = plan.row_weight, *b = plan.column_weight;
+  bool at_edge = false;
+  T column_error = 0;
+#pragma unroll 1
+  for (int n = 1;; ++n) {
+    ++n_iter;
+    const bool look = n % every == 0 || n_iter >= max_iter;
+    const T omega = relaxation.factor();
+    T seen[2] = {};  // error, edge
+    row_products(plan, v, [&](int i, T s) {
+      if (!(a[i] > 0)) return;
+      const T next = relaxed(u[i], s, a[i], omega);
+      if (look) {
+        seen[0] += magnitude(u[i] * s - a[i]);
+        seen[1] += out_of_range(next);
+      }
+      u[i] = next;
+    });
+    team.sync();
+    column_products(plan, u);
+    if (look)
+      exchange_columns<Sum>(plan, seen);
+    else
+      exchange_columns<Sum>(plan);
+    const T error = seen[0] + column_error;
+    at_edge = at_edge || seen[1] > 0;
+    const bool stop = look && (!(error > tol) || n_iter >= max_iter || at_edge);
+    T left[2] = {};
+    each_column_sum<Sum>(plan, [&](int j, T t) {
+      if (!(b[j] > 0)) return;
+      const T next = relaxed(v[j], t, b[j], stop ? T(1) : omega);
+      left[0] += magnitude(next * t - b[j]);
+      left[1] += out_of_range(next);
+      v[j] = next;
+    });
+    if (n % every == every - 1) {  // for the next look
+      over_block<Sum>(team, plan.board, left);
+      column_error = left[0];
+      at_edge = left[1] > 0;
+    } else {
+      team.sync();
+    }
+    if (stop) return at_edge;
+    if (n % Relaxation<T>::window == 0) relaxation.observe(error);
+  }
+}
+
+}  // namespace sfr::cuda

@@ -1,0 +1,104 @@
+#include "../sinkhorn.h"
+
+#include "transport.cuh"
+
+namespace sfr::cuda {
+namespace {
+
+// Costs of a problem as the solver wants them; a removed patch's are not looked at.
+template <class T>
+SFR_PHASE void read_cost(Site site, const SinkhornParams& p, int64_t item) {
+  const Problem<T> problem(site);
+  const Team& team = problem.team;
+  const Shape& s = site.shape;
+  T* out = problem.cost();
+  with_element(p.cost_dtype, [&](auto element) {
+    using E = decltype(element);
+    if constexpr (sizeof(T) >= sizeof(E)) {
+      const E* cost = static_cast<const E*>(p.cost) + item / p.G * p.stride_b + item % p.G * p.stride_g;
+#pragma unroll 1
+      for (int i = team.warp(); i < problem.rows; i += team.warps())
+#pragma unroll 4
+        for (int j = team.lane(); j < s.M; j += warp_threads) {
+          const bool kept = problem.at.row_weight[i] > 0 && problem.at.column_weight[j] > 0;
+          const E* from = cost + (problem.first + i) * p.stride_n + j * p.stride_m;
+          out[int64_t(i) * s.ld + j] = kept ? T(to_float(*from)) : T(0);
+        }
+    }
+  });
+  team.sync();
+}
+
+template <class T>
+SFR_KERNEL sinkhorn_forward_kernel(const __grid_constant__ Work<SinkhornForwardParams> p) {
+  Site site{p.shape, p.task, p.scratch, p.teams};
+#pragma unroll 1
+  for (int64_t item = site.team(); item < p.items; item += p.teams) {
+    site.meetings = read_weights<T>(site, p.solve, item / p.G, item % p.G, nullptr);
+    read_cost<T>(site, p, item);
+    site.meetings = transport_forward<T>(site, p.solve, item);
+    Problem<T>(site).team.sync();
+  }
+}
+
+// d/dC from the plan to where it is wanted.
+template <class T>
+SFR_PHASE void write_gradient(Site site, T* out, bool sound) {
+  const Problem<T> problem(site);
+  const Team& team = problem.team;
+  const int M = site.shape.M, ld = site.shape.ld;
+  out += int64_t(problem.first) * M;
+#pragma unroll 1
+  for (int i = team.warp(); i < problem.rows; i += team.warps())
+#pragma unroll 4
+    for (int j = team.lane(); j < M; j += warp_threads)
+      out[int64_t(i) * M + j] = sound ? problem.at.P[int64_t(i) * ld + j] : T(NAN);
+}
+
+template <class T>
+SFR_KERNEL sinkhorn_backward_kernel(const __grid_constant__ Work<SinkhornBackwardParams> p) {
+  Site site{p.shape, p.task, p.scratch, p.teams};
+#pragma unroll 1
+  for (int64_t item = site.team(); item < p.items; item += p.teams) {
+    site.meetings = read_weights<T>(site, p.solve, item / p.G, item % p.G, nullptr);
+    read_cost<T>(site, p, item);
+    site.meetings = transport_backward<T>(site, p.solve, item);
+    Problem<T>(site).team.sync();
+    if (p.grad_cost)
+      write_gradient<T>(site, static_cast<T*>(p.grad_cost) + item * p.N * p.M, is_sound<T>(p.solve, item));
+    Problem<T>(site).team.sync();
+  }
+}
+
+Task task_of(const SinkhornParams& p) {
+  Task task;
+  task.N = p.N, task.M = p.M, task.G = p.G;
+  return task;
+}
+
+template <class T>
+int64_t forward(const SinkhornForwardParams& p, const Where& where) {
+  const Task task = task_of(p);
+  const Shape shape = choose<T>(task, where.strategy, limits(where.device));
+  return start<SinkhornForwardParams>(sinkhorn_forward_kernel<T>, p, task, shape, p.B * p.G, where);
+}
+
+template <class T>
+int64_t backward(const SinkhornBackwardParams& p, const Where& where) {
+  const Task task = task_of(p);
+  const Shape shape = choose<T>(task, where.strategy, limits(where.device));
+  return start<SinkhornBackwardParams>(sinkhorn_backward_kernel<T>, p, task, shape, p.B * p.G, where);
+}
+
+}  // namespace
+
+int64_t sinkhorn_forward(const SinkhornForwardParams& p, const Where& where) {
+  const OnDevice on(where.device);
+  return p.compute == DType::float64 ? forward<double>(p, where) : forward<float>(p, where);
+}
+int64_t sinkhorn_backward(const SinkhornBackwardParams& p, const Where& where) {
+  const OnDevice on(where.device);
+  return p.compute == DType::float64 ? backward<double>(p, where) : backward<float>(p, where);
+}
+
+}  // namespace sfr::cuda

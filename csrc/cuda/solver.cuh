@@ -1,0 +1,108 @@
+// Solving one problem: over-relaxed scaling far from the solution, Newton steps near it, log-domain updates where even
+// scalings would underflow. The strategy, and why, stand in csrc/cpu/solver.h.
+#pragma once
+
+#include "scaling.cuh"
+#include "system.cuh"
+
+namespace sfr::cuda {
+
+template <class T>
+struct Solution {
+  int64_t n_iter = 0;
+  Evaluation<T> plan;
+};
+
+// One Newton step on both potentials, left in the scalings. Returns the factor from the system's solution to the step
+// in powers of two.
+template <class T>
+SFR_DEVICE T newton_step(Plan<T>& plan, T precision, int64_t max_iter, int64_t& n_iter) {
+  constexpr T longest = 2;
+  Team& team = plan.team;
+  const T *alpha = plan.of_rows(row::alpha), *beta = plan.of_columns(column::beta);
+  const auto missing = [](T weight, T sum) { return weight > 0 ? weight - sum : T(0); };
+  plan.each_row([&](int i) { plan.of_rows(row::right)[i] = missing(plan.row_weight[i], plan.of_rows(row::sum)[i]); });
+  plan.each_column([&](int j) {
+    plan.of_columns(column::right)[j] = missing(plan.column_weight[j], plan.of_columns(column::sum)[j]);
+  });
+  team.sync();
+  n_iter += 1 + solve_system(plan, precision, max_iter - n_iter - 1);
+  T length = 0;
+  plan.each_row([&](int i) { length = Max()(length, magnitude(alpha[i])); });
+  plan.each_column([&](int j) { length = Max()(length, magnitude(beta[j])); });
+  length = over_team<Max>(team, plan.board, length);
+  const T factor = T(1 / ln2) * (length > longest ? longest / length : T(1));
+  plan.each_row([&](int i) { plan.of_rows(row::scale)[i] = exp2_of(factor * alpha[i]); });
+  plan.each_column([&](int j) { plan.of_columns(column::scale)[j] = exp2_of(factor * beta[j]); });
+  team.sync();
+  return factor;
+}
+
+template <class T>
+SFR_DEVICE void undo_step(const Plan<T>& plan, T factor) {
+  plan.each_row([&](int i) { plan.of_rows(row::log)[i] -= factor * plan.of_rows(row::alpha)[i]; });
+  plan.each_column([&](int j) { plan.of_columns(column::log)[j] -= factor * plan.of_columns(column::beta)[j]; });
+  plan.team.sync();
+}
+
+// From column::log to a plan within tol, or as far as max_iter goes.
+template <class T>
+SFR_DEVICE Solution<T> solve(Plan<T>& plan, T tol, int64_t max_iter) {
+  Solution<T> out;
+  Relaxation<T> relaxation;
+  constexpr T gate = T(1e-2);
+  constexpr T finest = sizeof(T) == 4 ? T(1e-5) : T(1e-10);
+  T precision = T(1e-2);
+  int64_t burst = 16, resume = 0;  // no Newton step before iteration `resume`
+  enum Next { exactly, scaled };
+  update_rows(plan);
+  T before = 0, factor = 0;  // error before a Newton step, and its factor; 0: none under way
+  bool exact = true;
+  for (Next next = exactly;;) {
+    exact = next == exactly;
+    if (exact) {
+      out.plan = evaluate<From::potentials>(plan);
+    } else {
+      out.plan = evaluate<From::scalings>(plan);
+      absorb(plan);
+    }
+    if (factor > 0) {
+      // A shortened step moves mass along a path that only opens up on the way: the error may wait.
+      const bool shortened = factor < T(1 / ln2);
+      const bool failed = !(out.plan.error < before * (shortened ? T(1.2) : T(0.7)));
+      if (failed) {
+        if (precision > finest) {
+          precision *= T(1e-2);
+        } else {
+          resume = out.n_iter + burst;
+          burst *= 2;
+        }
+        undo_step(plan, factor);
+        next = exactly;
+      }
+      factor = 0;
+      if (failed) continue;
+    }
+    if (!(out.plan.error > tol) || out.n_iter >= max_iter) {
+      if (exact) return out;
+      next = exactly;
+    } else if (out.plan.cold) {
+      ++out.n_iter;
+      update_columns(plan);
+      update_rows(plan);
+      next = exactly;
+    } else if (out.plan.error > gate || out.n_iter < resume) {
+      const bool far = out.plan.error > gate;
+      const int64_t limit = far || max_iter < resume ? max_iter : resume;
+      const bool at_edge = scale(plan, far && gate > tol ? gate : tol, limit, out.n_iter, relaxation);
+      if (at_edge) absorb(plan);
+      next = at_edge ? exactly : scaled;
+    } else {
+      before = out.plan.error;
+      factor = newton_step(plan, precision, max_iter, out.n_iter);
+      next = scaled;
+    }
+  }
+}
+
+}  // namespace sfr::cuda

@@ -1,0 +1,167 @@
+// The threads that work on one problem: some warps of one block, or all threads of several blocks that wait for each
+// other. Sums run in an order fixed by the team's shape, which follows from the problem's own.
+#pragma once
+
+#include "device.cuh"
+
+namespace sfr::cuda {
+
+constexpr int most_warps = 8;       // of a team in one block
+constexpr int most_scalars = 8;     // summed at once
+constexpr int whole_barrier = 1;    // named barriers of a block: all threads of the team,
+constexpr int solvers_barrier = 2;  // and those that solve
+
+// Hands out pieces of memory that somebody else owns, each on a multiple of 16 bytes. Without memory it measures.
+struct Arena {
+  unsigned char* base = nullptr;
+  size_t used = 0;
+
+  template <class T>
+  SFR_BOTH T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(base + used);
+    used += (sizeof(T) * size_t(count) + 15) / 16 * 16;
+    return piece;
+  }
+};
+
+struct Team {
+  int rank = 0, size = 32;      // this thread among those of the team in this block; whole warps
+  int barrier = whole_barrier;  // a team of one warp needs none
+  int block = 0, blocks = 1;    // this block among those of the team
+  unsigned* counter = nullptr;  // of the blocks' meetings; 0 at launch
+  unsigned meetings = 0;
+  int turn = 0;  // which half of the warps' board is next
+
+  SFR_DEVICE int lane() const { return rank % warp_threads; }
+  SFR_DEVICE int warp() const { return rank / warp_threads; }
+  SFR_DEVICE int warps() const { return size / warp_threads; }
+
+  // Which half of the blocks' board is next: who writes it again has met everyone who read it.
+  SFR_DEVICE int exchange() const { return int(meetings & 1); }
+
+  // The team's threads of this block.
+  SFR_DEVICE void sync() const {
+    // The numbers of barriers as constants: a block then has these and no more.
+    if (size == warp_threads)
+      sync_warp();
+    else if (barrier == whole_barrier)
+      sync_threads(whole_barrier, size);
+    else
+      sync_threads(solvers_barrier, size);
+  }
+
+  // The whole team, all blocks.
+  SFR_DEVICE void meet() {
+    sync();
+    if (blocks == 1) return;
+    ++meetings;
+    if (rank == 0) arrive_and_wait(counter, meetings * unsigned(blocks));
+    sync();
+  }
+};
+
+struct Sum {
+  template <class T>
+  SFR_DEVICE T operator()(T x, T y) const {
+    return x + y;
+  }
+  template <class T>
+  static SFR_DEVICE T nothing() {
+    return T(0);
+  }
+};
+
+struct Max {
+  template <class T>
+  SFR_DEVICE T operator()(T x, T y) const {
+    return x < y ? y : x;
+  }
+  template <class T>
+  static SFR_DEVICE T nothing() {
+    return -T(INFINITY);
+  }
+};
+
+// Over `lanes` neighbouring lanes, a power of two; all of them get the same bits.
+template <class Op, class T>
+SFR_DEVICE T over_lanes(T x, int lanes) {
+#pragma unroll 1
+  for (int mask = lanes / 2; mask > 0; mask /= 2) x = Op()(x, shuffle_xor(x, mask));
+  return x;
+}
+
+// What the warps of a block have to say to each other, and the blocks of a team.
+template <class T>
+struct Board {
+  T* warps = nullptr;   // [2][most_warps][most_scalars], shared memory
+  T* blocks = nullptr;  // [2][blocks][width + most_scalars], global memory; teams of one block need none
+  int width = 0;        // columns
+
+  SFR_DEVICE T* of_block(int turn, int blocks_of_team, int block) const {
+    return blocks + (int64_t(turn) * blocks_of_team + block) * (width + most_scalars);
+  }
+};
+
+constexpr int64_t board_entries = 2 * most_warps * most_scalars;
+
+// The warps' values, combined in order: of this block's threads alone. A barrier for them as well.
+template <class Op, int count, class T>
+SFR_DEVICE void over_block(Team& team, const Board<T>& board, T (&x)[count]) {
+  static_assert(count <= most_scalars);
+#pragma unroll
+  for (int k = 0; k < count; ++k) x[k] = over_lanes<Op>(x[k], warp_threads);
+  if (team.size == warp_threads) {
+    team.sync();
+    return;
+  }
+  T* parts = board.warps + team.turn * most_warps * most_scalars;
+  team.turn ^= 1;
+  if (team.lane() == 0)
+#pragma unroll
+    for (int k = 0; k < count; ++k) parts[team.warp() * most_scalars + k] = x[k];
+  team.sync();
+#pragma unroll
+  for (int k = 0; k < count; ++k) {
+    x[k] = parts[k];
+#pragma unroll 1
+    for (int w = 1; w < team.warps(); ++w) x[k] = Op()(x[k], parts[w * most_scalars + k]);
+  }
+}
+
+// A block's values to the board of the blocks, and, once all have met, those of all blocks, combined in order.
+template <int count, class T>
+SFR_DEVICE void put_scalars(const Team& team, const Board<T>& board, int turn, const T (&x)[count]) {
+  T* mine = board.of_block(turn, team.blocks, team.block) + board.width;
+  if (team.rank == 0)
+#pragma unroll
+    for (int k = 0; k < count; ++k) mine[k] = x[k];
+}
+template <class Op, int count, class T>
+SFR_DEVICE void add_scalars(const Team& team, const Board<T>& board, int turn, T (&x)[count]) {
+#pragma unroll
+  for (int k = 0; k < count; ++k) {
+    x[k] = board.of_block(turn, team.blocks, 0)[board.width + k];
+#pragma unroll 1
+    for (int b = 1; b < team.blocks; ++b) x[k] = Op()(x[k], board.of_block(turn, team.blocks, b)[board.width + k]);
+  }
+}
+
+// The same over all blocks of the team; a barrier for all of them.
+template <class Op, int count, class T>
+SFR_DEVICE void over_team(Team& team, const Board<T>& board, T (&x)[count]) {
+  over_block<Op>(team, board, x);
+  if (team.blocks == 1) return;
+  const int turn = team.exchange();
+  put_scalars(team, board, turn, x);
+  team.meet();
+  add_scalars<Op>(team, board, turn, x);
+}
+
+template <class Op, class T>
+SFR_DEVICE T over_team(Team& team, const Board<T>& board, T x) {
+  T one[1] = {x};
+  over_team<Op>(team, board, one);
+  return one[0];
+}
+
+}  // namespace sfr::cuda
