@@ -1,1 +1,1 @@
-"""Comparisons: ``python -m benchmarks`` for speed, ``python -m benchmarks.excess`` for accuracy."""
+"""Comparisons: ``python -m benchmarks`` for speed, ``.excess`` for accuracy, ``.cuda`` for speed on a GPU."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,13 +78,14 @@ def exact_emd(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) ->
     >>> round(float(exact_emd(cost, a, b)) * 210, 6)  # a test case of OpenCV's
     2460.0
     """
-    cost = cost.detach().double()
+    device, cost = cost.device, cost.detach().double().cpu()
+    a, b = (None if w is None else w.detach().cpu() for w in (a, b))
     batch = cost.shape[:-2]
     solve = _assignment if a is None and b is None and cost.shape[-1] == cost.shape[-2] else _transport
-    sides = _weights("a", a, cost, -2).detach(), _weights("b", b, cost, -1).detach()
+    sides = _weights("a", a, cost, -2), _weights("b", b, cost, -1)
     problems = [z.reshape(math.prod(batch), *z.shape[len(batch) :]) for z in (cost, *sides)]
     values = [solve(*problem) for problem in zip(*problems, strict=True)]
-    return torch.tensor(values, dtype=torch.float64).reshape(batch)
+    return torch.tensor(values, dtype=torch.float64, device=device).reshape(batch)
 
 
 def _assignment(cost: Tensor, a: Tensor, b: Tensor) -> float:
@@ -99,7 +101,7 @@ def _transport(cost: Tensor, a: Tensor, b: Tensor) -> float:
 
     n, m = cost.shape
     # The plan is one vector, row by row; these are its row sums and its column sums.
-    sums = vstack([kron(identity(n), torch.ones(1, m).numpy()), kron(torch.ones(1, n).numpy(), identity(m))])
+    sums = vstack([kron(identity(n), np.ones((1, m))), kron(np.ones((1, n)), identity(m))])
     done = linprog(cost.numpy().ravel(), A_eq=sums.tocsr(), b_eq=torch.cat([a, b]).numpy(), method="highs")
     if not done.success:
         raise RuntimeError(f"linprog found no plan: {done.message}")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import excess, measure, peers, report, workloads
+from benchmarks import cuda, excess, measure, peers, report, workloads
 
 RANDOM = torch.rand(2, 5, 3, 2, 3, generator=torch.Generator().manual_seed(0))
 SMALL = workloads.Problem(RANDOM[0], RANDOM[1], eps=0.1, tol=1e-3)
@@ -92,3 +92,8 @@ def test_excess_over_the_exact_value_falls_with_eps():
     assert (above > 0).all() and (above[:-1] > above[1:]).all()
     assert all(max(entry["marginal_error"]) <= 1e-4 for entry in entries)
     assert all(str(eps) in excess.table(entries) for eps in excess.EPS)
+
+
+def test_gpu_benchmark_without_a_gpu():
+    """Every path of it on tiny problems, so that time on a GPU is not lost to a slip."""
+    assert cuda.main(["--dry"]) == 0

@@ -1,0 +1,3 @@
+"""Values, plans and potentials: the tests for the CPU, on the GPU."""
+
+from test_emd_values import *  # noqa: F403
