@@ -2,17 +2,25 @@
 # make test    set up everything in .venv and run the linters and all tests
 # make bench   compare with other libraries
 # make lint    the linters alone
+# make mutate-cuda  delete the CUDA kernels' barriers and guards one by one: do the tests notice? (an hour)
 # make format  put Python and C++ sources into the shape that the linters want
 # make clean   remove .venv and all that was built
 #
-# PYTHON=python3.12 picks another interpreter, VENV=folder another place for the virtual environment.
+# PYTHON=python3.12 picks another interpreter, VENV=folder another place for the virtual environment, SFR_EXT_CUDA=1
+# builds the CUDA kernels too.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
-CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp')
+CXX_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+# Without CUDA kernels unless asked for, so that it stays quick; set but empty, they are built where an nvcc works.
+# `make test` compiles them for two architectures in any case, with nvcc from PyPI (100 MB) where the machine has none.
+SFR_EXT_CUDA ?= 0
+export SFR_EXT_CUDA
+WITH_NVCC = $(SFR_EXT_CUDA)
 
 define linters
 	$(BIN)/ruff check .
@@ -21,7 +29,7 @@ define linters
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 endef
 
-.PHONY: demo test bench lint format data clean install-train install-test install-bench
+.PHONY: demo test bench lint mutate-cuda format data clean install-train install-test install-bench
 .DELETE_ON_ERROR:
 
 demo: install-train data
@@ -36,6 +44,9 @@ bench: install-bench
 
 lint: install-test
 	$(linters)
+
+mutate-cuda: install-test
+	$(BIN)/python tools/mutate_cuda.py
 
 format: install-test
 	$(BIN)/ruff check --fix .
@@ -53,10 +64,11 @@ $(VENV)/.made:
 # hold for the build's own requirements and a second build compiles only what changed.
 install-train: EXTRAS = train
 install-test: EXTRAS = train,test,dev
+install-test: WITH_NVCC = 1
 install-bench: EXTRAS = bench
 install-train install-test install-bench: $(VENV)/.made
 	@echo "Installing sfr_ext[$(EXTRAS)] into $(VENV): a minute or two the first time, seconds after that"
-	@$(PIP) setuptools pybind11 ninja
+	@$(PIP) setuptools pybind11 ninja $$(SFR_EXT_CUDA=$(WITH_NVCC) $(BIN)/python tools/native_build.py)
 	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
 
 # Debian and Ubuntu carry Fashion-MNIST as a package. Where it cannot be installed, the demo says what it does instead.

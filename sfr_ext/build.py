@@ -22,10 +22,13 @@ def build_info() -> dict[str, Any]:
         - ``cpu_isas`` (list of str): the instruction sets that were compiled in.
         - ``openmp`` (bool): False where the compiler had no OpenMP; the kernels then run on one thread.
         - ``compiler`` (str): the C++ compiler and its version.
-        - ``cuda`` (bool): whether CUDA kernels were compiled in.
-        - ``cuda_version`` (str or None): the CUDA release that they were compiled with.
-        - ``cuda_archs`` (list of str): the GPU architectures that they were compiled for.
-        - ``why_no_cuda`` (str or None): the reason where ``cuda`` is False.
+        - ``cuda`` (bool): whether CUDA kernels were compiled in. Whether this machine can run them is another
+          question, and is not asked here: that would wake the GPU's driver.
+        - ``cuda_version`` (str or None): the CUDA release that they were compiled with, as "13.0".
+        - ``cuda_archs`` (list of str): what they were compiled to: "sm_90" is machine code for GPUs of compute
+          capability 9.0, "compute_120" is code that the driver compiles for GPUs newer than 12.0.
+        - ``why_no_cuda`` (str or None): where ``cuda`` is False, the reason: SFR_EXT_CUDA=0, no nvcc found, or what
+          was wrong with it.
 
     >>> info = build_info()
     >>> info["cpu_isa"] in info["cpu_isas"]

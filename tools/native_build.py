@@ -18,6 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cuda_toolchain
+from cuda_toolchain import CudaToolchain, NoCuda
+
 # No -march=native: a wheel must run on machines other than the one that built it. No -ffast-math: what
 # becomes of a NaN is part of the public contract.
 COMPILE_FLAGS = (
@@ -39,8 +42,6 @@ ISA_VARIANTS: list[tuple[str, str, list[str]]] = [
 
 # (compile flags, link flags): GCC and clang with its own runtime, then Apple's clang with Homebrew's libomp.
 OPENMP_FLAGS = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
-
-WHY_NO_CUDA = "this version of sfr_ext has no CUDA kernels"
 
 
 class BuildError(Exception):
@@ -117,6 +118,38 @@ def find_toolchain() -> Toolchain:
     return Toolchain(cxx, version[0] if version else shlex.join(cxx), *openmp, variants)
 
 
+def choose_cuda(tools: Toolchain) -> CudaToolchain:
+    """The nvcc to build with; NoCuda where there is none or SFR_EXT_CUDA=0, BuildError where SFR_EXT_CUDA=1."""
+    wanted = os.environ.get("SFR_EXT_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise BuildError(
+            "expected SFR_EXT_CUDA to be 0 (no CUDA kernels), 1 (CUDA kernels or an error) or unset (CUDA kernels "
+            f"where an nvcc works), got {wanted!r}"
+        )
+    if wanted == "0":
+        raise NoCuda("it was built with SFR_EXT_CUDA=0")
+    try:
+        return cuda_toolchain.find_cuda(tools.cxx)
+    except ValueError as error:
+        raise BuildError(str(error)) from None
+    except NoCuda as reason:
+        if wanted == "1":
+            raise BuildError(
+                f"SFR_EXT_CUDA=1 asks for CUDA kernels, but {reason}. Install a CUDA toolkit, name its compiler with "
+                f"CUDACXX=.../bin/nvcc, or: pip install {shlex.join(cuda_toolchain.PYPI_PACKAGES)}"
+            ) from None
+        raise
+
+
+def extra_requirements() -> list[str]:
+    """What pip must install for this build besides what pyproject.toml names: nvcc, where it is wanted and missing."""
+    try:
+        wanted = os.environ.get("SFR_EXT_CUDA", "") != "0"
+        return cuda_toolchain.pypi_requirements(find_toolchain().cxx) if wanted else []
+    except (BuildError, ValueError):
+        return []  # the build will say it
+
+
 def python_include() -> str:
     include = sysconfig.get_path("include")
     if not (Path(include) / "Python.h").exists():
@@ -150,8 +183,8 @@ def _words(arguments: list[str]) -> str:
     return shlex.join(arguments).replace("$", "$$")
 
 
-def write_ninja(root: Path, build_dir: Path, module: Path, tools: Toolchain) -> None:
-    """Writes build_dir/build.ninja, whose one target is `module`."""
+def write_ninja(root: Path, build_dir: Path, module: str, tools: Toolchain, cuda: CudaToolchain | None = None) -> None:
+    """Writes build_dir/build.ninja, whose one target is build_dir/module."""
     import pybind11
 
     csrc = root / "csrc"
@@ -159,7 +192,8 @@ def write_ninja(root: Path, build_dir: Path, module: Path, tools: Toolchain) -> 
     flags = [*COMPILE_FLAGS, *tools.openmp_compile, *have, f"-I{csrc}"]
     if not tools.openmp:
         flags.append("-Wno-unknown-pragmas")
-    if os.environ.get("SFR_EXT_WERROR") == "1":
+    werror = os.environ.get("SFR_EXT_WERROR") == "1"
+    if werror:
         flags.append("-Werror")
     # As system headers, out of the depfiles: under build isolation pybind11's folder is new every time.
     python = ["-isystem", python_include(), "-isystem", pybind11.get_include()]
@@ -167,10 +201,14 @@ def write_ninja(root: Path, build_dir: Path, module: Path, tools: Toolchain) -> 
     # (source, object, flags of its own). The order matters to the linker: where several objects hold a copy
     # of the same inline function (any std:: template), it keeps the first. With the objects in ascending
     # order of instruction set, no code is ever handed a copy that needs more than its own variant does.
+    # bindings.cpp has an object for either kind of build, so that going from one to the other compiles little.
+    bindings = (Path("cuda/bindings.o"), [*python, "-DSFR_CUDA=1"]) if cuda else (Path("bindings.o"), python)
     objects: list[tuple[Path, Path, list[str]]] = [
-        (csrc / "bindings.cpp", Path("bindings.o"), python),
+        (csrc / "bindings.cpp", *bindings),
         (csrc / "cpu" / "dispatch.cpp", Path("cpu/dispatch.o"), []),
     ]
+    if cuda:
+        objects += [(source, Path(f"cuda/{source.stem}.o"), []) for source in sorted((csrc / "cuda").glob("*.cu"))]
     kernels = sorted(path for path in (csrc / "cpu").glob("*.cpp") if path.name != "dispatch.cpp")
     for name, isa_flags in tools.variants:
         for source in kernels:
@@ -178,7 +216,7 @@ def write_ninja(root: Path, build_dir: Path, module: Path, tools: Toolchain) -> 
 
     user = _words(_extra_flags("ARCHFLAGS", "CPPFLAGS", "CXXFLAGS"))
     shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-    link_flags = [*tools.openmp_link, *_extra_flags("ARCHFLAGS", "LDFLAGS")]
+    link_flags = [*tools.openmp_link, *(cuda.link if cuda else []), *_extra_flags("ARCHFLAGS", "LDFLAGS")]
     lines = [
         "ninja_required_version = 1.7",
         "builddir = .",
@@ -194,13 +232,41 @@ def write_ninja(root: Path, build_dir: Path, module: Path, tools: Toolchain) -> 
         "  description = link $out",
         "",
     ]
+    if cuda:
+        nvcc = [*_nvcc(build_dir, cuda), *cuda.compile_flags, *cuda.target_flags, f"-I{csrc}"]
+        nvcc += cuda_toolchain.WERROR_FLAGS if werror else []
+        # nvcc goes over the architectures at once by itself, and each takes up to 1 GB of memory.
+        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        lines += [
+            "pool nvcc",
+            f"  depth = {max(1, jobs // len(cuda.archs))}",
+            "",
+            "rule nvcc",
+            f"  command = {_words(nvcc)} --threads $${{MAX_JOBS:-0}} -MMD -MF $out.d -c $in -o $out",
+            "  description = compile $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  pool = nvcc",
+            "",
+        ]
     for source, output, own in objects:
-        lines.append(f"build {_escape(output)}: compile {_escape(source)}")
+        lines.append(f"build {_escape(output)}: {'nvcc' if source.suffix == '.cu' else 'compile'} {_escape(source)}")
         if own:
             lines.append(f"  flags = {_words(own)}")
-    outputs = " ".join(_escape(output) for _, output, _ in objects)
-    lines += ["", f"build {_escape(module.name)}: link {outputs}", "", f"default {_escape(module.name)}", ""]
+    linked = " ".join(_escape(output) for _, output, _ in objects)
+    lines += ["", f"build {_escape(module)}: link {linked}", "", f"default {_escape(module)}", ""]
     (build_dir / "build.ninja").write_text("\n".join(lines))
+
+
+def _nvcc(build_dir: Path, cuda: CudaToolchain) -> list[str]:
+    """The compiler by a name that stays: under build isolation that of PyPI is in a new folder every time."""
+    if not cuda.from_pypi:
+        return [cuda.nvcc]
+    link = build_dir / f"nvcc-{'.'.join(map(str, cuda.version))}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(cuda.nvcc).parents[1])
+    # Its headers as system headers, out of the depfiles.
+    return [str(link / "bin" / "nvcc"), "-isystem", str(link / "include")]
 
 
 @contextlib.contextmanager
@@ -216,32 +282,42 @@ def _locked(build_dir: Path) -> Iterator[None]:
 def build(root: Path) -> tuple[Path, dict[str, object]]:
     """Builds the module; returns where it lies and what `build_info()` should know about how it was made."""
     tools = find_toolchain()
+    cuda, why_no_cuda = None, None
+    try:
+        cuda = choose_cuda(tools)
+    except NoCuda as reason:
+        why_no_cuda = f"this build has no CUDA kernels: {reason}"
     tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     build_dir = root / "build" / "native" / tag
     build_dir.mkdir(parents=True, exist_ok=True)
-    module = build_dir / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    module = f"{'cuda' if cuda else 'cpu'}/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     isa = [name for name, _ in tools.variants]
     openmp = "OpenMP" if tools.openmp else "no OpenMP, so one thread only"
-    summary = [tools.description, openmp, f"CPU code for {', '.join(isa)}", f"no CUDA: {WHY_NO_CUDA}"]
-    print(f"sfr_ext: {'; '.join(summary)}", flush=True)
+    summary = [tools.description, openmp, f"CPU code for {', '.join(isa)}", cuda.description if cuda else why_no_cuda]
+    print(f"sfr_ext: {'; '.join(map(str, summary))}", flush=True)
 
     command = [_ninja(), "-C", str(build_dir)]
     if jobs := os.environ.get("MAX_JOBS"):
         command += ["-j", jobs]
     with _locked(build_dir):
-        write_ninja(root, build_dir, module, tools)
+        write_ninja(root, build_dir, module, tools, cuda)
         if subprocess.run(command).returncode != 0:
             raise BuildError(
                 "compiling csrc/ failed; what the compiler said stands above. "
                 f"Compiler: {tools.description}. Another one can be named with CXX=..."
+                + ("; without CUDA kernels: SFR_EXT_CUDA=0" if cuda else "")
             )
     config: dict[str, object] = {
         "compiler": tools.description,
         "openmp": tools.openmp,
         "cpu_isas": isa,
-        "cuda": False,
-        "cuda_version": None,
-        "cuda_archs": [],
-        "why_no_cuda": WHY_NO_CUDA,
+        "cuda": cuda is not None,
+        "cuda_version": cuda.release if cuda else None,
+        "cuda_archs": cuda.code if cuda else [],
+        "why_no_cuda": why_no_cuda,
     }
-    return module, config
+    return build_dir / module, config
+
+
+if __name__ == "__main__":
+    print(*extra_requirements())

@@ -1,0 +1,176 @@
+"""The real kernels on the emulator: no race, the same bits under every schedule, and the values of the CPU's kernels.
+
+Small problems, for every strategy; what the operations are worth is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import METRICS, error, features, weights
+from torch import Tensor
+
+from sfr_ext import cost_matrix, solve, solve_sample
+from sfr_ext.ops import STRATEGIES, forced
+from simt import build
+
+# What the sanitizers' process runs again with its own flavour.
+FLAVOUR = os.environ.get("SFR_SIMT_FLAVOUR", "plain")
+
+# name: shapes of x and y, patch size, type
+MAPS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]] = {
+    "small": ((2, 5, 3, 3), (2, 5, 2, 4), 1, torch.float32),
+    "groups": ((2, 9, 4, 5), (2, 3, 9, 5, 4), 1, torch.float32),
+    "bfloat16": ((1, 40, 7, 7), (1, 40, 7, 7), 1, torch.bfloat16),
+    "windows": ((2, 3, 5, 6), (2, 2, 3, 4, 5), 2, torch.float32),
+    "float64": ((1, 17, 8, 9), (1, 17, 7, 7), 3, torch.float64),
+    "slabs": ((1, 3, 9, 9), (1, 3, 8, 9), 1, torch.float32),
+    "one pixel": ((3, 4, 1, 1), (3, 4, 1, 2), 1, torch.float32),
+}
+COSTS = {"small": (3, 9, 8), "square": (1, 33, 33), "long": (1, 70, 6), "wide": (2, 5, 130)}
+SEEDS = [None, 1, 2]
+
+
+@contextlib.contextmanager
+def emulated(flavour: str, strategy: str, seed: int | None) -> Iterator[None]:
+    """Within it the emulator stands in for the CPU; memory that nobody has written is NaN."""
+    build.emulator(flavour).seed(seed)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with forced(strategy, build.module(flavour)):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def gradients(values: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    return [*(v.detach() for v in values), *torch.autograd.grad(sum(v.sum() for v in values), leaves)]
+
+
+def of_maps(name: str, metric: str, weighted: bool, channels_last: bool) -> list[Tensor]:
+    """Values and gradients of everything that can be asked of two maps; at the end the potentials."""
+    torch.manual_seed(0)
+    x_shape, y_shape, patch, dtype = MAPS[name]
+    x, y = features(*x_shape, dtype=dtype), features(*y_shape, dtype=dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    leaves = [x.requires_grad_(), y.requires_grad_()]
+    a = b = None
+    if weighted:
+        n, m = ((s[-2] - patch + 1) * (s[-1] - patch + 1) for s in (x_shape, y_shape))
+        kind = torch.float64 if dtype == torch.float64 else torch.float32
+        a, b = weights(x_shape[0], n, dtype=kind), weights(x_shape[0], m, dtype=kind)
+        a[0, n // 2] = b[-1, -1] = 0
+        a[0, 0] = b[-1, 0] = 1
+        leaves += [a.requires_grad_(), b.requires_grad_()]
+    tol = 1e-7 if dtype == torch.float64 else 1e-4
+    result = solve_sample(x, y, a, b, patch_size=patch, metric=metric, tol=tol)
+    found = gradients([result.transport_cost, 0.5 * result.entropic_cost], leaves)
+    found += gradients([cost_matrix(x, y, patch_size=patch, metric=metric)], leaves[:2])
+    return [*found, result.f.detach(), result.g.detach()]
+
+
+def of_costs(name: str, dtype: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(0)
+    cost = torch.rand(COSTS[name], dtype=torch.float64).to(dtype).requires_grad_()
+    batch, n, m = COSTS[name]
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    a, b = weights(batch, n, dtype=kind, grad=True), weights(batch, m, dtype=kind, grad=True)
+    result = solve(cost, a, b, tol=1e-7 if dtype == torch.float64 else 1e-4)
+    found = gradients([result.transport_cost, 0.5 * result.entropic_cost], [cost, a, b])
+    return [*found, result.f.detach(), result.g.detach()]
+
+
+def fits(strategy: str, *pixels: int) -> bool:
+    return strategy != "several" or max(pixels) <= 32
+
+
+FORCED = [strategy for strategy in STRATEGIES if strategy != "automatic"]
+MAP_CASES = [
+    (strategy, name, metric)
+    for strategy, (name, shapes), metric in itertools.product(FORCED, MAPS.items(), METRICS)
+    if fits(strategy, *(s[-1] * s[-2] for s in shapes[:2]))
+]
+COST_CASES = [(s, name) for s, name in itertools.product(FORCED, COSTS) if fits(s, *COSTS[name][1:])]
+# For mutants: every strategy and metric, and what only some of the code is for.
+QUICK = {
+    ("several", "groups", "cosine"),
+    ("block", "bfloat16", "l2"),
+    ("block", "windows", "cosine"),
+    ("team", "float64", "sqeuclidean"),
+    ("team", "groups", "l2"),
+    ("stream", "windows", "l2"),
+    ("stream", "groups", "cosine"),
+    ("block", "slabs", "l2"),
+}
+
+
+def cases(all_cases: list, quick: set) -> list:
+    return [pytest.param(*case, marks=[pytest.mark.quick] if case in quick else []) for case in all_cases]
+
+
+def layout(metric: str) -> dict[str, bool]:
+    return {"weighted": metric != "sqeuclidean", "channels_last": metric != "l2"}
+
+
+def check(results: list[list[Tensor]], expected: list[Tensor], tolerance: float) -> None:
+    for result in results[1:]:
+        assert all(torch.equal(ours, other) for ours, other in zip(result, results[0], strict=True))
+    # Potentials that have converged as far as was asked may still differ by a constant.
+    for ours, theirs in list(zip(results[0], expected, strict=True))[:-2]:
+        assert error(ours, theirs) < tolerance or (ours - theirs).abs().max() < tolerance * 1e-2
+
+
+@pytest.mark.parametrize(("strategy", "name", "metric"), cases(MAP_CASES, QUICK))
+def test_maps_have_no_race(strategy: str, name: str, metric: str) -> None:
+    with emulated("race", strategy, 1):
+        of_maps(name, metric, **layout(metric))
+
+
+@pytest.mark.parametrize(("strategy", "name"), cases(COST_CASES, {("stream", "long"), ("team", "wide")}))
+def test_costs_have_no_race(strategy: str, name: str) -> None:
+    for dtype in (torch.float64, torch.float16):
+        with emulated("race", strategy, 1):
+            of_costs(name, dtype)
+
+
+@pytest.mark.parametrize(("strategy", "name", "metric"), cases(MAP_CASES, QUICK))
+def test_maps_under_every_schedule(strategy: str, name: str, metric: str) -> None:
+    results = []
+    for seed in SEEDS:
+        with emulated(FLAVOUR, strategy, seed):
+            results.append(of_maps(name, metric, **layout(metric)))
+    tolerance = {torch.float64: 1e-5, torch.float32: 5e-3, torch.bfloat16: 2e-2}[MAPS[name][3]]
+    check(results, of_maps(name, metric, **layout(metric)), tolerance)
+
+
+@pytest.mark.parametrize(("strategy", "name"), cases(COST_CASES, {("stream", "long"), ("team", "wide")}))
+def test_costs_under_every_schedule(strategy: str, name: str) -> None:
+    for dtype, tolerance in ((torch.float32, 5e-3), (torch.float64, 1e-5), (torch.float16, 1e-2)):
+        results = []
+        for seed in SEEDS:
+            with emulated(FLAVOUR, strategy, seed):
+                results.append(of_costs(name, dtype))
+        check(results, of_costs(name, dtype), tolerance)
+
+
+@pytest.mark.skipif(FLAVOUR != "plain", reason="this is the process of the sanitizers")
+@pytest.mark.parametrize("what", ["maps", "costs"])
+def test_under_sanitizers(what: str, sanitized: dict[str, str]) -> None:
+    build.build("asan/_C.so")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        [*command, "-k", f"{what}_under_every_schedule"],
+        cwd=build.ROOT,
+        env={**sanitized, "SFR_SIMT_FLAVOUR": "asan"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -1,0 +1,182 @@
+"""Compiles the CUDA kernels with warnings as errors and reports what each takes of a GPU; needs nvcc, but no GPU.
+
+    python tools/cuda_report.py [--archs 75 90 120] [--out build/cuda_resources]
+
+Writes OUT.md and OUT.json: registers of a thread, static shared memory, stack frame and spills of every kernel. Exit
+code 1 where something does not compile, or uses a stack frame or spills registers and no line of ALLOWED says why.
+Only what changed since the last run is compiled again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import native_build
+from cuda_toolchain import WERROR_FLAGS, CudaToolchain, NoCuda, find_cuda, target_flag
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# "kernel<arguments> sm_75", with * for anything: why these may have a stack frame or spills.
+ALLOWED: dict[str, str] = {
+    "*_kernel<*> *": "a kernel calls its phases (csrc/cuda/problem.cuh); what it keeps over a call lies in its frame",
+    "*<double> *": "float64 is for checks, not for speed: its tiles of registers are twice as large",
+}
+
+
+class ReportError(Exception):
+    """The kernels do not compile."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the assembler says of one function on one architecture, in bytes but for registers and barriers."""
+
+    file: str
+    kernel: str
+    arch: str
+    registers: int | None  # None of a function that kernels call
+    barriers: int
+    shared: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+
+    @property
+    def clean(self) -> bool:
+        return not (self.stack or self.spill_stores or self.spill_loads)
+
+    @property
+    def reason(self) -> str | None:
+        """The line of ALLOWED that lets it have a stack frame or spills."""
+        name = f"{self.kernel} {self.arch}"
+        return next((why for pattern, why in ALLOWED.items() if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def parse(log: str, file: str, arch: str) -> list[Usage]:
+    """What `nvcc -Xptxas -v` printed, compiling a file for one architecture."""
+    found: dict[str, dict[str, int]] = {}
+    registers: dict[str, int] = {}
+    entry = function = ""
+    for line in log.splitlines():
+        if match := re.search(r"Compiling entry function '(\S+)'", line):
+            entry = match[1]
+        elif match := re.search(r"Function properties for (\S+)", line):
+            function = match[1]
+        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            stack, stores, loads = map(int, match.groups())
+            found[function] = {"stack": stack, "spill_stores": stores, "spill_loads": loads, "shared": 0, "barriers": 0}
+        elif match := re.search(r"Used (\d+) registers", line):
+            registers[entry] = int(match[1])
+            for key, pattern in (("shared", r"(\d+) bytes smem"), ("barriers", r"used (\d+) barriers")):
+                value = re.search(pattern, line)
+                found[entry][key] = int(value[1]) if value else 0
+    names = short_names(found)
+    return [Usage(file, names[name], arch, registers.get(name), **rest) for name, rest in found.items()]
+
+
+def short_names(mangled: Iterable[str]) -> dict[str, str]:
+    """Names as in the source, without namespaces, parameters and return types."""
+    names = list(mangled)
+    demangler = shutil.which("c++filt")
+    if not names or demangler is None:
+        return {name: name for name in names}
+    done = subprocess.run([demangler], input="\n".join(names), capture_output=True, text=True, check=True)
+    return dict(zip(names, map(_short, done.stdout.splitlines()), strict=True))
+
+
+def _short(name: str) -> str:
+    name = re.sub(r"\(anonymous namespace\)::|\b\w+::", "", name)
+    begin = depth = 0
+    for at, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == " " and depth == 0:
+            begin = at + 1  # what came before is of the return type
+        elif letter == "(" and depth == 0:
+            return name[begin:at]
+    return name[begin:]
+
+
+def compile_all(sources: list[Path], archs: list[str] | None, cache: Path) -> list[Usage]:
+    """Compiles every file for every architecture, as many at once as there are processors or MAX_JOBS says.
+
+    Without `archs`: for the oldest and the newest that the build would compile for.
+    """
+    tools = native_build.find_toolchain()
+    cuda = find_cuda(tools.cxx)
+    archs = archs or list(dict.fromkeys((cuda.archs[0], cuda.archs[-1])))
+    cache.mkdir(parents=True, exist_ok=True)
+    headers = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".h", ".cuh")]
+    included = b"".join(path.read_bytes() for path in headers)
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        tasks = [pool.submit(_compile, cuda, source, arch, included, cache) for source in sources for arch in archs]
+        return [usage for task in tasks for usage in task.result()]
+
+
+def _compile(cuda: CudaToolchain, source: Path, arch: str, included: bytes, cache: Path) -> list[Usage]:
+    flags = [*cuda.compile_flags, *WERROR_FLAGS, target_flag(arch), f"-I{ROOT / 'csrc'}", "-Xptxas=-v"]
+    stamp = hashlib.sha256(repr((cuda.version, flags)).encode() + source.read_bytes() + included).hexdigest()
+    kept = cache / f"{source.stem}.sm_{arch}.json"
+    if kept.exists() and (known := json.loads(kept.read_text()))["stamp"] == stamp:
+        return parse(known["log"], source.name, f"sm_{arch}")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [cuda.nvcc, *flags, "-c", str(source), "-o", str(Path(folder, "kernels.o"))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        raise ReportError(f"{source.name} does not compile for sm_{arch} without a warning:\n{done.stdout}")
+    kept.write_text(json.dumps({"stamp": stamp, "log": done.stdout}))
+    return parse(done.stdout, source.name, f"sm_{arch}")
+
+
+def table(usages: list[Usage]) -> str:
+    """A table in Markdown, and the reasons that it needs."""
+    columns = "kernel | file | architecture | registers | barriers | static shared | stack | spill stores | spill loads"
+    lines = [f"| {columns} |", "|---|---|---|---:|---:|---:|---:|---:|---:|"]
+    for u in usages:
+        registers = "-" if u.registers is None else u.registers
+        numbers = (registers, u.barriers, u.shared, u.stack, u.spill_stores, u.spill_loads)
+        lines.append(f"| `{u.kernel}` | {u.file} | {u.arch} | {' | '.join(map(str, numbers))} |")
+    lines += [f"\n`{u.kernel}` of {u.file} on {u.arch}: {u.reason}" for u in usages if not u.clean and u.reason]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compile the CUDA kernels and report what each takes of a GPU.")
+    parser.add_argument("sources", type=Path, nargs="*", help="default: csrc/cuda/*.cu")
+    parser.add_argument("--archs", nargs="+", metavar="75", help="default: the oldest and newest of the build")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "cuda_resources", help="files, without the ending")
+    arguments = parser.parse_args()
+    sources = arguments.sources or sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    out: Path = arguments.out
+    try:
+        usages = compile_all(sources, arguments.archs, out.parent / f"{out.name}.cache")
+    except (NoCuda, ReportError, native_build.BuildError, ValueError) as error:
+        print(f"cuda_report: {error}", file=sys.stderr)
+        return 1
+    usages.sort(key=lambda u: (u.kernel, u.file, int(u.arch.removeprefix("sm_"))))
+    out.with_suffix(".md").write_text(table(usages))
+    out.with_suffix(".json").write_text(json.dumps([asdict(u) for u in usages], indent=1) + "\n")
+    print(table(usages), end="")
+    bad = [u for u in usages if not u.clean and u.reason is None]
+    for u in bad:
+        numbers = f"a stack frame of {u.stack} bytes, spills of {u.spill_stores} (stores) and {u.spill_loads} (loads)"
+        advice = "Make it use less, or say in ALLOWED of tools/cuda_report.py why it may"
+        print(f"cuda_report: {u.kernel} of {u.file} on {u.arch} has {numbers}. {advice}.", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
