@@ -199,5 +199,6 @@ PYBIND11_MODULE(_C, m) {
   on_gpu(gpu, "emd_forward", emd_forward_params, sfr::cuda::emd_forward);
   on_gpu(gpu, "emd_backward", emd_backward_params, sfr::cuda::emd_backward);
   gpu.def("why_unusable", sfr::cuda::why_unusable);
+  gpu.def("why_unusable_on", sfr::cuda::why_unusable_on);
 #endif
 }

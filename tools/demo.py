@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sfr_ext import build_info
 from sfr_ext.train import fashion_mnist
 from sfr_ext.train.errors import TrainError
 from sfr_ext.train.plots import plot_curves
@@ -59,6 +60,8 @@ def train(arm: str, data: list[str], out: Path) -> dict[str, Any]:
     # Threads that wait asleep: on a machine that is busy otherwise, spinning ones hold each other up badly.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     arguments = ["train", "--arm", arm, "--arch", "resnet8", *data, "--out", str(out), "--no-progress"]
+    if not build_info()["cuda"]:
+        arguments += ["--accelerator", "cpu"]
     print(f"\nsfr-ext {' '.join(arguments)}", flush=True)
     subprocess.run([sys.executable, "-m", "sfr_ext", *arguments], check=True, env=environment)
     result: dict[str, Any] = json.loads((out / "result.json").read_text())

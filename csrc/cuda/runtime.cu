@@ -10,19 +10,11 @@ namespace {
 
 constexpr int oldest_toolkit = 12040;
 
-// 100 * major + 10 * minor of the compute capabilities that this file is compiled for, ascending.
-constexpr int compiled_for[] = {__CUDA_ARCH_LIST__};
-
 __global__ void empty_kernel() {}
 
 // 12040 -> "12.4"
 std::string release(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
-
-// 750 -> "7.5"
-std::string capability(int arch) {
-  return std::to_string(arch / 100) + "." + std::to_string(arch % 100 / 10);
 }
 
 std::string words(cudaError_t error) {
@@ -97,11 +89,9 @@ std::string why_unusable_on(int device) {
   const std::string name = "GPU " + std::to_string(device);
   if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorUnsupportedPtxVersion)
     return name + " cannot be used: " + words(error);
-  std::string known;
-  for (int arch : compiled_for) known += (known.empty() ? "" : ", ") + capability(arch);
   const std::string own = std::to_string(10 * major + minor);
   return name + " has compute capability " + std::to_string(major) + "." + std::to_string(minor) +
-         " and this build has code for " + known + " (" + words(error) +
+         ", for which this build has no code (" + words(error) +
          "): build with a toolkit that knows it, in the folder of the sources: SFR_EXT_CUDA_ARCHS=" + own +
          " pip install --force-reinstall --no-deps .";
 }
