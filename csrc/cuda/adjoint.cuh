@@ -93,7 +93,6 @@ SFR_DEVICE void adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, bool rela
   });
   exchange_columns<Sum>(plan);
   each_column_sum<Sum>(plan, [&](int j, T sum) { grad_b[j] += pull / 2 * sum; });
-  team.sync();
 }
 
 }  // namespace sfr::cuda

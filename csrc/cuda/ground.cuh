@@ -223,15 +223,15 @@ SFR_DEVICE void spread_windows(Ground<T>& ground, const T* W, int64_t ld) {
     for (int q = team.lane(); q < pixel_ld; q += warp_threads) {
       const int qy = q / int(y.W), qx = q - qy * int(y.W);
       T sum = 0;
-      if (p < shape.x_pixels && q < shape.y_pixels)
+      // No patch covers the pixels after the last one, up to a multiple of 4: those get 0.
 #pragma unroll 1
-        for (int dy = 0; dy < patch; ++dy)
+      for (int dy = 0; dy < patch; ++dy)
 #pragma unroll 1
-          for (int dx = 0; dx < patch; ++dx) {
-            const int r = py - dy, c = px - dx, s = qy - dy, t = qx - dx;
-            if (r >= 0 && r < x_rows && c >= 0 && c < x_columns && s >= 0 && s < y_rows && t >= 0 && t < y_columns)
-              sum += W[int64_t(r * x_columns + c) * ld + s * y_columns + t];
-          }
+        for (int dx = 0; dx < patch; ++dx) {
+          const int r = py - dy, c = px - dx, s = qy - dy, t = qx - dx;
+          if (r >= 0 && r < x_rows && c >= 0 && c < x_columns && s >= 0 && s < y_rows && t >= 0 && t < y_columns)
+            sum += W[int64_t(r * x_columns + c) * ld + s * y_columns + t];
+        }
       ground.at.pixel_costs[int64_t(p) * pixel_ld + q] = sum;
     }
   }
