@@ -5,10 +5,10 @@
 
 namespace sfr {
 
-// Element types, numbered as in sfr_ext/ops.py.
+// Element types, numbered as in sfr_ext/ops/views.py.
 enum class DType : int32_t { float16 = 0, bfloat16 = 1, float32 = 2, float64 = 3 };
 
-// Ground costs, numbered as in sfr_ext/ops.py.
+// Ground costs, numbered as in sfr_ext/ops/views.py.
 //   l2            C = |x - y|          gradient 0 where x = y
 //   sqeuclidean   C = |x - y|^2
 //   cosine        C = 1 - x.y / (|x| |y|), 1 where x or y is 0, with gradient 0 there

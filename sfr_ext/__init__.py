@@ -8,18 +8,13 @@ from . import reference
 from ._version import __version__
 from .build import build_info
 from .channels import group_channels
-from .emd import (
-    ConvergenceWarning,
-    EMDL2Loss,
-    OTResult,
-    cost_matrix,
-    emd_l2,
-    solve,
-    solve_sample,
-    warn_on_nonconvergence,
-)
+from .divergence import SelfTerm, self_term
+from .emd import ConvergenceWarning, EMDL2Loss, emd_l2, warn_on_nonconvergence
 from .regularizer import SelfFeatureRegularizer
+from .result import OTResult
 from .smoothing import DynamicLabelSmoothing
+from .transport import cost_matrix, solve, solve_sample
+from .weights import cross_reference_weights
 
 __all__ = [
     "ConvergenceWarning",
@@ -27,12 +22,15 @@ __all__ = [
     "EMDL2Loss",
     "OTResult",
     "SelfFeatureRegularizer",
+    "SelfTerm",
     "__version__",
     "build_info",
     "cost_matrix",
+    "cross_reference_weights",
     "emd_l2",
     "group_channels",
     "reference",
+    "self_term",
     "solve",
     "solve_sample",
     "warn_on_nonconvergence",

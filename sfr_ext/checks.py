@@ -15,7 +15,8 @@ from torch import Tensor
 from .ops import METRICS, compute_dtype
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-OBJECTIVES = ("transport", "entropic")
+SOLVERS = ("sinkhorn", "exact")
+OBJECTIVES = ("transport", "entropic", "divergence")
 EPS_SCALES = ("std", "absolute")
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -82,11 +83,27 @@ def whole(where: str, name: str, value: Any, least: int) -> None:
         refuse(ValueError, where, name, f"to be at least {least}", value)
 
 
-def solver_options(where: str, eps: Any, eps_scale: Any, tol: Any, max_iter: Any) -> None:
+def solver_options(
+    where: str, solver: Any, eps: Any, eps_scale: Any, reach: Any, tol: Any, max_iter: Any
+) -> tuple[float, float]:
+    """Returns the reach of both sides, 0 for none."""
+    choice(where, "solver", solver, SOLVERS)
     number(where, "eps", eps, positive=True)
     choice(where, "eps_scale", eps_scale, EPS_SCALES)
     number(where, "tol", tol, positive=False)
     whole(where, "max_iter", max_iter, 1)
+    if isinstance(reach, (tuple, list)):
+        if len(reach) != 2:
+            refuse(ValueError, where, "reach", "to be None, a number, or one of these for each side", reach)
+        sides = tuple(reach)
+    else:
+        sides = (reach, reach)
+    for side_reach in sides:
+        if side_reach is not None:
+            number(where, "reach", side_reach, positive=True)
+    if solver == "exact" and sides != (None, None):
+        refuse(ValueError, where, "reach", 'to be None for solver="exact"', reach)
+    return sides[0] or 0.0, sides[1] or 0.0
 
 
 def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, patch_size: Any) -> None:
@@ -143,6 +160,21 @@ def weight(
             return value.reshape(*head, count).to(compute_dtype(*like))
     shapes = {str([*head, *tail]) for head in (lead[:1], lead) for tail in ((count,), grid)}
     refuse(ValueError, where, name, "of shape " + " or ".join(sorted(shapes, key=len)), shape_of(value))
+
+
+def side(where: str, name: str, value: Any, lead: tuple[int, ...], n: int, cost: Tensor) -> tuple[int, ...]:
+    """Weights ``[..., N]`` of a cost matrix; the leading axes that they and ``lead`` have together."""
+    if value is None:
+        return lead
+    tensor(where, name, value, cost)
+    ours = tuple(value.shape[:-1])
+    longer, shorter = (ours, lead) if len(ours) > len(lead) else (lead, ours)
+    start = len(longer) - len(shorter)
+    pairs = list(zip(longer[start:], shorter, strict=True))
+    if value.dim() < 1 or value.shape[-1] != n or any(p != q and 1 not in (p, q) for p, q in pairs):
+        wanted = f"of shape {[*lead, n]} (or broadcastable to it) for cost of shape {shape_of(cost)}"
+        refuse(ValueError, where, name, wanted, shape_of(value))
+    return (*longer[:start], *(q if p == 1 else p for p, q in pairs))
 
 
 def potentials(where: str, init: Any, f_shape: tuple[int, ...], g_shape: tuple[int, ...], like: Tensor) -> None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# One for both sides, or a pair; None: balanced.
+Reach = float | tuple[float | None, float | None] | None
 
 
 def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1) -> Tensor:
@@ -116,6 +120,7 @@ class SinkhornResult:
     """
 
     # entropic_cost is <P, C> + eps KL(P | a b^T), as the dual value <a, f> + <b, g> + eps (1 - sum P).
+    # With a reach, the minimum of the unbalanced problem, from its own dual.
     transport_cost: Tensor  # [...]        <P, C>
     entropic_cost: Tensor  # [...]
     f: Tensor  # [..., N]                  potentials, up to a constant between f and g; 0 at removed patches
@@ -123,16 +128,17 @@ class SinkhornResult:
     plan: Tensor  # [..., N, M]
     eps: Tensor  # [...]                   in units of the cost
     n_iter: Tensor  # [...]                updates of both potentials
-    marginal_error: Tensor  # [...]        |P 1 - a|_1 + |P^T 1 - b|_1
+    marginal_error: Tensor  # [...]        |P 1 - a|_1 + |P^T 1 - b|_1; with a reach: see `sinkhorn`
 
 
 def sinkhorn(
     cost: Tensor,
     a: Tensor | None = None,
     b: Tensor | None = None,
-    eps: float = 0.05,
+    eps: float | Tensor = 0.05,
     *,
     eps_scale: str = "std",
+    reach: Reach = None,
     tol: float = 1e-9,
     max_iter: int = 10_000,
 ) -> SinkhornResult:
@@ -141,14 +147,20 @@ def sinkhorn(
     ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``. An iteration sets f so that the rows sum to ``a``, then
     g so that the columns sum to ``b``. Each problem stops by itself: its result does not depend on its batch.
 
+    With a reach (Chizat et al., 2018; Sejourne et al., 2019) it is ``min <P, C> + eps KL(P | a b^T) +
+    reach_a KL(P 1 | a) + reach_b KL(P^T 1 | b)``: the rows sum to ``a exp(-f / reach_a)``, the columns likewise.
+
     Args:
         cost: ``[..., N, M]``.
-        a: weights ``[..., N]``, normalised here to sum to 1; None: uniform. A weight of 0 removes the patch.
+        a: weights ``[..., N]``, normalised here to sum to 1 unless their side has a reach; None: uniform. A weight
+            of 0 removes the patch.
         b: weights ``[..., M]``, likewise.
         eps: regularisation.
         eps_scale: "std": eps is in units of the standard deviation of the problem's costs under ``a b^T``;
-            "absolute": in units of the cost.
-        tol: stop at this ``marginal_error``.
+            "absolute": in units of the cost, and then it may be a tensor, differentiable, with one for each problem.
+        reach: what it costs to leave mass behind, in units of the cost; one for both sides or a pair, None: balanced.
+        tol: stop at this ``marginal_error``, for which the marginals that a reach bends stand in for a and b, and
+            which is in units of the plan's mass.
         max_iter: stop after this many iterations at the latest.
 
     Returns:
@@ -164,9 +176,25 @@ def sinkhorn(
     >>> math.isclose(result.transport_cost, 1 - share)
     True
     """
-    a, b = _weights("a", a, cost, -2), _weights("b", b, cost, -1)
+    reach_a, reach_b = reach if isinstance(reach, tuple) else (reach, reach)
+    raw, (a, b) = (a, b), (_weights("a", a, cost, -2), _weights("b", b, cost, -1))
     cost = cost.double().masked_fill((a[..., :, None] == 0) | (b[..., None, :] == 0), 0.0)
-    eps_used, eps_shown = _regularisation(cost, a, b, eps, eps_scale)
+    eps_used, eps_shown = _regularisation(cost, a, b, eps, eps_scale, reach_a or reach_b)
+    a, b = (
+        given.double().expand_as(normal).where(normal > 0, 0.0) if side and given is not None else normal
+        for normal, given, side in zip((a, b), raw, (reach_a, reach_b), strict=True)
+    )
+
+    def residual(f: Tensor, g: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
+        wanted_a = a if reach_a is None else a * (-f / reach_a).exp()
+        wanted_b = b if reach_b is None else b * (-g / reach_b).exp()
+        return plan.sum(-1) - wanted_a, plan.sum(-2) - wanted_b
+
+    def error_of(f: Tensor, g: Tensor) -> Tensor:
+        plan = plan_of(f, g)
+        rows, columns = residual(f, g, plan)
+        error = rows.abs().sum(-1) + columns.abs().sum(-1)
+        return error / plan.sum((-2, -1)) if reach_a or reach_b else error
 
     # Differentiable in everything but the potentials, which the iterations below find without a graph.
     def plan_of(f: Tensor, g: Tensor) -> Tensor:
@@ -175,15 +203,19 @@ def sinkhorn(
 
     with torch.no_grad():
         log_a, log_b, scaled = a.log()[..., :, None], b.log()[..., None, :], eps_used[..., None]
+        give_a = 1.0 if reach_a is None else reach_a / (reach_a + scaled)
+        give_b = 1.0 if reach_b is None else reach_b / (reach_b + scaled)
         f, g = torch.zeros_like(a), torch.zeros_like(b)
         active = torch.ones(cost.shape[:-2], dtype=torch.bool, device=cost.device)
         n_iter = torch.zeros(cost.shape[:-2], dtype=torch.int64, device=cost.device)
         for _ in range(max_iter):
-            f_next = -scaled * torch.logsumexp(log_b + (g[..., None, :] - cost) / scaled[..., None], dim=-1)
-            g_next = -scaled * torch.logsumexp(log_a + (f_next[..., :, None] - cost) / scaled[..., None], dim=-2)
+            f_next = -give_a * scaled * torch.logsumexp(log_b + (g[..., None, :] - cost) / scaled[..., None], dim=-1)
+            g_next = (
+                -give_b * scaled * torch.logsumexp(log_a + (f_next[..., :, None] - cost) / scaled[..., None], dim=-2)
+            )
             f, g = torch.where(active[..., None], f_next, f), torch.where(active[..., None], g_next, g)
             n_iter += active
-            active &= _marginal_error(plan_of(f, g), a, b) > tol
+            active &= error_of(f, g) > tol
             if not active.any():
                 break
         f, g = f.masked_fill(a == 0, 0.0), g.masked_fill(b == 0, 0.0)
@@ -191,12 +223,17 @@ def sinkhorn(
     plan = plan_of(f, g)
     transport = (plan * cost).sum((-2, -1))
     if transport.requires_grad:
-        transport = transport + _through_the_plan(plan, cost, a, b)
+        soft = [0.0 if r is None else eps_used.detach()[..., None] / r for r in (reach_a, reach_b)]
+        transport = transport + _through_the_plan(plan, cost, residual(f, g, plan), *soft)
     # At the optimum this value is stationary in f and g, so they need no graph.
-    entropic = (a * f).sum(-1) + (b * g).sum(-1) + eps_used * (1 - plan.sum((-2, -1)))
-    plan = plan.detach()
-    error = _marginal_error(plan, a.detach(), b.detach())
-    return SinkhornResult(transport, entropic, f, g, plan, eps_shown.detach(), n_iter, error)
+    entropic = _dual(a, f, reach_a) + _dual(b, g, reach_b) + eps_used * (a.sum(-1) * b.sum(-1) - plan.sum((-2, -1)))
+    return SinkhornResult(transport, entropic, f, g, plan.detach(), eps_shown.detach(), n_iter, error_of(f, g).detach())
+
+
+def _dual(weight: Tensor, potential: Tensor, reach: float | None) -> Tensor:
+    """What one side's marginal condition adds to the dual value."""
+    kept = potential if reach is None else -reach * torch.expm1(-potential / reach)
+    return (weight * kept).sum(-1)
 
 
 def emd_l2(
@@ -210,11 +247,15 @@ def emd_l2(
     objective: str = "transport",
     eps: float = 0.05,
     eps_scale: str = "std",
+    reach: Reach = None,
     tol: float = 1e-9,
     max_iter: int = 10_000,
     reduction: str = "mean",
 ) -> Tensor:
     """:func:`sfr_ext.emd_l2`, with the same arguments, out of the functions above.
+
+    The divergence is ``OT(x, y) - OT(x, x) / 2 - OT(y, y) / 2 + eps / 2 (|a| - |b|)^2`` of entropic values, all with
+    the eps of ``OT(x, y)`` (Feydy et al., 2019; the last term, for masses that differ: Sejourne et al., 2019).
 
     >>> x, y = torch.zeros(1, 1, 2), torch.tensor([[[3.0, 4.0]]])
     >>> emd_l2(x, y)
@@ -225,11 +266,51 @@ def emd_l2(
     if a is not None and cost.dim() == 4:
         a = a[:, None]
     b = None if teacher_weight is None else teacher_weight.reshape(*_teacher_shape(teacher_weight, cost), -1)
-    result = sinkhorn(cost, a, b, eps, eps_scale=eps_scale, tol=tol, max_iter=max_iter)
-    value = {"transport": result.transport_cost, "entropic": result.entropic_cost}[objective]
+    solver: dict[str, Any] = {"reach": reach, "tol": tol, "max_iter": max_iter}
+    if objective == "divergence":
+        value = _divergence(student_feat, teacher_feat, cost, a, b, metric, patch_size, eps, eps_scale, solver)
+    else:
+        result = sinkhorn(cost, a, b, eps, eps_scale=eps_scale, **solver)
+        value = {"transport": result.transport_cost, "entropic": result.entropic_cost}[objective]
     if reduction == "none":
         return value
     return value.sum() if reduction == "sum" else value.mean()
+
+
+def _divergence(
+    x: Tensor,
+    y: Tensor,
+    cost: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    metric: str,
+    patch_size: int,
+    eps: float,
+    eps_scale: str,
+    solver: dict[str, Any],
+) -> Tensor:
+    reach = solver.pop("reach")
+    reach = reach if isinstance(reach, tuple) else (reach, reach)
+    normal = _weights("a", a, cost, -2), _weights("b", b, cost, -1)
+    used, _ = _regularisation(cost, *normal, eps, eps_scale, reach[0] or reach[1])
+
+    def entropic(cost: Tensor, a: Tensor | None, b: Tensor | None, reach: Reach) -> Tensor:
+        return sinkhorn(cost, a, b, used, eps_scale="absolute", reach=reach, **solver).entropic_cost
+
+    def with_itself(z: Tensor) -> Tensor:
+        flat = z.flatten(0, used.dim() - 1)
+        return cost_matrix(flat, flat, metric=metric, patch_size=patch_size).unflatten(0, used.shape)
+
+    if used.dim() == 2:  # a student for each group
+        x = x[:, None].expand(*used.shape, *x.shape[1:])
+    value = entropic(cost, a, b, reach)
+    value = value - entropic(with_itself(x), a, a, (reach[0], reach[0])) / 2
+    value = value - entropic(with_itself(y), b, b, (reach[1], reach[1])) / 2
+    masses = [
+        1.0 if side is None or weight is None else weight.double().where(weight > 0, 0.0).sum(-1)
+        for weight, side in zip((a, b), reach, strict=True)
+    ]
+    return value + used / 2 * (masses[0] - masses[1]) ** 2
 
 
 def _teacher_shape(weight: Tensor, cost: Tensor) -> tuple[int, ...]:
@@ -275,10 +356,12 @@ def _weights(name: str, weight: Tensor | None, cost: Tensor, dim: int) -> Tensor
     return weight / weight.sum(-1, keepdim=True)
 
 
-def _regularisation(cost: Tensor, a: Tensor, b: Tensor, eps: float, eps_scale: str) -> tuple[Tensor, Tensor]:
+def _regularisation(
+    cost: Tensor, a: Tensor, b: Tensor, eps: float | Tensor, eps_scale: str, reach: float | None
+) -> tuple[Tensor, Tensor]:
     """eps per problem in units of the cost: the one to compute with, and the one to show."""
     if eps_scale == "absolute":
-        absolute = torch.full(cost.shape[:-2], eps, dtype=torch.float64, device=cost.device)
+        absolute = torch.as_tensor(eps, dtype=torch.float64, device=cost.device).expand(cost.shape[:-2])
         return absolute, absolute
     if eps_scale != "std":
         raise ValueError(f'eps_scale: expected "std" or "absolute", got {eps_scale!r}')
@@ -287,25 +370,28 @@ def _regularisation(cost: Tensor, a: Tensor, b: Tensor, eps: float, eps_scale: s
     std = _sqrt((product * (cost - mean).square()).sum((-2, -1)))
     # All costs equal up to rounding: every plan is optimal, and any fixed eps picks a b^T.
     flat = std <= 64 * torch.finfo(torch.float64).eps * (product * cost.abs()).sum((-2, -1))
+    if reach:  # the plan's mass still depends on eps
+        mean = mean.detach().abs()[..., 0, 0]
+        instead = eps * torch.where(mean > 0, mean, reach)
+        return torch.where(flat, instead, eps * std), torch.where(flat, instead, eps * std)
     return torch.where(flat, 1.0, eps * std), torch.where(flat, 0.0, eps * std)
 
 
-def _marginal_error(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return (plan.sum(-1) - a).abs().sum(-1) + (plan.sum(-2) - b).abs().sum(-1)
-
-
-def _through_the_plan(plan: Tensor, cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _through_the_plan(
+    plan: Tensor, cost: Tensor, residual: tuple[Tensor, Tensor], soft_a: Tensor | float, soft_b: Tensor | float
+) -> Tensor:
     """0, with the gradient that ``<P, C>`` has through the potentials.
 
-    The potentials are defined by ``R = (P 1 - a, P^T 1 - b) = 0``. With ``lambda`` solving
-    ``(dR/d(f, g))^T lambda = d<P, C>/d(f, g)``, the total derivative is that of ``<P, C> - <lambda, R>`` at
-    fixed potentials. Both sides carry a factor 1/eps, left out here.
+    The potentials are defined by ``R = (P 1 - a, P^T 1 - b) = 0``, with bent a and b on a side with a reach. With
+    ``lambda`` solving ``(dR/d(f, g))^T lambda = d<P, C>/d(f, g)``, the total derivative is that of
+    ``<P, C> - <lambda, R>`` at fixed potentials. Both sides carry a factor 1/eps, left out here; ``soft`` is
+    eps / reach.
     """
     p, c = plan.detach(), cost.detach()
     matrix = torch.cat(
         [
-            torch.cat([torch.diag_embed(p.sum(-1)), p], dim=-1),
-            torch.cat([p.transpose(-1, -2), torch.diag_embed(p.sum(-2))], dim=-1),
+            torch.cat([torch.diag_embed(p.sum(-1) * (1 + soft_a)), p], dim=-1),
+            torch.cat([p.transpose(-1, -2), torch.diag_embed(p.sum(-2) * (1 + soft_b))], dim=-1),
         ],
         dim=-2,
     )
@@ -314,5 +400,5 @@ def _through_the_plan(plan: Tensor, cost: Tensor, a: Tensor, b: Tensor) -> Tenso
     # NaN; where there was one, the plan has it too, and so the result.
     solved = torch.linalg.lstsq(matrix.nan_to_num(), wanted.nan_to_num()[..., None], driver="gelsd")
     lam = solved.solution[..., 0]
-    residual = torch.cat([plan.sum(-1) - a, plan.sum(-2) - b], dim=-1)
-    return -(lam * (residual - residual.detach())).sum(-1)
+    left = torch.cat(residual, dim=-1)
+    return -(lam * (left - left.detach())).sum(-1)

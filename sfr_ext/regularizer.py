@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from . import checks
 from .channels import group_channels
 from .emd import emd_l2
+from .weights import cross_reference_weights
 
 _WHERE = "sfr_ext.SelfFeatureRegularizer"
 
@@ -52,6 +53,8 @@ class SelfFeatureRegularizer(nn.Module):
             divide).
         normalize: compare unit channel vectors. Vectors shorter than 1/1000 of their map's mean length are
             divided by that floor instead: a dead pixel gives finite gradients.
+        weighting: "uniform" | "cross-reference": a pixel counts for as much as it has in common with the other map
+            as a whole (:func:`cross_reference_weights`, as DeepEMD has it); not for windows.
         detach_teacher: no gradient into the deep side.
         emd_options: passed on to :func:`emd_l2` (``metric``, ``patch_size``, ``eps``, ``tol``, ...).
 
@@ -93,6 +96,7 @@ class SelfFeatureRegularizer(nn.Module):
         warmup_steps: int = 0,
         channel_mode: str = "match",
         normalize: bool = True,
+        weighting: str = "uniform",
         detach_teacher: bool = True,
         **emd_options: Any,
     ) -> None:
@@ -102,10 +106,12 @@ class SelfFeatureRegularizer(nn.Module):
         self.pairs = _check_pairs(pairs, self.layers)
         _check_values(weight, warmup_steps, channel_mode)
         _check_emd_options(emd_options)
+        _check_weighting(weighting, emd_options)
         self.weight = float(weight)
         self.warmup_steps = warmup_steps
         self.channel_mode = channel_mode
         self.normalize = normalize
+        self.weighting = weighting
         self.detach_teacher = detach_teacher
         self.emd_options = emd_options
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -188,7 +194,10 @@ class SelfFeatureRegularizer(nn.Module):
         return self._distance(student, teacher)
 
     def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return emd_l2(student, teacher, **self.emd_options)
+        if self.weighting == "uniform":
+            return emd_l2(student, teacher, **self.emd_options)
+        a, b = cross_reference_weights(student, teacher)
+        return emd_l2(student, teacher, student_weight=a, teacher_weight=b, **self.emd_options)
 
     def _ramp(self) -> Tensor:
         return (self.steps / self.warmup_steps).clamp(max=1.0)
@@ -347,6 +356,13 @@ def _check_emd_options(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in usable:
             raise TypeError(f"{_WHERE}: expected options among {', '.join(sorted(usable))}, got {name!r}")
+
+
+def _check_weighting(weighting: object, options: Mapping[str, Any]) -> None:
+    if weighting not in ("uniform", "cross-reference"):
+        raise ValueError(f'{_WHERE}: expected weighting "uniform" or "cross-reference", got {weighting!r}')
+    if weighting == "cross-reference" and options.get("patch_size", 1) != 1:
+        raise ValueError(f"{_WHERE}: expected patch_size 1 for cross-reference weights, got {options['patch_size']!r}")
 
 
 def _check_feature(name: str, feature: object) -> None:

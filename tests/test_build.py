@@ -126,6 +126,7 @@ def fake_toolkit(folder, release="13.0", archs=EVERY_ARCH, compiles=True):
         f"""#!/bin/sh
 case "$*" in
   *--version*) echo "Cuda compilation tools, release {release}, V{release}.88" ;;
+  *--help*) echo "{"--Ofast-compile <level>" * (release >= "13")}" ;;
   *--list-gpu-arch*) printf 'compute_%s\\n' {archs} ;;
   *--dryrun*) echo "#$ TOP={folder}" ;;
   *) {make_object if compiles else "echo no thanks; echo error: unsupported GNU version; exit 1"} ;;
@@ -217,11 +218,23 @@ def test_archs(no_nvcc, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDACXX", str(fake_toolkit(tmp_path, release="12.4", archs="50 60 70 75 80 86 87 89 90")))
     found = find_cuda()
     assert found.code == ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "compute_90"]
-    assert found.target_flags[0] == "-gencode=arch=compute_75,code=[sm_75,sm_80,sm_86,sm_89]"
-    assert found.target_flags[-1] == "-gencode=arch=compute_90,code=[sm_90,compute_90]"
+    older, newest = found.target_flags("float")
+    assert older == "-gencode=arch=compute_75,code=[sm_75,sm_80,sm_86,sm_89]"
+    assert newest == "-gencode=arch=compute_90,code=[sm_90,compute_90]"
+    assert found.target_flags("double") == ["-gencode=arch=compute_75,code=[sm_75,sm_80,sm_90,compute_75]"]
+    made = {arch: found.target_flag(arch) for arch in ("70", "80", "90")}
+    assert {arch: re.search(r"compute_\d+", flag)[0] for arch, flag in made.items()} == {
+        "70": "compute_70",
+        "80": "compute_75",
+        "90": "compute_90",
+    }
+    assert found.real_flags("double") == ["-DSFR_REAL=double", "-Xptxas=-O1"]
+    assert found.target_flag("90", "double") == "-gencode=arch=compute_75,code=[sm_90]"
     assert "--compress-mode=size" not in found.compile_flags
     monkeypatch.setenv("SFR_EXT_CUDA_ARCHS", "7.0")
     assert find_cuda().code == ["sm_70", "compute_70"]
+    for real in ("float", "double"):
+        assert find_cuda().target_flags(real) == ["-gencode=arch=compute_70,code=[sm_70,compute_70]"]
     monkeypatch.setenv("SFR_EXT_CUDA_ARCHS", "90 120")
     with pytest.raises(NoCuda, match=r"does not know 120 \(from SFR_EXT_CUDA_ARCHS\), only 50, 60, .*, 90$"):
         find_cuda()
@@ -296,6 +309,11 @@ def test_ninja_with_cuda(no_nvcc, monkeypatch, tmp_path):
     native_build.write_ninja(ROOT, tmp_path, "cuda/_C.so", tools, cuda)
     text = (tmp_path / "build.ninja").read_text()
     assert "build cuda/runtime.o: nvcc " in text and "-DSFR_CUDA=1" in text and "-lcudart_static" in text
+    for real in ("float", "double"):
+        less = " --Ofast-compile=mid" * (real == "double")
+        assert re.search(
+            rf"build cuda/emd_{real}\.o: nvcc .*/emd\.cu\n  flags = -DSFR_REAL={real}{less} '?-gencode", text
+        )
     assert re.search(r"build cuda/_C\.so: link cuda/bindings\.o cpu/dispatch\.o (cuda/\w+\.o )+cpu/baseline/", text)
     native_build.write_ninja(ROOT, tmp_path, "cpu/_C.so", tools)
     text = (tmp_path / "build.ninja").read_text()

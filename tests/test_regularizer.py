@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sfr_ext import SelfFeatureRegularizer, emd_l2, group_channels
+from sfr_ext import SelfFeatureRegularizer, cross_reference_weights, emd_l2, group_channels
 
 
 class Net(nn.Module):
@@ -108,6 +108,20 @@ def test_channel_modes_on_one_pixel(mode, normalize, expected):
     sfr = SelfFeatureRegularizer(model, ["shallow", "deep"], channel_mode=mode, normalize=normalize)
     model()
     assert sfr.loss().item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_cross_reference_weighting(net, images):
+    sfr = SelfFeatureRegularizer(net, LAYERS[1:], weighting="cross-reference", eps=0.1)
+    net(images)
+    loss = sfr.loss()
+    _, student, teacher = net.features(images)
+    units = F.normalize(F.adaptive_avg_pool2d(student, teacher.shape[-2:]), dim=1)
+    groups = F.normalize(group_channels(teacher.detach(), 8), dim=2)
+    a, b = cross_reference_weights(units, groups)
+    expected = emd_l2(units, groups, student_weight=a, teacher_weight=b, eps=0.1)
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = (torch.autograd.grad(value, net.layer2[0].weight)[0] for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_shallow_map_is_averaged_to_the_deep_size():
@@ -492,6 +506,8 @@ def test_maps_that_grow_with_depth():
         (LAYERS, {"warmup_steps": -1}, ValueError, "warmup_steps >= 0, got -1"),
         (LAYERS, {"warmup_steps": 1.5}, TypeError, "warmup_steps to be an int, got float"),
         (LAYERS, {"channel_mode": "all"}, ValueError, "got 'all'"),
+        (LAYERS, {"weighting": "deepemd"}, ValueError, 'weighting "uniform" or "cross-reference", got .deepemd.'),
+        (LAYERS, {"weighting": "cross-reference", "patch_size": 2}, ValueError, "patch_size 1 .* got 2"),
         (LAYERS, {"epsilon": 0.1}, TypeError, "options among .*eps.*, got 'epsilon'"),
         (LAYERS, {"reduction": "sum"}, TypeError, "got 'reduction'"),
     ],

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import native_build
-from cuda_toolchain import WERROR_FLAGS, CudaToolchain, NoCuda, find_cuda, target_flag
+from cuda_toolchain import WERROR_FLAGS, CudaToolchain, NoCuda, find_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -109,10 +109,11 @@ def _short(name: str) -> str:
     return name[begin:]
 
 
-def compile_all(sources: list[Path], archs: list[str] | None, cache: Path) -> list[Usage]:
+def compile_all(units: list[tuple[Path, str, str]], archs: list[str] | None, cache: Path) -> list[Usage]:
     """Compiles every file for every architecture, as many at once as there are processors or MAX_JOBS says.
 
-    Without `archs`: for the oldest and the newest that the build would compile for.
+    `units` are as `native_build.cuda_units` returns them. Without `archs`: for the oldest and the newest that the build
+    would compile for.
     """
     tools = native_build.find_toolchain()
     cuda = find_cuda(tools.cxx)
@@ -122,14 +123,17 @@ def compile_all(sources: list[Path], archs: list[str] | None, cache: Path) -> li
     included = b"".join(path.read_bytes() for path in headers)
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        tasks = [pool.submit(_compile, cuda, source, arch, included, cache) for source in sources for arch in archs]
+        tasks = [pool.submit(_compile, cuda, *unit, arch, included, cache) for unit in units for arch in archs]
         return [usage for task in tasks for usage in task.result()]
 
 
-def _compile(cuda: CudaToolchain, source: Path, arch: str, included: bytes, cache: Path) -> list[Usage]:
-    flags = [*cuda.compile_flags, *WERROR_FLAGS, target_flag(arch), f"-I{ROOT / 'csrc'}", "-Xptxas=-v"]
+def _compile(
+    cuda: CudaToolchain, source: Path, name: str, real: str, arch: str, included: bytes, cache: Path
+) -> list[Usage]:
+    flags = [*cuda.compile_flags, *WERROR_FLAGS, *cuda.real_flags(real), cuda.target_flag(arch, real)]
+    flags += [f"-I{ROOT / 'csrc'}", "-Xptxas=-v"]
     stamp = hashlib.sha256(repr((cuda.version, flags)).encode() + source.read_bytes() + included).hexdigest()
-    kept = cache / f"{source.stem}.sm_{arch}.json"
+    kept = cache / f"{name}.sm_{arch}.json"
     if kept.exists() and (known := json.loads(kept.read_text()))["stamp"] == stamp:
         return parse(known["log"], source.name, f"sm_{arch}")
     with tempfile.TemporaryDirectory() as folder:
@@ -159,10 +163,11 @@ def main() -> int:
     parser.add_argument("--archs", nargs="+", metavar="75", help="default: the oldest and newest of the build")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "cuda_resources", help="files, without the ending")
     arguments = parser.parse_args()
-    sources = arguments.sources or sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    named = [(source, source.stem, "") for source in arguments.sources]
+    units = named or native_build.cuda_units(ROOT / "csrc" / "cuda")
     out: Path = arguments.out
     try:
-        usages = compile_all(sources, arguments.archs, out.parent / f"{out.name}.cache")
+        usages = compile_all(units, arguments.archs, out.parent / f"{out.name}.cache")
     except (NoCuda, ReportError, native_build.BuildError, ValueError) as error:
         print(f"cuda_report: {error}", file=sys.stderr)
         return 1

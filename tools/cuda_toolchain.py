@@ -33,6 +33,10 @@ PYPI_PLATFORMS = ("linux-x86_64", "linux-aarch64")
 COMPILE_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
 WERROR_FLAGS = ["-Werror=all-warnings", "-Xcompiler=-Werror"]
 
+# What the kernels compute in; they are compiled for each by itself. float64 is for checks, not for speed: it is
+# compiled with less effort, and for fewer architectures.
+REALS = ("float", "double")
+
 # The runtime is linked in statically, so that the module loads where there is no CUDA at all, and finds the driver by
 # itself where there is one.
 RUNTIME_LIBRARIES = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
@@ -63,6 +67,7 @@ class CudaToolchain:
     archs: list[str]  # ascending
     link: list[str]
     from_pypi: bool
+    fast_compile: bool  # knows --Ofast-compile
 
     @property
     def release(self) -> str:
@@ -86,19 +91,30 @@ class CudaToolchain:
             "--compress-mode=size" if self.version >= (13, 0) else "-Xfatbin=-compress-all",
         ]
 
-    @property
-    def target_flags(self) -> list[str]:
-        # Nothing in the kernels is for one architecture alone, so the oldest one's PTX is assembled for all but the
-        # newest: the compiler's first half runs twice, not once for each.
-        *older, newest = self.archs
-        with_ptx = f"-gencode=arch=compute_{newest},code=[sm_{newest},compute_{newest}]"
-        code = ",".join(f"sm_{arch}" for arch in older)
-        return [*([f"-gencode=arch=compute_{older[0]},code=[{code}]"] if older else []), with_ptx]
+    def real_flags(self, real: str) -> list[str]:
+        """For kernels that compute in `real`; nothing where it is empty."""
+        less = ["--Ofast-compile=mid" if self.fast_compile else "-Xptxas=-O1"] if real == "double" else []
+        return [f"-DSFR_REAL={real}", *less] if real else []
+
+    def target_flags(self, real: str = "float") -> list[str]:
+        """Every architecture's machine code, and PTX of the newest; for float64 what serves for them all."""
+        # Nothing in the kernels is for one architecture alone, so the oldest one's PTX is assembled for the others:
+        # the compiler's first half, which makes PTX, runs once, and once more for the PTX of the newest.
+        oldest, newest = self.archs[0], self.archs[-1]
+        if real == "double":  # machine code runs on all later architectures of its major version, PTX on all later ones
+            majors = {arch[:-1]: arch for arch in reversed(self.archs)}
+            return [_gencode(oldest, [f"sm_{arch}" for arch in reversed(majors.values())] + [f"compute_{oldest}"])]
+        older = [_gencode(oldest, [f"sm_{arch}" for arch in self.archs[:-1]])] if oldest != newest else []
+        return [*older, _gencode(newest, [f"sm_{newest}", f"compute_{newest}"])]
+
+    def target_flag(self, arch: str, real: str = "float") -> str:
+        """Machine code of one architecture, made as `target_flags` has it made."""
+        own = real != "double" and arch == self.archs[-1] or int(arch) < int(self.archs[0])
+        return _gencode(arch if own else self.archs[0], [f"sm_{arch}"])
 
 
-def target_flag(arch: str) -> str:
-    """Machine code of one architecture, without PTX."""
-    return f"-gencode=arch=compute_{arch},code=sm_{arch}"
+def _gencode(ptx: str, code: list[str]) -> str:
+    return f"-gencode=arch=compute_{ptx},code=[{','.join(code)}]"
 
 
 def find_cuda(cxx: list[str]) -> CudaToolchain:
@@ -192,7 +208,8 @@ def _examine(nvcc: str, from_pypi: bool, cxx: list[str], wanted: list[str] | Non
         raise NoCuda(f"{nvcc} knows none of {', '.join(DEFAULT_ARCHS)}")
 
     link = [*_library_folder(nvcc), *RUNTIME_LIBRARIES]
-    tools = CudaToolchain(nvcc, _host_compiler(cxx), version, archs, link, from_pypi)
+    fast_compile = "--Ofast-compile" in _say([nvcc, "--help"])
+    tools = CudaToolchain(nvcc, _host_compiler(cxx), version, archs, link, from_pypi, fast_compile)
     _probe(tools, cxx)
     return tools
 
@@ -222,7 +239,7 @@ def _probe(tools: CudaToolchain, cxx: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder, "probe.cu"), Path(folder, "probe.o")
         source.write_text(PROBE)
-        flags = [*tools.compile_flags, target_flag(tools.archs[0]), "-c", str(source), "-o", str(output)]
+        flags = [*tools.compile_flags, tools.target_flag(tools.archs[0]), "-c", str(source), "-o", str(output)]
         _say([tools.nvcc, *flags], "cannot compile a kernel")
         link = [*cxx, "-shared", str(output), "-o", str(Path(folder, "probe.so")), *tools.link]
         _say(link, f"cannot link what {tools.nvcc} compiled")

@@ -363,7 +363,7 @@ def workload(emulate: bool, short: bool) -> None:
         a = a.to(torch.promote_types(dtype, torch.float32))
         a[0, 1] = 0
         expected = calls("cpu", (x, y, a), metric, patch)
-        with ops.forced(strategy, emulated):
+        with ops.forced(strategy=strategy, emulated=emulated):
             found = [t.cpu() for t in calls(device, (x, y, a), metric, patch)]
         for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
             off = float((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-30))

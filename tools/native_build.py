@@ -208,7 +208,10 @@ def write_ninja(root: Path, build_dir: Path, module: str, tools: Toolchain, cuda
         (csrc / "cpu" / "dispatch.cpp", Path("cpu/dispatch.o"), []),
     ]
     if cuda:
-        objects += [(source, Path(f"cuda/{source.stem}.o"), []) for source in sorted((csrc / "cuda").glob("*.cu"))]
+        objects += [
+            (source, Path(f"cuda/{name}.o"), [*cuda.real_flags(real), *cuda.target_flags(real)])
+            for source, name, real in cuda_units(csrc / "cuda")
+        ]
     kernels = sorted(path for path in (csrc / "cpu").glob("*.cpp") if path.name != "dispatch.cpp")
     for name, isa_flags in tools.variants:
         for source in kernels:
@@ -233,7 +236,7 @@ def write_ninja(root: Path, build_dir: Path, module: str, tools: Toolchain, cuda
         "",
     ]
     if cuda:
-        nvcc = [*_nvcc(build_dir, cuda), *cuda.compile_flags, *cuda.target_flags, f"-I{csrc}"]
+        nvcc = [*_nvcc(build_dir, cuda), *cuda.compile_flags, f"-I{csrc}"]
         nvcc += cuda_toolchain.WERROR_FLAGS if werror else []
         # nvcc goes over the architectures at once by itself, and each takes up to 1 GB of memory.
         jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
@@ -242,7 +245,7 @@ def write_ninja(root: Path, build_dir: Path, module: str, tools: Toolchain, cuda
             f"  depth = {max(1, jobs // len(cuda.archs))}",
             "",
             "rule nvcc",
-            f"  command = {_words(nvcc)} --threads $${{MAX_JOBS:-0}} -MMD -MF $out.d -c $in -o $out",
+            f"  command = {_words(nvcc)} $flags --threads $${{MAX_JOBS:-0}} -MMD -MF $out.d -c $in -o $out",
             "  description = compile $out",
             "  depfile = $out.d",
             "  deps = gcc",
@@ -256,6 +259,13 @@ def write_ninja(root: Path, build_dir: Path, module: str, tools: Toolchain, cuda
     linked = " ".join(_escape(output) for _, output, _ in objects)
     lines += ["", f"build {_escape(module)}: link {linked}", "", f"default {_escape(module)}", ""]
     (build_dir / "build.ninja").write_text("\n".join(lines))
+
+
+def cuda_units(folder: Path) -> list[tuple[Path, str, str]]:
+    """What is compiled of csrc/cuda: source, name of the object, and what the kernels in it compute in, if any."""
+    units = [(folder / "runtime.cu", "runtime", "")]
+    kernels = sorted(path for path in folder.glob("*.cu") if path.name != "runtime.cu")
+    return units + [(path, f"{path.stem}_{real}", real) for path in kernels for real in cuda_toolchain.REALS]
 
 
 def _nvcc(build_dir: Path, cuda: CudaToolchain) -> list[str]:

@@ -19,6 +19,8 @@ struct Variant {
   Status (*sinkhorn_backward)(const SinkhornBackwardParams&);
   Status (*emd_forward)(const EmdForwardParams&);
   Status (*emd_backward)(const EmdBackwardParams&);
+  Status (*exact_forward)(const ExactForwardParams&);
+  Status (*exact_backward)(const ExactBackwardParams&);
 };
 
 #define SFR_VARIANT(isa, condition) \
@@ -29,7 +31,9 @@ struct Variant {
    isa::sinkhorn_forward,           \
    isa::sinkhorn_backward,          \
    isa::emd_forward,                \
-   isa::emd_backward}
+   isa::emd_backward,               \
+   isa::exact_forward,              \
+   isa::exact_backward}
 
 // Best first.
 const Variant variants[] = {
@@ -92,6 +96,12 @@ Status emd_forward(const EmdForwardParams& p) {
 }
 Status emd_backward(const EmdBackwardParams& p) {
   return chosen().emd_backward(p);
+}
+Status exact_forward(const ExactForwardParams& p) {
+  return chosen().exact_forward(p);
+}
+Status exact_backward(const ExactBackwardParams& p) {
+  return chosen().exact_backward(p);
 }
 
 }  // namespace sfr::cpu

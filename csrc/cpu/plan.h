@@ -24,6 +24,15 @@ constexpr int64_t block_columns = 64;
 constexpr double ln2 = 0.69314718055994530942;
 
 template <class T>
+T exponential(T x) {
+  return T(__builtin_exp(double(x)));
+}
+template <class T>
+T exponential_minus_1(T x) {
+  return T(__builtin_expm1(double(x)));
+}
+
+template <class T>
 int64_t whole_vectors(int64_t n) {
   return (n + lanes<T> - 1) / lanes<T> * lanes<T>;
 }
@@ -38,15 +47,22 @@ struct Margin {
   T* log = nullptr;         // F or G
   T* scale = nullptr;       // scaling u or v
   T* sum = nullptr;         // marginal of the plan, of P * S, ...
+  // A side with a reach: the plan's marginal bends to a e^(-f / reach).
+  T total = 1;        // sum of the weights, 1 without a reach
+  T soft = 0;         // eps / reach; 0: the marginal is met
+  T offset = 0;       // mean / (2 reach) in powers of two: f is that of C, F that of C - mean
+  T* bent = nullptr;  // the marginal bent by the potentials; padding 1
 
   void reserve(Arena& arena, int64_t length) {
-    for (T** v : {&weight, &log_weight, &bias, &log, &scale, &sum}) *v = arena.take<T>(length);
+    for (T** v : {&weight, &log_weight, &bias, &log, &scale, &sum, &bent}) *v = arena.take<T>(length);
   }
 
   // From `count` normalised weights already in `weight`.
   void set(int64_t n, int64_t length) {
     count = n;
     size = length;
+    total = 1;
+    soft = offset = 0;
     for (int64_t i = n; i < size; ++i) weight[i] = 1;
     for (int64_t i = 0; i < size; i += lanes<T>) store(log_weight + i, log2<T>(load(weight + i)));
     for (int64_t i = 0; i < size; ++i) {
@@ -55,6 +71,33 @@ struct Margin {
       if (i >= n) log_weight[i] = -T(__builtin_inf());
     }
   }
+
+  // Gives the side a reach, in units of the cost like eps and mean, and its weights their own sum.
+  void bend(T reach, T eps, T mean, T sum_of_weights) {
+    soft = eps / reach;
+    offset = mean / (2 * reach) * T(1 / ln2);
+    total = sum_of_weights;
+    const T log_total = T(__builtin_log2(double(total)));
+    for (int64_t i = 0; i < count; ++i) {
+      weight[i] *= total;
+      log_weight[i] += log_total;
+    }
+  }
+
+  // What the plan's marginal should be.
+  const T* goal() const { return soft > 0 ? bent : weight; }
+  // Where the potentials stand at `log`.
+  SFR_INLINE void bend_to(int64_t i, Vec<T> log) {
+    const Vec<T> start = load(log_weight + i);
+    const Vec<T> now = exp2<T>(start - soft * (log - start) - offset);
+    store(bent + i, load(bias + i) > 0 ? splat<T>(1) : now);
+  }
+  // ... and where a scaling of x more brings it.
+  SFR_INLINE Vec<T> goal_at(int64_t i, Vec<T> x) const {
+    return soft > 0 ? load(bent + i) * exp2<T>(-soft * log2<T>(x)) : load(weight + i);
+  }
+  // How much faster than the marginal its distance from the goal follows the potential.
+  T gain() const { return 1 + soft; }
 };
 
 template <class T>
@@ -66,7 +109,7 @@ struct Plan {
   Margin<T> rows, columns;
   T* partial = nullptr;  // [blocks][ld] sums over the rows of a block
   // Scalars of each block of rows, of each block of columns.
-  T *row_part = nullptr, *row_part2 = nullptr, *row_part3 = nullptr, *row_part4 = nullptr, *row_part5 = nullptr;
+  T *row_part = nullptr, *row_part2 = nullptr, *row_part3 = nullptr, *row_part4 = nullptr;
   T *column_part = nullptr, *column_part2 = nullptr;
 
   void reserve(Arena& arena, int64_t n, int64_t m) {
@@ -75,7 +118,7 @@ struct Plan {
     rows.reserve(arena, size);
     columns.reserve(arena, wide);
     partial = arena.take<T>(most * wide);
-    for (T** part : {&row_part, &row_part2, &row_part3, &row_part4, &row_part5}) *part = arena.take<T>(most);
+    for (T** part : {&row_part, &row_part2, &row_part3, &row_part4}) *part = arena.take<T>(most);
     for (T** part : {&column_part, &column_part2}) *part = arena.take<T>(wide / block_columns + 1);
   }
 
@@ -87,6 +130,8 @@ struct Plan {
     for (int64_t k = n * ld; k < rows.size * ld; ++k) P[k] = 0;
   }
 
+  // Is there a reach?
+  bool soft() const { return rows.soft > 0 || columns.soft > 0; }
   int64_t block() const { return rows.size <= single_block_rows ? rows.size : block_rows; }
   int64_t blocks() const { return (rows.size + block() - 1) / block(); }
   int64_t column_blocks() const { return (ld + block_columns - 1) / block_columns; }
@@ -182,10 +227,9 @@ SFR_INLINE void product_pair(const Plan<T>& plan, int64_t block, const T* v, Bet
 // What one wants to know of a plan.
 template <class T>
 struct Evaluation {
-  T value = 0;        // <P, C> / sum(P): what rounding does to the mass does nothing to it, and it is never below 0
-  T centred = 0;      // the same of C - mean
+  T value = 0;        // <P, C> / sum(P): what rounding does to the mass does nothing to it; with a reach <P, C>
   T mass = 0;         // sum(P)
-  T error = 0;        // L1 error of both marginals
+  T error = 0;        // L1 error of both marginals, with a reach in units of the mass
   bool cold = false;  // some patch holds so little of its mass that scaling could not bring it back
 };
 
@@ -196,7 +240,7 @@ SFR_INLINE Vec<T> is_cold(Vec<T> sum, Vec<T> weight) {
 
 enum class From {
   potentials,  // P = 2^(F + G - S): what the potentials mean, to the last bit
-  scalings,    // P <- u P v: the same up to rounding, without exponentials; value and centred are left out
+  scalings,    // P <- u P v: the same up to rounding, without exponentials; the value is left out
 };
 
 // P, its marginals (rows.sum, columns.sum), and its evaluation.
@@ -204,9 +248,14 @@ template <From from, class T>
 Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
   constexpr int L = lanes<T>;
   constexpr bool exact = from == From::potentials;
+  // What the side's marginal should be at the potentials and scalings as they are.
+  const auto goal_now = [](Margin<T>& side, int64_t i) {
+    if (side.soft > 0) side.bend_to(i, load(side.log + i) + (exact ? Vec<T>{} : log2<T>(load(side.scale + i))));
+    return load(side.goal() + i);
+  };
   team.blocks(plan.blocks(), [&](int64_t b) {
     T* partial = plan.partial + b * plan.ld;
-    Vec<T> value{}, centred_value{}, mass{}, error{}, cold{};
+    Vec<T> value{}, mass{}, error{}, cold{};
     const int64_t begin = b * plan.block(), end = plan.block_end(b);
     for (int64_t j = 0; j < plan.ld; j += L) store(partial + j, Vec<T>{});
     for (int64_t i = begin; i < end; i += L) {
@@ -219,10 +268,9 @@ Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
         for (int64_t j = 0; j < plan.ld; j += L) {
           Vec<T> p;
           if constexpr (exact) {
-            const Vec<T> c = load(cost + j), centred = c - plan.mean;
-            p = exp2<T>(log + load(plan.columns.log + j) - centred * plan.factor);
+            const Vec<T> c = load(cost + j);
+            p = exp2<T>(log + load(plan.columns.log + j) - (c - plan.mean) * plan.factor);
             value += p * c;
-            centred_value += p * centred;
           } else {
             p = load(P + j) * (u * load(plan.columns.scale + j));
           }
@@ -233,35 +281,34 @@ Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
         sums[r] = sum;
         mass += sum;
       }
-      const Vec<T> s = sum_rows<T>(sums) + load(plan.rows.bias + i), weight = load(plan.rows.weight + i);
+      const Vec<T> s = sum_rows<T>(sums) + load(plan.rows.bias + i), goal = goal_now(plan.rows, i);
       store(plan.rows.sum + i, s);
-      error += vabs<T>(s - weight);
-      cold += is_cold<T>(s, weight);
+      error += vabs<T>(s - goal);
+      cold += is_cold<T>(s, goal);
     }
     plan.row_part[b] = sum_lanes<T>(value);
     plan.row_part2[b] = sum_lanes<T>(error);
     plan.row_part3[b] = sum_lanes<T>(cold);
-    plan.row_part4[b] = sum_lanes<T>(centred_value);
-    plan.row_part5[b] = sum_lanes<T>(mass);
+    plan.row_part4[b] = sum_lanes<T>(mass);
   });
   team.barrier();
   team.blocks(plan.column_blocks(), [&](int64_t b) {
     Vec<T> error{}, cold{};
     for_columns(plan, b, [&](int64_t j) {
-      const Vec<T> t = column_sum(plan, j), weight = load(plan.columns.weight + j);
+      const Vec<T> t = column_sum(plan, j), goal = goal_now(plan.columns, j);
       store(plan.columns.sum + j, t);
-      error += vabs<T>(t - weight);
-      cold += is_cold<T>(t, weight);
+      error += vabs<T>(t - goal);
+      cold += is_cold<T>(t, goal);
     });
     plan.column_part[b] = sum_lanes<T>(error);
     plan.column_part2[b] = sum_lanes<T>(cold);
   });
   team.barrier();
   Evaluation<T> result;
-  const T mass = result.mass = sum_parts(plan.row_part5, plan.blocks());
-  result.value = sum_parts(plan.row_part, plan.blocks()) / mass;
-  result.centred = sum_parts(plan.row_part4, plan.blocks()) / mass;
+  result.mass = sum_parts(plan.row_part4, plan.blocks());
+  result.value = sum_parts(plan.row_part, plan.blocks()) / (plan.soft() ? T(1) : result.mass);
   result.error = sum_parts(plan.row_part2, plan.blocks()) + sum_parts(plan.column_part, plan.column_blocks());
+  if (plan.soft() && result.error > 0) result.error /= result.mass;
   result.cold = sum_parts(plan.row_part3, plan.blocks()) + sum_parts(plan.column_part2, plan.column_blocks()) > 0;
   team.barrier();
   return result;

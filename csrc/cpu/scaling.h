@@ -68,6 +68,13 @@ Spread<T> measure(const Team& team, Plan<T>& plan) {
   return out;
 }
 
+// The potential at i from a sum 2^most * sum over the other side: log2 a - log2 of it, or less with a reach.
+template <class T>
+SFR_INLINE Vec<T> updated(const Margin<T>& side, int64_t i, Vec<T> most, Vec<T> sum) {
+  const Vec<T> start = load(side.log_weight + i);
+  return side.soft > 0 ? start - (most + log2<T>(sum) + side.offset) / side.gain() : start - most - log2<T>(sum);
+}
+
 // Exact update of F in the log domain: F_i = log2 a_i - log2 sum_j 2^(G_j - S_ij).
 template <class T>
 void update_rows(const Team& team, Plan<T>& plan) {
@@ -90,8 +97,7 @@ void update_rows(const Team& team, Plan<T>& plan) {
         most[r] = max_lanes<T>(top);
         for (int64_t j = 0; j < plan.ld; j += L) sums[r] += exp2<T>(exponent(j) - most[r]);
       }
-      const Vec<T> log = load(plan.rows.log_weight + i) - load(most) - log2<T>(sum_rows<T>(sums));
-      store(plan.rows.log + i, log);
+      store(plan.rows.log + i, updated(plan.rows, i, load(most), sum_rows<T>(sums)));
     }
   });
   team.barrier();
@@ -108,7 +114,7 @@ void update_columns(const Team& team, Plan<T>& plan) {
       Vec<T> most = exponent(0), sum{};
       for (int64_t i = 1; i < plan.rows.count; ++i) most = vmax<T>(most, exponent(i));
       for (int64_t i = 0; i < plan.rows.count; ++i) sum += exp2<T>(exponent(i) - most);
-      const Vec<T> log = load(plan.columns.log_weight + j) - most - log2<T>(sum);
+      const Vec<T> log = updated(plan.columns, j, most, sum);
       store(plan.columns.log + j, load(plan.columns.bias + j) > 0 ? load(plan.columns.log_weight + j) : log);
     });
   });
@@ -122,10 +128,12 @@ void update_columns(const Team& team, Plan<T>& plan) {
 template <class T>
 class Relaxation {
  public:
+  explicit Relaxation(bool on) : on_(on) {}
+
   T factor() const { return factor_; }
 
   void observe(T error) {
-    if (++seen_ < window) return;
+    if (!on_ || ++seen_ < window) return;
     seen_ = 0;
     const T before = last_;
     last_ = error;
@@ -149,6 +157,7 @@ class Relaxation {
 
  private:
   static constexpr int window = 8;  // a power of two
+  bool on_;
   T factor_ = 1, ceiling_ = T(1.95), last_ = 0;
   int seen_ = 0;
 };
@@ -162,6 +171,20 @@ SFR_INLINE Vec<T> relaxed(Vec<T> x, Vec<T> s, Vec<T> w, T omega) {
   const Int<T> near = (have > w * T(0.5)) & (have < w * T(2));
   const Vec<T> above = x * ((1 + omega) * w - (omega - 1) * have), below = (1 + omega) * have - (omega - 1) * w;
   const Vec<T> next = (near ? above : w) / (near ? below : s);
+  return next > most ? splat<T>(most) : next < least ? splat<T>(least) : next;
+}
+
+// The same for a marginal that bends towards w as x grows: a smaller power, taken by logarithms.
+template <class T>
+SFR_INLINE Vec<T> relaxed(const Margin<T>& side, Vec<T> x, Vec<T> s, Vec<T> w, T omega) {
+  if (side.soft == 0) return relaxed<T>(x, s, w, omega);
+  constexpr T most = sizeof(T) == 4 ? T(1073741824) : T(1.7e72), least = 1 / most;
+  const Vec<T> have = x * s, ratio = w / have,
+               power = log2<T>(ratio > most    ? splat<T>(most)
+                               : ratio < least ? splat<T>(least)
+                                               : ratio);
+  const Int<T> near = (have > w * T(0.5)) & (have < w * T(2));
+  const Vec<T> next = x * exp2<T>(power * ((near ? splat<T>(omega) : splat<T>(1)) / side.gain()));
   return next > most ? splat<T>(most) : next < least ? splat<T>(least) : next;
 }
 
@@ -183,28 +206,31 @@ bool scale(const Team& team, Plan<T>& plan, T column_error, T tol, int64_t max_i
     ++n_iter;
     const T omega = relaxation.factor();
     team.blocks(plan.blocks(), [&](int64_t b) {
-      Vec<T> error{}, edge{};
+      Vec<T> error{}, edge{}, mass{};
       product_pair(plan, b, columns.scale, [&](int64_t i, Vec<T> s) {
-        const Vec<T> u = load(rows.scale + i), a = load(rows.weight + i);
+        const Vec<T> u = load(rows.scale + i), a = rows.goal_at(i, u);
         error += vabs<T>(u * s - a);
-        const Vec<T> next = relaxed<T>(u, s, a, omega);
+        mass += u * s - load(rows.bias + i);
+        const Vec<T> next = relaxed<T>(rows, u, s, a, omega);
         edge += out_of_range<T>(next);
         store(rows.scale + i, next);
         return next;
       });
       plan.row_part[b] = sum_lanes<T>(error);
       plan.row_part2[b] = sum_lanes<T>(edge);
+      plan.row_part3[b] = sum_lanes<T>(mass);
     });
     team.barrier();
-    const T error = sum_parts(plan.row_part, plan.blocks()) + column_error;
+    const T unit = plan.soft() ? sum_parts(plan.row_part3, plan.blocks()) : T(1);
+    const T error = sum_parts(plan.row_part, plan.blocks()) / unit + column_error;
     at_edge = sum_parts(plan.row_part2, plan.blocks()) > 0;
     stop = !(error > tol) || n_iter >= max_iter || at_edge;
     team.blocks(plan.column_blocks(), [&](int64_t b) {
       Vec<T> left{}, edge{};
       for_columns(plan, b, [&](int64_t j) {
-        const Vec<T> v = load(columns.scale + j), w = load(columns.weight + j), t = column_sum(plan, j);
-        const Vec<T> next = relaxed<T>(v, t, w, stop ? T(1) : omega);
-        left += vabs<T>(next * t - w);
+        const Vec<T> v = load(columns.scale + j), w = columns.goal_at(j, v), t = column_sum(plan, j);
+        const Vec<T> next = relaxed<T>(columns, v, t, w, stop ? T(1) : omega);
+        left += vabs<T>(next * t - columns.goal_at(j, next));
         edge += out_of_range<T>(next);
         store(columns.scale + j, next);
       });
@@ -212,7 +238,7 @@ bool scale(const Team& team, Plan<T>& plan, T column_error, T tol, int64_t max_i
       plan.column_part2[b] = sum_lanes<T>(edge);
     });
     team.barrier();
-    column_error = sum_parts(plan.column_part, plan.column_blocks());
+    column_error = sum_parts(plan.column_part, plan.column_blocks()) / unit;
     at_edge = at_edge || sum_parts(plan.column_part2, plan.column_blocks()) > 0;
     stop = stop || at_edge;
     relaxation.observe(error);

@@ -34,7 +34,7 @@ T newton_step(const Team& team, Plan<T>& plan, PlanSystem<T>& system, T precisio
   const Step<T> sides[] = {{plan.rows, system.h, system.alpha}, {plan.columns, system.k, system.beta}};
   if (team.rank == 0)
     for (const auto& [side, error, step] : sides)
-      for (int64_t i = 0; i < side.size; ++i) error[i] = i < side.count ? side.weight[i] - side.sum[i] : T(0);
+      for (int64_t i = 0; i < side.size; ++i) error[i] = i < side.count ? side.goal()[i] - side.sum[i] : T(0);
   team.barrier();
   n_iter += 1 + solve_system(team, system, precision, max_iter - n_iter - 1);
   T length = 0;
@@ -63,10 +63,10 @@ void undo_step(const Team& team, Plan<T>& plan, const PlanSystem<T>& system, T f
 // failure: where rounding lets no step succeed, little is lost. Between steps the plan is scaled; the one that is
 // judged is that of the potentials.
 template <class T>
-Solution<T> solve(const Team& team, Plan<T>& plan, PlanSystem<T>& system, T tol, int64_t max_iter) {
+Solution<T> solve(const Team& team, Plan<T>& plan, PlanSystem<T>& system, Method method, T tol, int64_t max_iter) {
   Solution<T> out;
-  Relaxation<T> relaxation;
-  constexpr T gate = T(1e-2);
+  Relaxation<T> relaxation(method != Method::plain);
+  const T gate = method == Method::automatic ? T(1e-2) : T(0);
   constexpr T finest = sizeof(T) == 4 ? T(1e-5) : T(1e-10);
   T precision = T(1e-2);
   int64_t burst = 16, resume = 0;  // no Newton step before iteration `resume`

@@ -2,7 +2,8 @@
 //
 //     diag(P 1) alpha + P beta = h,    P^T alpha + diag(P^T 1) beta = k
 //
-// Symmetric and positive semi-definite; its null space is the shift (1, -1) of the potentials. alpha is eliminated;
+// Symmetric and positive semi-definite; its null space is the shift (1, -1) of the potentials. A side with a reach has
+// its diagonal times 1 + eps / reach, and then there is no null space. alpha is eliminated;
 // what is left, diag(P^T 1) - P^T diag(1 / (P 1)) P, is solved by conjugate gradients with a diagonal preconditioner:
 // one pair of matrix-vector products a step, as much as an iteration of Sinkhorn's.
 #pragma once
@@ -60,7 +61,7 @@ void eliminate(const Team& team, PlanSystem<T>& system, const T* beta, const T* 
   team.blocks(plan.blocks(), [&](int64_t b) {
     product_pair(plan, b, beta, [&](int64_t i, Vec<T> s) {
       s -= load(plan.rows.bias + i);
-      const Vec<T> a = ((h ? load(h + i) : Vec<T>{}) - s) / load(plan.rows.sum + i);
+      const Vec<T> a = ((h ? load(h + i) : Vec<T>{}) - s) / (plan.rows.gain() * load(plan.rows.sum + i));
       if (alpha) store(alpha + i, a);
       return a;
     });
@@ -85,6 +86,7 @@ int64_t solve_system(const Team& team, PlanSystem<T>& system, T goal, int64_t li
     return sum_lanes<T>(sum);
   };
   const auto project = [&](T* x) {
+    if (plan.soft()) return;
     Vec<T> sum{};
     for (int64_t j = 0; j < ld; j += L) sum += load(x + j);
     const T mean = sum_lanes<T>(sum) / T(m);
@@ -97,7 +99,7 @@ int64_t solve_system(const Team& team, PlanSystem<T>& system, T goal, int64_t li
   };
 
   gather(
-      team, plan, [&](int64_t i, int64_t, Vec<T> p) { return p * p * (1 / plan.rows.sum[i]); },
+      team, plan, [&](int64_t i, int64_t, Vec<T> p) { return p * p * (1 / (plan.rows.gain() * plan.rows.sum[i])); },
       static_cast<T*>(nullptr), system.diagonal);
   for (int64_t j = 0; team.rank == 0 && j < ld; ++j) system.beta[j] = 0;
   team.barrier();
@@ -107,7 +109,7 @@ int64_t solve_system(const Team& team, PlanSystem<T>& system, T goal, int64_t li
   int64_t stale = 0;
   if (team.rank == 0) {
     for (int64_t j = 0; j < ld; j += L) {
-      const Vec<T> pad = load(plan.columns.bias + j), sum = load(plan.columns.sum + j);
+      const Vec<T> pad = load(plan.columns.bias + j), sum = plan.columns.gain() * load(plan.columns.sum + j);
       store(r + j, load(system.k + j) - (column_sum(plan, j) - pad));
       const Vec<T> diagonal = sum - load(d + j), floor = sum * T(1e-6);
       store(d + j, 1 / (diagonal > floor ? diagonal : floor));
@@ -126,7 +128,8 @@ int64_t solve_system(const Team& team, PlanSystem<T>& system, T goal, int64_t li
       // eliminate left -P^T diag(1 / P 1) P p in the partial sums.
       for (int64_t j = 0; j < ld; j += L) {
         const Vec<T> pad = load(plan.columns.bias + j);
-        store(q + j, (load(plan.columns.sum + j) * load(p + j) + column_sum(plan, j) - pad) * (1 - pad));
+        const Vec<T> sum = plan.columns.gain() * load(plan.columns.sum + j);
+        store(q + j, (sum * load(p + j) + column_sum(plan, j) - pad) * (1 - pad));
       }
       const T curvature = dot(p, q), length = energy / curvature;
       T next = 0;

@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "adjoint.h"
-#include "solver.h"
+#include "symmetric.h"
 
 namespace sfr::cpu::SFR_ISA {
 
@@ -110,12 +110,40 @@ struct Transport {
     return whole_vectors<T>(n) <= single_block_rows ? team.alone() : team;
   }
 
+  // Sets what the plan's exponents are made of.
+  void place(const SolverOptions& options, T mean, T eps) {
+    plan.mean = mean;
+    plan.factor = eps > 0 ? 1 / (eps * T(ln2)) : T(0);
+    if (options.reach_a > 0) plan.rows.bend(T(options.reach_a), eps, mean, T(a.total));
+    if (options.reach_b > 0) plan.columns.bend(T(options.reach_b), eps, mean, T(b.total));
+  }
+
   static double operations(int64_t n, int64_t m) { return 200.0 * double(n) * double(m); }
 };
 
 template <class T>
 bool finite(T x) {
   return x - x == 0;
+}
+
+// eps of problem p in units of the cost: within what the type can hold, and 0 where all costs are equal.
+template <class T>
+T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p) {
+  const SolverOptions& options = solve.options;
+  const bool relative = options.relative && !solve.eps_given;
+  constexpr T negligible = sizeof(T) == 4 ? T(1e-37) : T(1e-300);
+  T eps = solve.eps_given ? static_cast<const T*>(solve.eps_given)[p] : T(options.eps);
+  if (relative) eps *= spread.deviation;
+  const T least = spread.largest * T(1e-30);
+  if (eps < least) eps = least;
+  if (eps < negligible) eps = relative ? T(0) : negligible;
+  // Costs that differ by rounding alone are equal.
+  const T mean = magnitude(spread.mean);
+  if (relative && spread.deviation <= 2 * std::numeric_limits<T>::epsilon() * mean) {
+    const double reach = options.reach_a > 0 ? options.reach_a : options.reach_b;
+    eps = reach > 0 ? T(options.eps) * (mean > 0 ? mean : T(reach)) : T(0);
+  }
+  return eps;
 }
 
 // Solves problem p, whose weights have been read and whose costs lie in `cost` [a.count][padded b.count].
@@ -129,23 +157,14 @@ void transport_forward(const Team& whole_team, Transport<T>& work, const T* cost
   if (team.rank == 0) plan.set(cost, work.a.count, work.b.count, padded<T>(work.b.count));
   team.barrier();
   const Spread<T> spread = measure(team, plan);
-
-  constexpr T negligible = sizeof(T) == 4 ? T(1e-37) : T(1e-300);
-  T eps = options.relative ? T(options.eps) * spread.deviation : T(options.eps);
-  const T least = spread.largest * T(1e-30);
-  if (eps < least) eps = least;
-  if (eps < negligible) eps = options.relative ? T(0) : negligible;
-  // Costs that differ by rounding alone are equal.
-  const T rounding = 2 * std::numeric_limits<T>::epsilon() * magnitude(spread.mean);
-  if (options.relative && spread.deviation <= rounding) eps = 0;
+  const T eps = regularisation(solve_params, spread, p);
   const bool sound = finite(spread.mean) && finite(spread.deviation) && finite(eps);
   const T to_cost = eps * T(ln2), nan = std::numeric_limits<T>::quiet_NaN();
 
   Solution<T> solution;
   if (sound) {
     if (team.rank == 0) {
-      plan.mean = spread.mean;
-      plan.factor = eps > 0 ? 1 / to_cost : T(0);
+      work.place(options, spread.mean, eps);
       const T* init = static_cast<const T*>(solve_params.init_g);
       for (int64_t j = 0; j < plan.ld; ++j) {
         plan.columns.log[j] = plan.columns.log_weight[j];
@@ -154,7 +173,8 @@ void transport_forward(const Team& whole_team, Transport<T>& work, const T* cost
       }
     }
     team.barrier();
-    solution = solve(team, plan, work.system, T(options.tol), options.max_iter);
+    solution = options.symmetric ? solve_symmetric(team, plan, T(options.tol), options.max_iter)
+                                 : solve(team, plan, work.system, options.method, T(options.tol), options.max_iter);
   }
   if (team.rank > 0) return;
 
@@ -163,17 +183,22 @@ void transport_forward(const Team& whole_team, Transport<T>& work, const T* cost
     T* values = side.scale;  // no longer needed
     T sum = 0;
     for (int64_t i = 0; i < side.count; ++i) {
-      values[i] = sound ? (side.log[i] - side.log_weight[i]) * to_cost : nan;
-      sum += side.weight[i] * values[i];
+      const T f = values[i] = sound ? (side.log[i] - side.log_weight[i]) * to_cost : nan;
+      if (side.soft > 0) {
+        const T reach = eps / side.soft;
+        sum -= side.weight[i] * reach * exponential_minus_1((-f - spread.mean / 2) / reach);
+      } else {
+        sum += side.weight[i] * f;
+      }
     }
-    dual += sum;
+    dual += side.soft > 0 ? sum : sum + spread.mean / 2;
     weights.scatter(values, static_cast<T*>(out));
   };
   potentials(plan.rows, work.a, static_cast<T*>(solve_params.f) + p * work.N);
   potentials(plan.columns, work.b, static_cast<T*>(solve_params.g) + p * work.M);
   const auto put = [&](void* out, T value) { static_cast<T*>(out)[p] = sound ? value : nan; };
   put(solve_params.transport, solution.plan.value);
-  put(solve_params.entropic, spread.mean + dual - eps * (solution.plan.mass - 1));
+  put(solve_params.entropic, dual - eps * (solution.plan.mass - plan.rows.total * plan.columns.total));
   put(solve_params.eps, eps);
   put(solve_params.mean, spread.mean);
   put(solve_params.error, solution.plan.error);
@@ -200,8 +225,7 @@ bool transport_backward(const Team& whole_team, Transport<T>& work, const T* cos
     Plan<T>& plan = work.plan;
     if (team.rank == 0) {
       plan.set(cost, work.a.count, work.b.count, padded<T>(work.b.count));
-      plan.mean = mean;
-      plan.factor = eps > 0 ? 1 / (eps * T(ln2)) : T(0);
+      work.place(grad.options, mean, eps);
       const auto start = [&](Margin<T>& side, const Weights<T>& weights, const void* potential) {
         const T* values = static_cast<const T*>(potential);
         for (int64_t i = 0; i < side.size; ++i) {
@@ -216,13 +240,17 @@ bool transport_backward(const Team& whole_team, Transport<T>& work, const T* cos
     Upstream<T> up;
     if (grad.grad_transport) up.transport = at(grad.grad_transport);
     if (grad.grad_entropic) up.entropic = at(grad.grad_entropic);
-    adjoint_backward(team, work.adjoint, up, eps, grad.options.relative, T(grad.options.eps), work.grad_a, work.grad_b);
+    if (grad.grad_eps) up.eps = at(grad.grad_eps);
+    const bool relative = grad.options.relative && !grad.eps_given;
+    const T slope =
+        adjoint_backward(team, work.adjoint, up, eps, relative, T(grad.options.eps), work.grad_a, work.grad_b);
+    if (team.rank == 0 && grad.grad_eps_given) static_cast<T*>(grad.grad_eps_given)[p] = slope;
 
-    // Through the normalisation a = w / sum(w).
+    // Through the normalisation a = w / sum(w), which a side with a reach does without.
     const auto finish = [](const Margin<T>& side, const Weights<T>& weights, T* gradient, T* out) {
       T along = 0;
       for (int64_t i = 0; i < side.count; ++i) along += side.weight[i] * gradient[i];
-      for (int64_t i = 0; i < side.count; ++i) gradient[i] = T((gradient[i] - along) / weights.total);
+      for (int64_t i = 0; side.soft == 0 && i < side.count; ++i) gradient[i] = T((gradient[i] - along) / weights.total);
       weights.scatter(gradient, out);
     };
     if (team.rank == 0 && out_a) finish(plan.rows, work.a, work.grad_a, out_a);

@@ -3,6 +3,7 @@
 
 #include "../cost.h"
 #include "../emd.h"
+#include "../exact.h"
 #include "../sinkhorn.h"
 
 #define SFR_DECLARE_VARIANT(isa)                           \
@@ -13,6 +14,8 @@
   Status sinkhorn_backward(const SinkhornBackwardParams&); \
   Status emd_forward(const EmdForwardParams&);             \
   Status emd_backward(const EmdBackwardParams&);           \
+  Status exact_forward(const ExactForwardParams&);         \
+  Status exact_backward(const ExactBackwardParams&);       \
   }
 
 SFR_DECLARE_VARIANT(baseline)

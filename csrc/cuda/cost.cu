@@ -73,8 +73,11 @@ SFR_KERNEL cost_backward_kernel(const __grid_constant__ Work<CostBackwardParams>
     for (int64_t g = 0; g < p.G; ++g) site.meetings = feature_gradients<T>(site, p, b, g);
 }
 
+}  // namespace
+
 template <class T>
-int64_t forward(const CostForwardParams& p, const Where& where) {
+int64_t cost_forward(const CostForwardParams& p, const Where& where) {
+  const OnDevice on(where.device);
   Task task = task_of(p);
   task.solved = false;
   const Shape shape = choose<T>(task, where.strategy, limits(where.device));
@@ -83,7 +86,8 @@ int64_t forward(const CostForwardParams& p, const Where& where) {
 }
 
 template <class T>
-int64_t backward(const CostBackwardParams& p, const Where& where) {
+int64_t cost_backward(const CostBackwardParams& p, const Where& where) {
+  const OnDevice on(where.device);
   Task task = task_of(p);
   task.solved = false;
   task.backward = true;
@@ -91,15 +95,7 @@ int64_t backward(const CostBackwardParams& p, const Where& where) {
   return start<CostBackwardParams>(cost_backward_kernel<T>, p, task, shape, p.B, where);
 }
 
-}  // namespace
-
-int64_t cost_forward(const CostForwardParams& p, const Where& where) {
-  const OnDevice on(where.device);
-  return p.compute == DType::float64 ? forward<double>(p, where) : forward<float>(p, where);
-}
-int64_t cost_backward(const CostBackwardParams& p, const Where& where) {
-  const OnDevice on(where.device);
-  return p.compute == DType::float64 ? backward<double>(p, where) : backward<float>(p, where);
-}
+template int64_t cost_forward<SFR_REAL>(const CostForwardParams&, const Where&);
+template int64_t cost_backward<SFR_REAL>(const CostBackwardParams&, const Where&);
 
 }  // namespace sfr::cuda

@@ -5,7 +5,7 @@
 
 namespace sfr::cuda {
 
-// Strategies, numbered as in sfr_ext/ops.py. One of them can be forced, for tests and benchmarks.
+// Strategies, numbered as in sfr_ext/ops/launch.py. One of them can be forced, for tests and benchmarks.
 //   several   one warp to a problem, several problems to a block    up to 32 x 32
 //   block     one block to a problem, plan in shared memory         while it fits
 //   team      blocks that wait for each other, each with a slab of the plan in its shared memory
@@ -22,11 +22,18 @@ struct Where {
 
 // Each launches and returns 0; or launches nothing and returns the bytes of scratch that it needs, where it was given
 // fewer. Throws std::runtime_error when a launch fails. Unsound weights give NaN for their problem.
+// T is p.compute. Each file of kernels is compiled twice, for T = SFR_REAL = float and double.
+template <class T>
 int64_t cost_forward(const CostForwardParams&, const Where&);
+template <class T>
 int64_t cost_backward(const CostBackwardParams&, const Where&);
+template <class T>
 int64_t sinkhorn_forward(const SinkhornForwardParams&, const Where&);
+template <class T>
 int64_t sinkhorn_backward(const SinkhornBackwardParams&, const Where&);
+template <class T>
 int64_t emd_forward(const EmdForwardParams&, const Where&);
+template <class T>
 int64_t emd_backward(const EmdBackwardParams&, const Where&);
 
 }  // namespace sfr::cuda

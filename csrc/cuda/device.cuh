@@ -161,6 +161,13 @@ SFR_DEVICE float log2_of(float x) {
 __device__ __noinline__ inline double log2_of(double x) {
   return log2(x);
 }
+// e^x - 1
+SFR_DEVICE float expm1_of(float x) {
+  return expm1f(x);
+}
+__device__ __noinline__ inline double expm1_of(double x) {
+  return expm1(x);
+}
 SFR_DEVICE float sqrt_of(float x) {
   return sqrtf(x);
 }

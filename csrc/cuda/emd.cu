@@ -54,30 +54,26 @@ SFR_KERNEL emd_backward_kernel(const __grid_constant__ Work<EmdBackwardParams> p
     }
 }
 
+}  // namespace
+
 template <class T>
-int64_t forward(const EmdForwardParams& p, const Where& where) {
-  const Task task = task_of(p);
+int64_t emd_forward(const EmdForwardParams& p, const Where& where) {
+  const OnDevice on(where.device);
+  const Task task = solving(task_of(p), p.solve);
   const Shape shape = choose<T>(task, where.strategy, limits(where.device));
   return start<EmdForwardParams>(emd_forward_kernel<T>, p, task, shape, p.B * p.G, where);
 }
 
 template <class T>
-int64_t backward(const EmdBackwardParams& p, const Where& where) {
-  Task task = task_of(p);
+int64_t emd_backward(const EmdBackwardParams& p, const Where& where) {
+  const OnDevice on(where.device);
+  Task task = solving(task_of(p), p.solve);
   task.backward = true;
   const Shape shape = choose<T>(task, where.strategy, limits(where.device));
   return start<EmdBackwardParams>(emd_backward_kernel<T>, p, task, shape, p.B, where);
 }
 
-}  // namespace
-
-int64_t emd_forward(const EmdForwardParams& p, const Where& where) {
-  const OnDevice on(where.device);
-  return p.compute == DType::float64 ? forward<double>(p, where) : forward<float>(p, where);
-}
-int64_t emd_backward(const EmdBackwardParams& p, const Where& where) {
-  const OnDevice on(where.device);
-  return p.compute == DType::float64 ? backward<double>(p, where) : backward<float>(p, where);
-}
+template int64_t emd_forward<SFR_REAL>(const EmdForwardParams&, const Where&);
+template int64_t emd_backward<SFR_REAL>(const EmdBackwardParams&, const Where&);
 
 }  // namespace sfr::cuda

@@ -16,12 +16,12 @@ namespace sfr::cuda {
 constexpr double ln2 = 0.69314718055994530942;
 
 // Vectors over the rows of a slab, and over the columns. Those of the linear system (system.cuh) stand here too, since
-// all of them lie in one piece of memory.
+// all of them lie in one piece of memory. A problem with a reach has one more.
 namespace row {
-enum { log, scale, sum, alpha, right, count };
+enum { log, scale, sum, alpha, right, count, bent = count };
 }
 namespace column {
-enum { log, scale, sum, beta, right, residual, direction, product, diagonal, best, count };
+enum { log, scale, sum, beta, right, residual, direction, product, diagonal, best, count, bent = count };
 }
 
 // How the threads of a block cover a slab; follows from its shape and the size of the team.
@@ -51,16 +51,47 @@ struct Cover {
   }
 };
 
+// One side's marginal.
+template <class T>
+struct Margin {
+  T* weight = nullptr;  // 0 where a patch is removed
+  // A side with a reach: the plan's marginal bends to a e^(-f / reach).
+  T total = 1;        // sum of the weights, 1 without a reach
+  T soft = 0;         // eps / reach; 0: the marginal is met
+  T offset = 0;       // mean / (2 reach) in powers of two: f is that of C, F that of C - mean
+  T* bent = nullptr;  // the marginal bent by the potentials, where there is a patch
+
+  // Gives the side a reach, in units of the cost like eps and mean; whoever calls gives the weights their own sum.
+  SFR_DEVICE void bend(T reach, T eps, T mean, T sum_of_weights) {
+    soft = eps / reach;
+    offset = mean / (2 * reach) * T(1 / ln2);
+    total = sum_of_weights;
+  }
+
+  // What the plan's marginal should be.
+  SFR_DEVICE T goal(int i) const { return soft > 0 ? bent[i] : weight[i]; }
+  // Where the potentials stand at `log`.
+  SFR_DEVICE void bend_to(int i, T log) const {
+    const T start = log2_of(weight[i]);
+    bent[i] = exp2_of(start - soft * (log - start) - offset);
+  }
+  // ... and where a scaling of x more brings it.
+  SFR_DEVICE T goal_at(int i, T x) const { return soft > 0 ? bent[i] * exp2_of(-soft * log2_of(x)) : weight[i]; }
+  // How much faster than the marginal its distance from the goal follows the potential.
+  SFR_DEVICE T gain() const { return 1 + soft; }
+};
+
 template <class T>
 struct Plan {
   Team& team;
   int N, M;         // of the whole problem
-  int first, rows;  // the slab
+  int slab;         // rows of a block, but for the last
+  int first, rows;  // of this one
   Cover cover;
-  int ld;                         // row length of P and of the cost
-  const T* cost;                  // [rows][ld] of the slab
-  T* P;                           // likewise; padding 0
-  T *row_weight, *column_weight;  // marginals; 0 where a patch is removed
+  int ld;         // row length of P and of the cost
+  const T* cost;  // [rows][ld] of the slab
+  T* P;           // likewise; padding 0
+  Margin<T> row_margin, column_margin;
   int kept_columns;
   T *row_vectors, *column_vectors;
   int row_stride, column_stride;
@@ -77,6 +108,8 @@ struct Plan {
     slice = cover.slices > 1 ? team.rank / cover.width : 0;
     column = team.rank - slice * cover.width;
   }
+  // Is there a reach?
+  SFR_DEVICE bool soft() const { return row_margin.soft > 0 || column_margin.soft > 0; }
   SFR_DEVICE T* of_rows(int k) const { return row_vectors + k * row_stride; }
   SFR_DEVICE T* of_columns(int k) const { return column_vectors + k * column_stride; }
 
@@ -225,16 +258,15 @@ SFR_DEVICE void row_terms(const Plan<T>& plan, Term&& term, F&& f) {
 // What one wants to know of a plan.
 template <class T>
 struct Evaluation {
-  T value = 0;        // <P, C> / sum(P): what rounding does to the mass does nothing to it, and it is never below 0
-  T centred = 0;      // the same of C - mean
+  T value = 0;        // <P, C> / sum(P): what rounding does to the mass does nothing to it; with a reach <P, C>
   T mass = 0;         // sum(P)
-  T error = 0;        // L1 error of both marginals
+  T error = 0;        // L1 error of both marginals, with a reach in units of the mass
   bool cold = false;  // some patch holds so little of its mass that scaling could not bring it back
 };
 
 enum class From {
   potentials,  // P = 2^(F + G - S): what the potentials mean, to the last bit
-  scalings,    // P <- u P v: the same up to rounding, without exponentials; value and centred are left out
+  scalings,    // P <- u P v: the same up to rounding, without exponentials; the value is left out
 };
 
 template <class T>
@@ -249,47 +281,48 @@ SFR_DEVICE Evaluation<T> evaluate(Plan<T>& plan) {
   const Team& team = plan.team;
   const T *F = plan.of_rows(row::log), *G = plan.of_columns(column::log);
   const T *u = plan.of_rows(row::scale), *v = plan.of_columns(column::scale);
-  T sums[5] = {};  // value, centred, mass, error, cold
-  const auto judge = [&](T sum, T weight) {
-    if (!(weight > 0)) return;
-    sums[3] += magnitude(sum - weight);
-    if (sum < weight * T(1e-6)) sums[4] += 1;
+  T sums[4] = {};  // value, mass, error, cold
+  const auto judge = [&](const Margin<T>& side, int i, T sum, T log, T scale) {
+    if (!(side.weight[i] > 0)) return;
+    if (side.soft > 0) side.bend_to(i, exact ? log : log + log2_of(scale));
+    const T goal = side.goal(i);
+    sums[2] += magnitude(sum - goal);
+    if (sum < goal * T(1e-6)) sums[3] += 1;
   };
   row_terms<Sum>(
       plan,
       [&](int i, int j) {
         T* P = plan.P + int64_t(i) * plan.ld + j;
         if constexpr (exact) {
-          const T c = plan.cost[int64_t(i) * plan.ld + j], centred = c - plan.mean;
-          *P = exp2_of(F[i] + G[j] - centred * plan.factor);
+          const T c = plan.cost[int64_t(i) * plan.ld + j];
+          *P = exp2_of(F[i] + G[j] - (c - plan.mean) * plan.factor);
           sums[0] += *P * c;
-          sums[1] += *P * centred;
         } else {
           *P *= u[i] * v[j];
         }
-        sums[2] += *P;
+        sums[1] += *P;
         return *P;
       },
       [&](int i, T sum) {
         plan.of_rows(row::sum)[i] = sum;
-        judge(sum, plan.row_weight[i]);
+        judge(plan.row_margin, i, sum, F[i], u[i]);
       });
   team.sync();
   column_terms<Sum>(plan, [&](int i, int j) { return plan.P[int64_t(i) * plan.ld + j]; });
   exchange_columns<Sum>(plan, sums);
-  const T of_rows[2] = {sums[3], sums[4]};
-  sums[3] = sums[4] = 0;
+  const T of_rows[2] = {sums[2], sums[3]};
+  sums[2] = sums[3] = 0;
   each_column_sum<Sum>(plan, [&](int j, T sum) {
     plan.of_columns(column::sum)[j] = sum;
-    judge(sum, plan.column_weight[j]);
+    judge(plan.column_margin, j, sum, G[j], v[j]);
   });
-  T of_columns[2] = {sums[3], sums[4]};
+  T of_columns[2] = {sums[2], sums[3]};
   over_block<Sum>(plan.team, plan.board, of_columns);
   Evaluation<T> result;
-  result.mass = sums[2];
-  result.value = sums[0] / sums[2];
-  result.centred = sums[1] / sums[2];
+  result.mass = sums[1];
+  result.value = plan.soft() ? sums[0] : sums[0] / sums[1];
   result.error = of_rows[0] + of_columns[0];
+  if (plan.soft() && result.error > 0) result.error /= result.mass;
   result.cold = of_rows[1] + of_columns[1] > 0;
   return result;
 }

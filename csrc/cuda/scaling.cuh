@@ -15,7 +15,7 @@ struct Spread {
 
 template <class T>
 SFR_DEVICE Spread<T> measure(Plan<T>& plan) {
-  const T *a = plan.row_weight, *b = plan.column_weight;
+  const T *a = plan.row_margin.weight, *b = plan.column_margin.weight;
   const auto cost = [&](int i, int j) { return plan.cost[int64_t(i) * plan.ld + j]; };
   Spread<T> out;
   T sum = 0;
@@ -42,20 +42,25 @@ SFR_DEVICE T exponent(const Plan<T>& plan, T log, int i, int j) {
   return log - (plan.cost[int64_t(i) * plan.ld + j] - plan.mean) * plan.factor;
 }
 
+// Update of the potential at i from a sum 2^most * sum over the other side: log2 a - log2 of it, or less with a reach.
+template <class T>
+SFR_DEVICE T updated(const Margin<T>& side, int i, T most, T sum) {
+  const T w = side.weight[i];
+  if (!(w > 0)) return Max::nothing<T>();
+  if (side.soft > 0) return log2_of(w) - (most + log2_of(sum) + side.offset) / side.gain();
+  return log2_of(w) - most - log2_of(sum);
+}
+
 // Exact update of F in the log domain: F_i = log2 a_i - log2 sum_j 2^(G_j - S_ij).
 template <class T>
 SFR_DEVICE void update_rows(Plan<T>& plan) {
   const T* G = plan.of_columns(column::log);
-  const T nothing = Max::nothing<T>();
   T *most = plan.of_rows(row::sum), *F = plan.of_rows(row::log);
   row_terms<Max>(plan, [&](int i, int j) { return exponent(plan, G[j], i, j); }, [&](int i, T x) { most[i] = x; });
   plan.team.sync();
   row_terms<Sum>(
       plan, [&](int i, int j) { return exp2_of(exponent(plan, G[j], i, j) - most[i]); },
-      [&](int i, T sum) {
-        const T a = plan.row_weight[i];
-        F[i] = a > 0 ? log2_of(a) - most[i] - log2_of(sum) : nothing;
-      });
+      [&](int i, T sum) { F[i] = updated(plan.row_margin, i, most[i], sum); });
   plan.team.sync();
 }
 
@@ -63,7 +68,6 @@ SFR_DEVICE void update_rows(Plan<T>& plan) {
 template <class T>
 SFR_DEVICE void update_columns(Plan<T>& plan) {
   const T* F = plan.of_rows(row::log);
-  const T nothing = Max::nothing<T>();
   T *most = plan.of_columns(column::sum), *G = plan.of_columns(column::log);
   column_terms<Max>(plan, [&](int i, int j) { return exponent(plan, F[i], i, j); });
   exchange_columns<Max>(plan);
@@ -71,10 +75,7 @@ SFR_DEVICE void update_columns(Plan<T>& plan) {
   plan.team.sync();
   column_terms<Sum>(plan, [&](int i, int j) { return exp2_of(exponent(plan, F[i], i, j) - most[j]); });
   exchange_columns<Sum>(plan);
-  each_column_sum<Sum>(plan, [&](int j, T sum) {
-    const T b = plan.column_weight[j];
-    G[j] = b > 0 ? log2_of(b) - most[j] - log2_of(sum) : nothing;
-  });
+  each_column_sum<Sum>(plan, [&](int j, T sum) { G[j] = updated(plan.column_margin, j, most[j], sum); });
   plan.team.sync();
 }
 
@@ -83,10 +84,13 @@ SFR_DEVICE void update_columns(Plan<T>& plan) {
 template <class T>
 class Relaxation {
  public:
+  SFR_DEVICE explicit Relaxation(bool on) : on_(on) {}
+
   SFR_DEVICE T factor() const { return factor_; }
 
   // The error after `window` more iterations.
   SFR_DEVICE void observe(T error) {
+    if (!on_) return;
     const T before = last_;
     last_ = error;
     if (!(before > 0)) return;
@@ -111,11 +115,17 @@ class Relaxation {
   static constexpr int window = 8;  // a power of two
 
  private:
+  bool on_;
   T factor_ = 1, ceiling_ = T(1.95), last_ = 0;
 };
 
 template <class T>
 constexpr T most_scale = sizeof(T) == 4 ? T(1073741824) : T(1.7e72);  // 2^30, about 2^240
+
+template <class T>
+SFR_DEVICE T in_range(T x) {
+  return x > most_scale<T> ? most_scale<T> : x > 1 / most_scale<T> ? x : 1 / most_scale<T>;
+}
 
 // x (w / (x s))^omega by the [1/1] Pade approximant about 1, which needs no power; the plain w / s where the ratio is
 // far from 1. One division either way. Kept in range.
@@ -125,8 +135,16 @@ SFR_DEVICE T relaxed(T x, T s, T w, T omega) {
   const bool near = have > w * T(0.5) && have < w * T(2);
   const T above = near ? x * ((1 + omega) * w - (omega - 1) * have) : w;
   const T below = near ? (1 + omega) * have - (omega - 1) * w : s;
-  const T next = quotient(above, below);
-  return next > most_scale<T> ? most_scale<T> : next > 1 / most_scale<T> ? next : 1 / most_scale<T>;
+  return in_range(quotient(above, below));
+}
+
+// The same for a marginal that bends towards w as x grows: a smaller power, taken by logarithms.
+template <class T>
+SFR_DEVICE T relaxed(const Margin<T>& side, T x, T s, T w, T omega) {
+  if (side.soft == 0) return relaxed(x, s, w, omega);
+  const T have = x * s, power = log2_of(in_range(quotient(w, have)));
+  const bool near = have > w * T(0.5) && have < w * T(2);
+  return in_range(x * exp2_of(power * ((near ? omega : T(1)) / side.gain())));
 }
 
 template <class T>
@@ -143,7 +161,7 @@ SFR_DEVICE bool scale(Plan<T>& plan, T tol, int64_t max_iter, int64_t& n_iter, R
   constexpr int every = 4;
   Team& team = plan.team;
   T *u = plan.of_rows(row::scale), *v = plan.of_columns(column::scale);
-  const T *a = plan.row_weight, *b = plan.column_weight;
+  const Margin<T>&rows = plan.row_margin, &columns = plan.column_margin;
   bool at_edge = false;
   T column_error = 0;
 #pragma unroll 1
@@ -151,30 +169,33 @@ SFR_DEVICE bool scale(Plan<T>& plan, T tol, int64_t max_iter, int64_t& n_iter, R
     ++n_iter;
     const bool look = n % every == 0 || n_iter >= max_iter;
     const T omega = relaxation.factor();
-    T seen[2] = {};  // error, edge
+    T seen[2] = {}, mass = 0;  // error, edge
     row_products(plan, v, [&](int i, T s) {
-      if (!(a[i] > 0)) return;
-      const T next = relaxed(u[i], s, a[i], omega);
+      if (!(rows.weight[i] > 0)) return;
+      const T a = rows.goal_at(i, u[i]), next = relaxed(rows, u[i], s, a, omega);
       if (look) {
-        seen[0] += magnitude(u[i] * s - a[i]);
+        seen[0] += magnitude(u[i] * s - a);
         seen[1] += out_of_range(next);
+        mass += u[i] * s;
       }
       u[i] = next;
     });
+    if (look && plan.soft()) mass = over_team<Sum>(team, plan.board, mass);
     team.sync();
     column_products(plan, u);
     if (look)
       exchange_columns<Sum>(plan, seen);
     else
       exchange_columns<Sum>(plan);
-    const T error = seen[0] + column_error;
+    T error = seen[0] + column_error;
+    if (look && plan.soft()) error /= mass;
     at_edge = at_edge || seen[1] > 0;
     const bool stop = look && (!(error > tol) || n_iter >= max_iter || at_edge);
     T left[2] = {};
     each_column_sum<Sum>(plan, [&](int j, T t) {
-      if (!(b[j] > 0)) return;
-      const T next = relaxed(v[j], t, b[j], stop ? T(1) : omega);
-      left[0] += magnitude(next * t - b[j]);
+      if (!(columns.weight[j] > 0)) return;
+      const T next = relaxed(columns, v[j], t, columns.goal_at(j, v[j]), stop ? T(1) : omega);
+      left[0] += magnitude(next * t - columns.goal_at(j, next));
       left[1] += out_of_range(next);
       v[j] = next;
     });

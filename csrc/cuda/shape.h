@@ -22,6 +22,7 @@ struct Task {
   bool norms = false;    // cosine
   bool solved = true;    // there is a plan; else costs alone
   bool backward = false;
+  bool reach = false;  // on a side
 };
 
 // The part of a layout that kernels see.
@@ -80,8 +81,8 @@ struct Places {
     y_used = own.take<uint8_t>(task.solved ? s.y_pixels : 0);
     // Panels of features and vectors of the solver are never needed at the same time.
     panels = shared;
-    row_vectors = solver(own, int64_t(row::count) * rows);
-    column_vectors = solver(own, int64_t(column::count) * s.ld);
+    row_vectors = solver(own, int64_t(row::count + task.reach) * rows);
+    column_vectors = solver(own, int64_t(column::count + task.reach) * s.ld);
     const Cover cover = s.cover();
     partial = solver(own, int64_t(cover.slices) * cover.width);
     shared_end = shared.used;

@@ -76,29 +76,25 @@ Task task_of(const SinkhornParams& p) {
   return task;
 }
 
+}  // namespace
+
 template <class T>
-int64_t forward(const SinkhornForwardParams& p, const Where& where) {
-  const Task task = task_of(p);
+int64_t sinkhorn_forward(const SinkhornForwardParams& p, const Where& where) {
+  const OnDevice on(where.device);
+  const Task task = solving(task_of(p), p.solve);
   const Shape shape = choose<T>(task, where.strategy, limits(where.device));
   return start<SinkhornForwardParams>(sinkhorn_forward_kernel<T>, p, task, shape, p.B * p.G, where);
 }
 
 template <class T>
-int64_t backward(const SinkhornBackwardParams& p, const Where& where) {
-  const Task task = task_of(p);
+int64_t sinkhorn_backward(const SinkhornBackwardParams& p, const Where& where) {
+  const OnDevice on(where.device);
+  const Task task = solving(task_of(p), p.solve);
   const Shape shape = choose<T>(task, where.strategy, limits(where.device));
   return start<SinkhornBackwardParams>(sinkhorn_backward_kernel<T>, p, task, shape, p.B * p.G, where);
 }
 
-}  // namespace
-
-int64_t sinkhorn_forward(const SinkhornForwardParams& p, const Where& where) {
-  const OnDevice on(where.device);
-  return p.compute == DType::float64 ? forward<double>(p, where) : forward<float>(p, where);
-}
-int64_t sinkhorn_backward(const SinkhornBackwardParams& p, const Where& where) {
-  const OnDevice on(where.device);
-  return p.compute == DType::float64 ? backward<double>(p, where) : backward<float>(p, where);
-}
+template int64_t sinkhorn_forward<SFR_REAL>(const SinkhornForwardParams&, const Where&);
+template int64_t sinkhorn_backward<SFR_REAL>(const SinkhornBackwardParams&, const Where&);
 
 }  // namespace sfr::cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "scaling.cuh"
+#include "symmetric.cuh"
 #include "system.cuh"
 
 namespace sfr::cuda {
@@ -20,10 +21,12 @@ SFR_DEVICE T newton_step(Plan<T>& plan, T precision, int64_t max_iter, int64_t& 
   constexpr T longest = 2;
   Team& team = plan.team;
   const T *alpha = plan.of_rows(row::alpha), *beta = plan.of_columns(column::beta);
-  const auto missing = [](T weight, T sum) { return weight > 0 ? weight - sum : T(0); };
-  plan.each_row([&](int i) { plan.of_rows(row::right)[i] = missing(plan.row_weight[i], plan.of_rows(row::sum)[i]); });
+  const auto missing = [](const Margin<T>& side, int i, T sum) {
+    return side.weight[i] > 0 ? side.goal(i) - sum : T(0);
+  };
+  plan.each_row([&](int i) { plan.of_rows(row::right)[i] = missing(plan.row_margin, i, plan.of_rows(row::sum)[i]); });
   plan.each_column([&](int j) {
-    plan.of_columns(column::right)[j] = missing(plan.column_weight[j], plan.of_columns(column::sum)[j]);
+    plan.of_columns(column::right)[j] = missing(plan.column_margin, j, plan.of_columns(column::sum)[j]);
   });
   team.sync();
   n_iter += 1 + solve_system(plan, precision, max_iter - n_iter - 1);
@@ -47,16 +50,21 @@ SFR_DEVICE void undo_step(const Plan<T>& plan, T factor) {
 
 // From column::log to a plan within tol, or as far as max_iter goes.
 template <class T>
-SFR_DEVICE Solution<T> solve(Plan<T>& plan, T tol, int64_t max_iter) {
+SFR_DEVICE Solution<T> solve(Plan<T>& plan, const SolverOptions& options) {
   Solution<T> out;
-  Relaxation<T> relaxation;
-  constexpr T gate = T(1e-2);
+  const T tol = T(options.tol);
+  const int64_t max_iter = options.max_iter;
+  const bool symmetric = options.symmetric;
+  Relaxation<T> relaxation(options.method != Method::plain);
+  const T gate = options.method == Method::automatic ? T(1e-2) : T(0);
   constexpr T finest = sizeof(T) == 4 ? T(1e-5) : T(1e-10);
   T precision = T(1e-2);
   int64_t burst = 16, resume = 0;  // no Newton step before iteration `resume`
   enum Next { exactly, scaled };
   update_rows(plan);
-  T before = 0, factor = 0;  // error before a Newton step, and its factor; 0: none under way
+  if (symmetric) meet_halfway(plan);
+  T before = T(INFINITY);  // error before the last Newton step, or burst of symmetric iterations
+  T factor = 0;            // of the Newton step; 0: none under way
   bool exact = true;
   for (Next next = exactly;;) {
     exact = next == exactly;
@@ -88,8 +96,15 @@ SFR_DEVICE Solution<T> solve(Plan<T>& plan, T tol, int64_t max_iter) {
       next = exactly;
     } else if (out.plan.cold) {
       ++out.n_iter;
-      update_columns(plan);
+      if (!symmetric) update_columns(plan);
       update_rows(plan);
+      if (symmetric) meet_halfway(plan);
+      next = exactly;
+    } else if (symmetric) {
+      if (!(out.plan.error < before * T(0.95))) return out;
+      before = out.plan.error;
+      scale_symmetric(plan, tol, max_iter, out.n_iter);
+      absorb(plan);
       next = exactly;
     } else if (out.plan.error > gate || out.n_iter < resume) {
       const bool far = out.plan.error > gate;

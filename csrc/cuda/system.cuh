@@ -2,7 +2,8 @@
 //
 //     diag(P 1) alpha + P beta = h,    P^T alpha + diag(P^T 1) beta = k
 //
-// Symmetric and positive semi-definite; its null space is the shift (1, -1) of the potentials. alpha is eliminated;
+// Symmetric and positive semi-definite; its null space is the shift (1, -1) of the potentials. A side with a reach has
+// its diagonal times 1 + eps / reach, and then there is no null space. alpha is eliminated;
 // what is left, diag(P^T 1) - P^T diag(1 / (P 1)) P, is solved by conjugate gradients with a diagonal preconditioner:
 // one pair of matrix-vector products a step, as much as an iteration of Sinkhorn's. h and k are row::right,
 // column::right.
@@ -27,8 +28,10 @@ template <class T>
 SFR_DEVICE void eliminate_rows(const Plan<T>& plan, const T* beta, const T* h) {
   T* alpha = plan.of_rows(row::alpha);
   const T* sum = plan.of_rows(row::sum);
-  row_products(plan, beta,
-               [&](int i, T s) { alpha[i] = plan.row_weight[i] > 0 ? ((h ? h[i] : T(0)) - s) / sum[i] : T(0); });
+  const Margin<T>& rows = plan.row_margin;
+  row_products(plan, beta, [&](int i, T s) {
+    alpha[i] = rows.weight[i] > 0 ? ((h ? h[i] : T(0)) - s) / (rows.gain() * sum[i]) : T(0);
+  });
   plan.team.sync();
 }
 
@@ -39,7 +42,9 @@ template <class T>
 SFR_DEVICE int64_t solve_system(Plan<T>& plan, T goal, int64_t limit) {
   constexpr int patience = sizeof(T) == 4 ? 12 : 200;  // steps without progress; float32 soon has no more to give
   Team& team = plan.team;
-  const T* b = plan.column_weight;
+  const T* b = plan.column_margin.weight;
+  const T row_gain = plan.row_margin.gain(), gain = plan.column_margin.gain();
+  const T modes = plan.soft() ? T(INFINITY) : T(plan.kept_columns);  // a mean over them is the constant mode
   T *r = plan.of_columns(column::residual), *p = plan.of_columns(column::direction);
   T *q = plan.of_columns(column::product), *d = plan.of_columns(column::diagonal);
   T *beta = plan.of_columns(column::beta), *best = plan.of_columns(column::best);
@@ -50,23 +55,25 @@ SFR_DEVICE int64_t solve_system(Plan<T>& plan, T goal, int64_t limit) {
       plan,
       [&](int i, int j) {
         const T x = plan.P[int64_t(i) * plan.ld + j];
-        return x > 0 ? x * x / row_sum[i] : T(0);
+        return x > 0 ? x * x / (row_gain * row_sum[i]) : T(0);
       },
       static_cast<T*>(nullptr), d);
-  plan.each_row([&](int i) { plan.of_rows(row::alpha)[i] = plan.row_weight[i] > 0 ? h[i] / row_sum[i] : T(0); });
+  plan.each_row([&](int i) {
+    plan.of_rows(row::alpha)[i] = plan.row_margin.weight[i] > 0 ? h[i] / (row_gain * row_sum[i]) : T(0);
+  });
   team.sync();
   column_products(plan, plan.of_rows(row::alpha));
   exchange_columns<Sum>(plan);
   T total[1] = {};
   each_column_sum<Sum>(plan, [&](int j, T s) {
-    const T diagonal = sum[j] - d[j], floor = sum[j] * T(1e-6);
+    const T whole = gain * sum[j], diagonal = whole - d[j], floor = whole * T(1e-6);
     d[j] = b[j] > 0 ? 1 / (diagonal > floor ? diagonal : floor) : T(0);
     r[j] = b[j] > 0 ? k[j] - s : T(0);
     beta[j] = best[j] = 0;
     total[0] += r[j];
   });
   over_block<Sum>(team, plan.board, total);
-  T mean = total[0] / T(plan.kept_columns), start[1] = {};
+  T mean = total[0] / modes, start[1] = {};
   plan.each_column([&](int j) {
     r[j] = b[j] > 0 ? r[j] - mean : T(0);
     p[j] = r[j] * d[j];
@@ -83,7 +90,7 @@ SFR_DEVICE int64_t solve_system(Plan<T>& plan, T goal, int64_t limit) {
     exchange_columns<Sum>(plan);
     T dots[3] = {};  // p.q, sum of q, sum of r
     each_column_sum<Sum>(plan, [&](int j, T s) {
-      q[j] = b[j] > 0 ? sum[j] * p[j] + s : T(0);
+      q[j] = b[j] > 0 ? gain * sum[j] * p[j] + s : T(0);
       dots[0] += p[j] * q[j];
       dots[1] += q[j];
       dots[2] += r[j];
@@ -94,7 +101,7 @@ SFR_DEVICE int64_t solve_system(Plan<T>& plan, T goal, int64_t limit) {
       ++step;
       break;
     }
-    mean = (dots[2] - length * dots[1]) / T(plan.kept_columns);
+    mean = (dots[2] - length * dots[1]) / modes;
     T next[1] = {};
     plan.each_column([&](int j) {
       beta[j] += length * p[j];

@@ -8,13 +8,19 @@
 
 namespace sfr::cuda {
 
+// The task of an operation that solves.
+inline Task solving(Task task, const Solve& solve) {
+  task.reach = solve.options.reach_a > 0 || solve.options.reach_b > 0;
+  return task;
+}
+
 // What is known of one side's weights before they are normalised.
 template <class T>
 struct Side {
   const T* weight;  // null: uniform
   int64_t stride;
   int count;
-  T most = 0, total = 1;
+  T most = 1, total = 1;
 
   SFR_DEVICE Side(const WeightView& view, int64_t b, int64_t g, int n)
       : weight(static_cast<const T*>(view.data)), stride(view.stride_n), count(n) {
@@ -116,13 +122,14 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team) {
   const Shape& s = problem.shape;
   Plan<T> plan(team, s.cover());
   plan.N = s.N, plan.M = s.M;
-  plan.first = problem.first, plan.rows = problem.rows;
+  plan.slab = s.slab, plan.first = problem.first, plan.rows = problem.rows;
   plan.ld = s.ld;
   plan.cost = problem.cost(), plan.P = at.P;
-  plan.row_weight = at.row_weight, plan.column_weight = at.column_weight;
+  plan.row_margin.weight = at.row_weight, plan.column_margin.weight = at.column_weight;
   plan.kept_columns = at.notes->kept_columns;
   plan.row_vectors = at.row_vectors, plan.column_vectors = at.column_vectors;
   plan.row_stride = round_up(s.slab, 4), plan.column_stride = s.ld;
+  plan.row_margin.bent = plan.of_rows(row::bent), plan.column_margin.bent = plan.of_columns(column::bent);
   plan.partial = at.partial;
   plan.board = problem.board();
 #pragma unroll 1
@@ -137,6 +144,43 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team) {
   return plan;
 }
 
+// Sets what the plan's exponents are made of, and gives a side with a reach its own sum of weights.
+template <class T>
+SFR_DEVICE void place(Plan<T>& plan, const Notes<T>& notes, const SolverOptions& options, T mean, T eps) {
+  plan.mean = mean;
+  plan.factor = eps > 0 ? 1 / (eps * T(ln2)) : T(0);
+  Margin<T>&a = plan.row_margin, &b = plan.column_margin;
+  if (options.reach_a > 0) {
+    a.bend(T(options.reach_a), eps, mean, notes.a_total);
+    plan.each_row([&](int i) { a.weight[i] *= a.total; });
+  }
+  if (options.reach_b > 0) {
+    b.bend(T(options.reach_b), eps, mean, notes.b_total);
+    plan.each_column([&](int j) { b.weight[j] *= b.total; });
+  }
+}
+
+// eps of problem p in units of the cost: within what the type can hold, and 0 where all costs are equal.
+template <class T>
+SFR_DEVICE T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p) {
+  constexpr T negligible = sizeof(T) == 4 ? T(1e-37) : T(1e-300);
+  constexpr T epsilon = sizeof(T) == 4 ? T(1.1920929e-7) : T(2.220446049250313e-16);
+  const SolverOptions& options = solve.options;
+  const bool relative = options.relative && !solve.eps_given;
+  T eps = solve.eps_given ? static_cast<const T*>(solve.eps_given)[p] : T(options.eps);
+  if (relative) eps *= spread.deviation;
+  const T least = spread.largest * T(1e-30);
+  if (eps < least) eps = least;
+  if (eps < negligible) eps = relative ? T(0) : negligible;
+  // Costs that differ by rounding alone are equal.
+  const T mean = magnitude(spread.mean);
+  if (relative && spread.deviation <= 2 * epsilon * mean) {
+    const T reach = T(options.reach_a > 0 ? options.reach_a : options.reach_b);
+    eps = reach > 0 ? T(options.eps) * (mean > 0 ? mean : reach) : T(0);
+  }
+  return eps;
+}
+
 // Solves problem p, whose weights have been read and whose costs are in place.
 template <class T>
 SFR_PHASE unsigned transport_forward(Site site, const Solve& out, int64_t p) {
@@ -144,56 +188,53 @@ SFR_PHASE unsigned transport_forward(Site site, const Solve& out, int64_t p) {
   if (!problem.solves()) return site.meetings;
   Team team = problem.solvers();
   Plan<T> plan = make_plan(problem, team);
-  const SolverOptions& options = out.options;
   const Spread<T> spread = measure(plan);
-
-  constexpr T negligible = sizeof(T) == 4 ? T(1e-37) : T(1e-300);
-  constexpr T epsilon = sizeof(T) == 4 ? T(1.1920929e-7) : T(2.220446049250313e-16);
-  T eps = options.relative ? T(options.eps) * spread.deviation : T(options.eps);
-  const T least = spread.largest * T(1e-30);
-  if (eps < least) eps = least;
-  if (eps < negligible) eps = options.relative ? T(0) : negligible;
-  // Costs that differ by rounding alone are equal.
-  if (options.relative && spread.deviation <= 2 * epsilon * magnitude(spread.mean)) eps = 0;
+  const T eps = regularisation(out, spread, p);
   const bool sound = problem.at.notes->sound && finite(spread.mean) && finite(spread.deviation) && finite(eps);
   const T to_cost = eps * T(ln2), nan = T(NAN);
 
   Solution<T> solution;
   if (sound) {
-    plan.mean = spread.mean;
-    plan.factor = eps > 0 ? 1 / to_cost : T(0);
+    place(plan, *problem.at.notes, out.options, spread.mean, eps);
     const T* init = static_cast<const T*>(out.init_g);
     plan.each_row([&](int i) { plan.of_rows(row::scale)[i] = 1; });
     plan.each_column([&](int j) {
-      const T start = init ? (init[p * plan.M + j] - spread.mean / 2) * plan.factor : T(0), w = plan.column_weight[j];
+      const T start = init ? (init[p * plan.M + j] - spread.mean / 2) * plan.factor : T(0);
+      const T w = plan.column_margin.weight[j];
       plan.of_columns(column::log)[j] = w > 0 ? log2_of(w) + start : Max::nothing<T>();
       plan.of_columns(column::scale)[j] = 1;
     });
     team.sync();
-    solution = solve(plan, T(options.tol), options.max_iter);
+    solution = solve(plan, out.options);
   }
 
   T* f = static_cast<T*>(out.f) + p * plan.N + plan.first;
   T* g = static_cast<T*>(out.g) + p * plan.M;
-  const auto potential = [&](T log, T weight) {
-    return !sound ? nan : weight > 0 ? (log - log2_of(weight)) * to_cost : T(0);
+  // The potential at i, and what it adds to the dual value.
+  const auto potential = [&](const Margin<T>& side, int i, T log, T& dual) {
+    const T w = side.weight[i], x = !sound ? nan : w > 0 ? (log - log2_of(w)) * to_cost : T(0);
+    if (side.soft == 0) {
+      dual += w * x;
+    } else if (w > 0) {
+      const T reach = eps / side.soft;
+      dual -= w * reach * expm1_of((-x - spread.mean / 2) / reach);
+    }
+    return x;
   };
+  const Margin<T>&a = plan.row_margin, &b = plan.column_margin;
   T dual[1] = {}, columns[1] = {};
-  plan.each_row([&](int i) {
-    f[i] = potential(plan.of_rows(row::log)[i], plan.row_weight[i]);
-    dual[0] += plan.row_weight[i] * f[i];
-  });
+  plan.each_row([&](int i) { f[i] = potential(a, i, plan.of_rows(row::log)[i], dual[0]); });
   plan.each_column([&](int j) {
-    const T x = potential(plan.of_columns(column::log)[j], plan.column_weight[j]);
+    const T x = potential(b, j, plan.of_columns(column::log)[j], columns[0]);
     if (team.block == 0) g[j] = x;
-    columns[0] += plan.column_weight[j] * x;
   });
   over_team<Sum>(team, plan.board, dual);
   over_block<Sum>(team, plan.board, columns);
   if (team.rank == 0 && team.block == 0) {
     const auto put = [&](void* to, T value) { static_cast<T*>(to)[p] = sound ? value : nan; };
     put(out.transport, solution.plan.value);
-    put(out.entropic, spread.mean + dual[0] + columns[0] - eps * (solution.plan.mass - 1));
+    const T centre = ((a.soft > 0 ? 0 : 1) + (b.soft > 0 ? 0 : 1)) * (spread.mean / 2);
+    put(out.entropic, centre + dual[0] + columns[0] - eps * (solution.plan.mass - a.total * b.total));
     put(out.eps, eps);
     put(out.mean, spread.mean);
     put(out.error, solution.plan.error);
@@ -220,7 +261,10 @@ SFR_PHASE unsigned transport_backward(Site site, const SolveGrad& grad, int64_t 
   const int N = problem.shape.N, M = problem.shape.M;
   T* out_a = grad.grad_a ? static_cast<T*>(grad.grad_a) + p * N + problem.first : nullptr;
   T* out_b = grad.grad_b && team.block == 0 ? static_cast<T*>(grad.grad_b) + p * M : nullptr;
+  T* out_eps =
+      grad.grad_eps_given && team.rank == 0 && team.block == 0 ? static_cast<T*>(grad.grad_eps_given) : nullptr;
   if (!is_sound<T>(grad, p)) {
+    if (out_eps) out_eps[p] = T(NAN);
 #pragma unroll 1
     for (int i = team.rank; out_a && i < problem.rows; i += team.size) out_a[i] = T(NAN);
 #pragma unroll 1
@@ -228,36 +272,37 @@ SFR_PHASE unsigned transport_backward(Site site, const SolveGrad& grad, int64_t 
     return team.meetings;
   }
   Plan<T> plan = make_plan(problem, team);
-  plan.mean = mean;
-  plan.factor = eps > 0 ? 1 / (eps * T(ln2)) : T(0);
+  const Notes<T>& notes = *problem.at.notes;
+  place(plan, notes, grad.options, mean, eps);
+  const Margin<T>&a = plan.row_margin, &b = plan.column_margin;
   const T* f = static_cast<const T*>(grad.f) + p * N + plan.first;
   const T* g = static_cast<const T*>(grad.g) + p * M;
   const auto start = [&](T weight, T potential) {
     return weight > 0 ? log2_of(weight) + potential * plan.factor : Max::nothing<T>();
   };
-  plan.each_row([&](int i) { plan.of_rows(row::log)[i] = start(plan.row_weight[i], f[i]); });
-  plan.each_column([&](int j) { plan.of_columns(column::log)[j] = start(plan.column_weight[j], g[j]); });
+  plan.each_row([&](int i) { plan.of_rows(row::log)[i] = start(a.weight[i], f[i]); });
+  plan.each_column([&](int j) { plan.of_columns(column::log)[j] = start(b.weight[j], g[j]); });
   team.sync();
   Upstream<T> up;
   if (grad.grad_transport) up.transport = at(grad.grad_transport);
   if (grad.grad_entropic) up.entropic = at(grad.grad_entropic);
-  adjoint_backward(plan, up, eps, grad.options.relative, T(grad.options.eps));
+  if (grad.grad_eps) up.eps = at(grad.grad_eps);
+  const bool relative = grad.options.relative && !grad.eps_given;
+  const T slope = adjoint_backward(plan, up, eps, relative, T(grad.options.eps));
+  if (out_eps) out_eps[p] = slope;
 
-  // Through the normalisation a = w / sum(w).
+  // Through the normalisation a = w / sum(w), which a side with a reach does without.
   const T *grad_a = plan.of_rows(row::gradient), *grad_b = plan.of_columns(column::gradient);
   T along_a[1] = {}, along_b[1] = {};
-  plan.each_row([&](int i) { along_a[0] += plan.row_weight[i] * grad_a[i]; });
-  plan.each_column([&](int j) { along_b[0] += plan.column_weight[j] * grad_b[j]; });
+  plan.each_row([&](int i) { along_a[0] += a.weight[i] * grad_a[i]; });
+  plan.each_column([&](int j) { along_b[0] += b.weight[j] * grad_b[j]; });
   over_team<Sum>(team, plan.board, along_a);
   over_block<Sum>(team, plan.board, along_b);
-  const auto through = [](T weight, T gradient, T along, T total) {
-    return weight > 0 ? (gradient - along) / total : T(0);
+  const auto through = [](const Margin<T>& side, int i, T gradient, T along, T total) {
+    return !(side.weight[i] > 0) ? T(0) : side.soft > 0 ? gradient : (gradient - along) / total;
   };
-  const Notes<T>& notes = *problem.at.notes;
-  if (out_a)
-    plan.each_row([&](int i) { out_a[i] = through(plan.row_weight[i], grad_a[i], along_a[0], notes.a_total); });
-  if (out_b)
-    plan.each_column([&](int j) { out_b[j] = through(plan.column_weight[j], grad_b[j], along_b[0], notes.b_total); });
+  if (out_a) plan.each_row([&](int i) { out_a[i] = through(a, i, grad_a[i], along_a[0], notes.a_total); });
+  if (out_b) plan.each_column([&](int j) { out_b[j] = through(b, j, grad_b[j], along_b[0], notes.b_total); });
 
   if (site.task.norms) {
     team.sync();

@@ -46,7 +46,7 @@ def running(strategy: str) -> Iterator[None]:
         from simt import build
 
         emulated = build.module("plain")
-    with ops.forced(strategy, emulated):
+    with ops.forced(strategy=strategy, emulated=emulated):
         yield
 
 
@@ -62,7 +62,7 @@ def unwritten_is_nan() -> Iterator[None]:
 
 def on_cpu(function: Callable[..., Any], *inputs: Tensor | None, **options: Any) -> Any:
     """``function`` on copies of these leaves, by the kernels of the CPU."""
-    with ops.forced("automatic", None), torch.device("cpu"):
+    with ops.forced(strategy="automatic", emulated=None), torch.device("cpu"):
         leaves = [None if t is None else t.detach().cpu().requires_grad_(t.requires_grad) for t in inputs]
         return function(*leaves, **options)
 

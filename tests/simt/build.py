@@ -89,8 +89,8 @@ def write_ninja() -> None:
             compiled(source, f"{flavour}/simt_{source.stem}.o", emulator_flags) for source in sorted(HERE.glob("*.cpp"))
         ]
         kernels = [
-            compiled(source, f"{flavour}/{source.stem}.o", kernel_flags)
-            for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+            compiled(source, f"{flavour}/{name}.o", [*kernel_flags, f"-DSFR_REAL={real}"])
+            for source, name, real in native_build.cuda_units(ROOT / "csrc" / "cuda")
         ]
         planted = [
             compiled(source, f"{flavour}/planted_{source.stem}.o", kernel_flags)

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from sfr_ext import cost_matrix, solve, solve_sample
 from sfr_ext.ops import STRATEGIES, forced
+from sfr_ext.ops.emd import features_backward, solve_features
+from sfr_ext.ops.solved import options_for
 from simt import build
 
 # What the sanitizers' process runs again with its own flavour.
@@ -36,6 +39,16 @@ MAPS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]] = {
     "one pixel": ((3, 4, 1, 1), (3, 4, 1, 2), 1, torch.float32),
 }
 COSTS = {"small": (3, 9, 8), "square": (1, 33, 33), "long": (1, 70, 6), "wide": (2, 5, 130)}
+# What else a problem can be: with reaches of its sides, an eps of its own, symmetric; and how it may be iterated on.
+BALANCED = {"reach": (0.0, 0.0), "relative": True, "given": False, "symmetric": False, "method": "automatic"}
+KINDS: dict[str, dict[str, Any]] = {
+    "reach": {"reach": (0.5, 0.8)},
+    "one reach": {"reach": (0.0, 1.0), "relative": False, "method": "relaxed"},
+    "given": {"given": True, "method": "plain"},
+    "given, reach": {"reach": (0.7, 0.0), "given": True},
+    "symmetric": {"given": True, "symmetric": True},
+    "symmetric, reach": {"reach": (0.7, 0.7), "symmetric": True},
+}
 SEEDS = [None, 1, 2]
 
 
@@ -45,7 +58,7 @@ def emulated(flavour: str, strategy: str, seed: int | None) -> Iterator[None]:
     build.emulator(flavour).seed(seed)
     torch.use_deterministic_algorithms(True)
     try:
-        with forced(strategy, build.module(flavour)):
+        with forced(strategy=strategy, emulated=build.module(flavour)):
             yield
     finally:
         torch.use_deterministic_algorithms(False)
@@ -89,6 +102,31 @@ def of_costs(name: str, dtype: torch.dtype) -> list[Tensor]:
     found = gradients([result.transport_cost, 0.5 * result.entropic_cost], [cost, a, b])
     found += gradients([solve(cost, a, b, tol=tol).entropic_cost], [cost, a, b])  # which needs no linear system
     return [*found, result.f.detach(), result.g.detach()]
+
+
+def of_kind(name: str, dtype: torch.dtype) -> list[Tensor]:
+    kind = {**BALANCED, **KINDS[name]}
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 13, 5, dtype=dtype), torch.randn(2, 11, 5, dtype=dtype)
+    a, b = weights(2, 13, dtype=dtype) * 1.5, weights(2, 11, dtype=dtype)
+    a[0, 3] = b[1, 7] = 0
+    if kind["symmetric"]:
+        y, b = x.clone(), a.clone()
+    # The second is so small that scalings alone would not do.
+    given = torch.tensor([[0.5], [0.05]], dtype=dtype) if kind["given"] else None
+    tol = 1e-9 if dtype == torch.float64 else 1e-5
+    problem = (0.2, kind["relative"], *kind["reach"])
+    with forced(method=kind["method"]):
+        options = options_for(problem, tol, 3000, kind["symmetric"], given)
+    out = solve_features(x, y, a, b, None, 0, 1, options, "")
+    transport, entropic, grad_eps = torch.rand(3, 2, 1, dtype=dtype).unbind()
+    found = [*out[:2], out[4]]
+    # The transport value of a set of patches with itself says little about the weights: hardly any mass moves.
+    for upstream in [(None, entropic, grad_eps), (transport, None, None)][: 1 if kind["symmetric"] else 2]:
+        slope = torch.empty_like(entropic)
+        found += features_backward(upstream, x, y, a, b, out[2:6], 0, 1, options, (True,) * 4, slope)
+        found.append(slope)
+    return [*found, *out[2:4]]
 
 
 def fits(strategy: str, *pixels: int) -> bool:
@@ -164,8 +202,28 @@ def test_costs_under_every_schedule(strategy: str, name: str) -> None:
         check(results, of_costs(name, dtype), tolerance)
 
 
+KIND_CASES = list(itertools.product(FORCED, KINDS))
+QUICK_KINDS = {("several", "one reach"), ("team", "reach"), ("block", "symmetric"), ("stream", "symmetric, reach")}
+
+
+@pytest.mark.parametrize(("strategy", "name"), cases(KIND_CASES, QUICK_KINDS))
+def test_kinds_have_no_race(strategy: str, name: str) -> None:
+    with emulated("race", strategy, 1):
+        of_kind(name, torch.float32)
+
+
+@pytest.mark.parametrize(("strategy", "name"), cases(KIND_CASES, QUICK_KINDS))
+def test_kinds_under_every_schedule(strategy: str, name: str) -> None:
+    for dtype, tolerance in ((torch.float32, 5e-4), (torch.float64, 1e-7)):
+        results = []
+        for seed in SEEDS:
+            with emulated(FLAVOUR, strategy, seed):
+                results.append(of_kind(name, dtype))
+        check(results, of_kind(name, dtype), tolerance)
+
+
 @pytest.mark.skipif(FLAVOUR != "plain", reason="this is the process of the sanitizers")
-@pytest.mark.parametrize("what", ["maps", "costs"])
+@pytest.mark.parametrize("what", ["maps", "costs", "kinds"])
 def test_under_sanitizers(what: str, sanitized: dict[str, str]) -> None:
     build.build("asan/_C.so")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", __file__]

@@ -1,0 +1,232 @@
+r"""A solved problem as a function of its costs and weights, in plain torch, differentiable as often as one likes.
+
+The kernels return potentials. Here the scalings :math:`p = f/\varepsilon + \ln a`, :math:`q = g/\varepsilon + \ln b`
+are made functions of everything they were solved from (implicit function theorem); plan and values follow by ordinary
+operations, so that their derivatives of any order are torch's:
+
+.. math:: P = \exp(p_i + q_j - Z_{ij}), \quad Z = C / \varepsilon, \qquad
+          \ln (P 1) + s_a p = (1 + s_a) \ln a, \quad \ln (P^T 1) + s_b q = (1 + s_b) \ln b
+
+with :math:`s = \varepsilon / \mathrm{reach}`, and 0 where a marginal is met. With :math:`r = P 1`, :math:`c = P^T 1`,
+
+.. math:: \begin{pmatrix} (1 + s_a)\,\mathrm{diag}(r) & P \\ P^T & (1 + s_b)\,\mathrm{diag}(c) \end{pmatrix}
+          \begin{pmatrix} \alpha \\ \beta \end{pmatrix} = \begin{pmatrix} \bar p \\ \bar q \end{pmatrix}
+          \quad\Rightarrow\quad \bar Z = P * (\alpha_i + \beta_j)
+
+turns gradients of the scalings into those of the costs. This is for what is asked for now and then (plans that a loss
+looks at, second derivatives): float64, dense, O(N M min(N, M)). First derivatives of the values are the kernels'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CostMatrix = Callable[..., Tensor]
+
+# Added to a matrix whose eigenvalues lie in [0, 1]: parts of a plan that exchange no mass make some of them 0, and the
+# gradient has no component there.
+_RIDGE = 1e-12
+
+
+class Problem(NamedTuple):
+    """How a problem was regularised, as the operators take it."""
+
+    eps: float
+    relative: bool
+    reach_a: float = 0.0
+    reach_b: float = 0.0
+
+
+class Solution(NamedTuple):
+    """Float64, one entry per problem; the potentials are those of the costs as they are, and 0 at removed patches."""
+
+    plan: Tensor  # [..., N, M]
+    f: Tensor  # [..., N]
+    g: Tensor  # [..., M]
+    eps: Tensor  # [...]
+    a: Tensor  # [..., N]  as the solver saw them: normalised unless the side has a reach
+    b: Tensor  # [..., M]
+
+
+def solution(
+    cost: Tensor, a: Tensor | None, b: Tensor | None, solved: tuple[Tensor, ...], problem: Problem
+) -> Solution:
+    """What the kernels solved, as a function of costs ``[..., N, M]`` and weights.
+
+    Args:
+        cost: as it was given; what stands at removed patches is not looked at.
+        a: ``[..., N]``, or without the axis of the groups; b likewise.
+        solved: ``(f, g, eps, mean)`` as the operator returned them.
+    """
+    f, g, eps, mean = (t.detach().double() for t in solved)
+    a, b = marginal(a, f, problem.reach_a), marginal(b, g, problem.reach_b)
+    kept = (a > 0)[..., :, None] & (b > 0)[..., None, :]
+    cost = torch.where(kept, cost.double(), mean[..., None, None])
+    flat = eps == 0
+    eps = torch.where(flat, 1.0, eps)
+    if problem.relative:
+        # The solver's own number, with the derivative of the standard deviation.
+        scaled = problem.eps * _deviation(cost, a, b)
+        eps = torch.where(flat, eps, eps + (scaled - scaled.detach()))
+    per_side, per_pair = eps[..., None], eps[..., None, None]
+    # The potentials that were returned are those of the centred costs, and so are these scalings.
+    exponent = torch.where(flat[..., None, None], 0.0, (cost - mean[..., None, None]) / per_pair)
+    log_a, log_b = _log(a), _log(b)
+    with torch.no_grad():
+        p, q = f / per_side + log_a, g / per_side + log_b
+    s_a, s_b = (per_side / reach if reach else None for reach in (problem.reach_a, problem.reach_b))
+    target_p = log_a if s_a is None else (1 + s_a) * log_a - mean[..., None] / (2 * problem.reach_a)
+    target_q = log_b if s_b is None else (1 + s_b) * log_b - mean[..., None] / (2 * problem.reach_b)
+    p, q = _Scalings.apply(exponent, target_p, target_q, s_a, s_b, kept, p, q)
+    plan = _plan(p, q, exponent, kept)
+    f = torch.where(a > 0, per_side * (p - log_a) + mean[..., None] / 2, 0.0)
+    g = torch.where(b > 0, per_side * (q - log_b) + mean[..., None] / 2, 0.0)
+    return Solution(plan, f, g, eps, a, b)
+
+
+def values(
+    cost: Tensor, a: Tensor | None, b: Tensor | None, solved: tuple[Tensor, ...], problem: Problem
+) -> tuple[Tensor, Tensor]:
+    """(transport, entropic) of csrc/sinkhorn.h, ``[...]``, as `solution` takes its arguments."""
+    plan, f, g, eps, a, b = solution(cost, a, b, solved, problem)
+    transport = (plan * torch.where(plan > 0, cost.double(), 0.0)).sum((-2, -1))
+    slack = a.sum(-1) * b.sum(-1) - plan.sum((-2, -1))
+    return transport, _dual(a, f, problem.reach_a) + _dual(b, g, problem.reach_b) + eps * slack
+
+
+def costs(
+    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, metric: str, patch_size: int, matrix: CostMatrix
+) -> Tensor:
+    """Costs of features, by a function such as `sfr_ext.cost_matrix`, with 0 in place of pixels that no kept patch has.
+
+    Nothing follows from those, but a gradient of 0 times a NaN would be NaN.
+    """
+    x, y = _kept(x, a, patch_size, x.dim() == 3), _kept(y, b, patch_size, x.dim() == 3)
+    return matrix(x, y, metric=metric, patch_size=patch_size)
+
+
+def _kept(features: Tensor, weight: Tensor | None, patch_size: int, tokens: bool) -> Tensor:
+    if weight is None:
+        return features
+    kept = weight > 0
+    own = 2 if tokens else 3  # axes of a patch's position and its channels
+    while kept.dim() > features.dim() - own + 1:  # one student for several groups
+        kept = kept.any(-2)
+    while kept.dim() < features.dim() - own + 1:
+        kept = kept.unsqueeze(-2)
+    if tokens:
+        return torch.where(kept[..., None], features, 0)
+    kept = kept.unflatten(-1, tuple(size - patch_size + 1 for size in features.shape[-2:]))
+    covering = F.pad(kept.to(torch.float32), [patch_size - 1] * 4)
+    covered = F.max_pool2d(covering.flatten(0, -3)[:, None], patch_size, stride=1) > 0
+    return torch.where(covered.view(*kept.shape[:-2], 1, *features.shape[-2:]), features, 0)
+
+
+def _dual(weight: Tensor, potential: Tensor, reach: float) -> Tensor:
+    if reach:
+        potential = -reach * torch.expm1(-potential / reach)
+    return (weight * potential).sum(-1)
+
+
+def marginal(weight: Tensor | None, potential: Tensor, reach: float = 0.0) -> Tensor:
+    """Weights of every problem, in shape and type of its potential; with a reach they are not normalised."""
+    if weight is None:
+        return torch.full_like(potential, 1 / potential.shape[-1])
+    weight = weight.to(potential.dtype)
+    if not reach:
+        weight = weight / weight.sum(-1, keepdim=True)
+    return (weight if weight.dim() == potential.dim() else weight.unsqueeze(-2)).expand_as(potential)
+
+
+def _log(weight: Tensor) -> Tensor:
+    """Logarithm, and 0 with derivative 0 at a removed patch."""
+    return torch.where(weight > 0, weight, 1.0).log()
+
+
+def _deviation(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Standard deviation of the costs under a (x) b, with derivative 0 where they are all equal."""
+    product = a[..., :, None] * b[..., None, :]
+    product = product / product.sum((-2, -1), keepdim=True)
+    mean = (product * cost).sum((-2, -1), keepdim=True)
+    variance = (product * (cost - mean).square()).sum((-2, -1))
+    return torch.where(variance > 0, torch.where(variance > 0, variance, 1.0).sqrt(), 0.0)
+
+
+def _plan(p: Tensor, q: Tensor, exponent: Tensor, kept: Tensor) -> Tensor:
+    return torch.where(kept, (p[..., :, None] + q[..., None, :] - exponent).exp(), 0.0)
+
+
+class _Scalings(torch.autograd.Function):
+    """The scalings ``p``, ``q`` as a function of everything else: that is, what was found, with its derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        exponent: Tensor,
+        target_p: Tensor,
+        target_q: Tensor,
+        s_a: Tensor | None,
+        s_b: Tensor | None,
+        kept: Tensor,
+        p: Tensor,
+        q: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        return p.clone(), q.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        exponent, _, _, s_a, s_b, kept, _, _ = inputs
+        ctx.save_for_backward(exponent, s_a, s_b, kept, *output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_p: Tensor, grad_q: Tensor) -> tuple[Tensor | None, ...]:
+        exponent, s_a, s_b, kept, p, q = ctx.saved_tensors
+        plan = _plan(p, q, exponent, kept)
+        alpha, beta = _solve(plan, s_a, s_b, grad_p, grad_q)
+        target_p, target_q = plan.sum(-1) * alpha, plan.sum(-2) * beta
+        return (
+            plan * (alpha[..., :, None] + beta[..., None, :]),
+            target_p,
+            target_q,
+            None if s_a is None else -(target_p * p).sum(-1, keepdim=True),
+            None if s_b is None else -(target_q * q).sum(-1, keepdim=True),
+            None,
+            None,
+            None,
+        )
+
+
+def _solve(
+    plan: Tensor, s_a: Tensor | None, s_b: Tensor | None, right_a: Tensor, right_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The system above, by the Cholesky factors of the smaller side's Schur complement."""
+    n, m = plan.shape[-2:]
+    if n < m:
+        beta, alpha = _solve(plan.mT, s_b, s_a, right_b, right_a)
+        return alpha, beta
+    rows, columns = plan.sum(-1), plan.sum(-2)
+    root_a = _root(rows if s_a is None else (1 + s_a) * rows)
+    root_b = _root(columns if s_b is None else (1 + s_b) * columns)
+    between = plan / (root_a[..., :, None] * root_b[..., None, :])
+    right_a, right_b = right_a / root_a, right_b / root_b
+    right = right_b - (between.mT @ right_a[..., None])[..., 0]
+    schur = (1 + _RIDGE) * torch.eye(m, dtype=plan.dtype, device=plan.device) - between.mT @ between
+    if s_a is None and s_b is None:  # a constant may move from one side to the other: fixed, and none is asked for
+        constant = torch.where(columns > 0, root_b, 0.0)
+        constant = constant / (constant.square().sum(-1, keepdim=True)).sqrt()
+        schur = schur + constant[..., :, None] * constant[..., None, :]
+        right = right - constant * (constant * right).sum(-1, keepdim=True)
+    beta = torch.cholesky_solve(right[..., None], torch.linalg.cholesky_ex(schur).L)[..., 0]
+    alpha = right_a - (between @ beta[..., None])[..., 0]
+    return alpha / root_a, beta / root_b
+
+
+def _root(sums: Tensor) -> Tensor:
+    """Square root, and 1 for a removed patch."""
+    return torch.where(sums > 0, sums, 1.0).sqrt()

@@ -1,0 +1,143 @@
+"""An operator with its derivatives: under plain autograd and torch.compile, and under the transforms of torch.func."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .launch import library
+
+SetupContext = Callable[..., None]
+Backward = Callable[..., Any]
+
+
+def differentiable(name: str, setup_context: SetupContext, backward: Backward) -> Callable[..., Any]:
+    """Registers the autograd of an operator and returns the operator, to be called as a function.
+
+    What torch registers for an operator knows nothing of ``torch.func`` (and forward mode would drop tangents in
+    silence), so calls under its transforms take an ``autograd.Function`` instead, made of the same two functions.
+
+    Every tensor that the operator takes has the batch in front: an axis that ``vmap`` adds is folded into it.
+    """
+    operator = getattr(torch.ops.sfr_ext, name).default
+    torch.library.register_autograd(f"sfr_ext::{name}", backward, setup_context=setup_context, lib=library)
+
+    class Transformed(torch.autograd.Function):
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            return operator(*inputs)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+            return _folded(call, info.batch_size, in_dims, inputs)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+            raise NotImplementedError(
+                f"sfr_ext.{name}: forward-mode derivatives are not implemented; use reverse mode "
+                "(backward, torch.func.grad, vjp, jacrev)"
+            )
+
+    Transformed.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+    Transformed.backward = staticmethod(backward)  # type: ignore[method-assign]
+    Transformed.__name__ = Transformed.__qualname__ = name
+
+    def call(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return operator(*inputs)
+        # Two private names, the same since torch 2.0: nothing public tells.
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return Transformed.apply(*inputs)
+        return operator(*inputs)
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+def no_second_derivative(name: str) -> Callable[..., Any]:
+    """The operator of a first derivative that has none of its own."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise NotImplementedError(
+            f"sfr_ext.{name}: second derivatives are not implemented; call backward without create_graph=True"
+        )
+
+    return differentiable(name, setup_context, backward)
+
+
+def second_derivatives(
+    values: Callable[..., tuple[Tensor, ...]],
+    grads: tuple[Tensor | None, ...],
+    inputs: tuple[Tensor | None, ...],
+    upstream: tuple[Tensor | None, ...],
+    needed: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """The backward of a backward, by differentiating a plain function of the same values twice.
+
+    Args:
+        values: what forward computes, in operations that torch differentiates any number of times.
+        grads: gradients of the values, as backward got them; None: that value was not used.
+        inputs: of ``values``.
+        upstream: gradients of what backward returned, one for each input; None: not used.
+        needed: which of ``(*grads, *inputs)`` want a gradient.
+    """
+    arguments = (*grads, *inputs)
+    used = [i for i, grad in enumerate(grads) if grad is not None]
+    returned = [i for i, grad in enumerate(upstream) if grad is not None]
+    free = [i for i, need in enumerate(needed) if need]
+    if not used or not returned:
+        return [None] * len(arguments)
+
+    def with_arguments(positions: list[int], new: tuple[Tensor, ...], old: tuple[Any, ...]) -> list[Any]:
+        replaced = list(old)
+        for position, value in zip(positions, new, strict=True):
+            replaced[position] = value
+        return replaced
+
+    def first(*chosen: Tensor) -> tuple[Tensor, ...]:
+        now = with_arguments(free, chosen, arguments)
+        at, around = tuple(now[: len(grads)]), tuple(now[len(grads) :])
+
+        def used_values(*wanted: Tensor) -> tuple[Tensor, ...]:
+            results = values(*with_arguments(returned, wanted, around))
+            return tuple(results[i].to(at[i].dtype) for i in used)
+
+        pull = torch.func.vjp(used_values, *(around[i] for i in returned))[1]
+        return pull(tuple(at[i] for i in used))
+
+    pull = torch.func.vjp(first, *(arguments[i] for i in free))[1]
+    found = pull(tuple(upstream[i] for i in returned))
+    return with_arguments(free, found, (None,) * len(arguments))
+
+
+def _folded(
+    function: Callable[..., Any], count: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """``function`` with an axis of ``count`` more on some inputs, folded into the batch; what is shared is expanded."""
+
+    def fold(value: Any, dim: int | None) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.expand(count, *value.shape) if dim is None else value.movedim(dim, 0)
+        return value.flatten(0, 1)
+
+    folded = [fold(value, dim) for value, dim in zip(inputs, in_dims, strict=True)]
+    batch = next(value.shape[0] for value in folded if isinstance(value, Tensor))
+
+    def unfold(value: Tensor) -> tuple[Tensor, int | None]:
+        if value.shape[0] != batch:  # stands for a gradient that nobody asked for
+            return value, None
+        return value.unflatten(0, (count, batch // count)), 0
+
+    outputs = function(*folded)
+    if isinstance(outputs, Tensor):
+        return unfold(outputs)
+    pairs = [unfold(value) for value in outputs]
+    return tuple(value for value, _ in pairs), tuple(dim for _, dim in pairs)

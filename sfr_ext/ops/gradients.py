@@ -1,0 +1,31 @@
+"""Room for gradients: of features, of weights, and of what nobody asked for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def nothing(like: Tensor) -> Tensor:
+    """Stands for a gradient that nobody asked for: an operator has to return tensors."""
+    return like.new_empty(0)
+
+
+def named(gradients: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor | None]:
+    return [grad if want else None for grad, want in zip(gradients, wanted, strict=True)]
+
+
+def feature_gradients(x: Tensor, y: Tensor, need_x: bool, need_y: bool) -> tuple[Tensor, Tensor]:
+    return (torch.empty_like(x) if need_x else nothing(x)), (torch.empty_like(y) if need_y else nothing(y))
+
+
+def weight_gradients(
+    a: Tensor | None, b: Tensor | None, f: Tensor, g: Tensor, need_a: bool, need_b: bool
+) -> tuple[Tensor, Tensor]:
+    """One gradient a problem; `fold_groups` brings them to the shape of the weights."""
+    return (torch.empty_like(f) if need_a else nothing(f)), (torch.empty_like(g) if need_b else nothing(g))
+
+
+def fold_groups(grad: Tensor, weight: Tensor | None) -> Tensor:
+    """A weight shared by the groups gets the sum of their gradients."""
+    return grad.sum(1) if weight is not None and weight.dim() < grad.dim() else grad

@@ -1,0 +1,145 @@
+"""What `solve` and `solve_sample` return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .implicit import marginal
+
+Grid = tuple[int, ...]
+
+
+class OTResult:
+    """Solved transport problems, one per entry of ``[B]`` (``[B, G]`` with groups).
+
+    Attributes:
+        transport_cost: ``<P, C>``, differentiable.
+        entropic_cost: ``<P, C> + eps KL(P | a b^T)``, differentiable. Computed as ``<a, f> + <b, g>``. With a reach
+            the minimum of that problem. The same as ``transport_cost`` for ``solver="exact"``.
+        f: ``[..., N]`` potential of the student's side, in units of the cost. Without meaning at removed patches.
+        g: ``[..., M]`` potential of the teacher's side. Only the sum ``f_i + g_j`` is determined, unless there is a
+            reach.
+        eps: regularisation used, in units of the cost; 0 for ``solver="exact"``.
+        n_iter: iterations that each problem took: updates of both potentials, or steps of the conjugate gradients
+            inside a Newton step, which cost as much; for ``solver="exact"`` augmentations.
+        marginal_error: ``|P 1 - a|_1 + |P^T 1 - b|_1``, with ``a`` and ``b`` summing to 1; with a reach see `solve`.
+        converged: ``marginal_error <= tol``.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport_cost: Tensor,
+        entropic_cost: Tensor,
+        f: Tensor,
+        g: Tensor,
+        eps: Tensor,
+        n_iter: Tensor,
+        marginal_error: Tensor,
+        tol: float,
+        plan: Callable[[], Tensor],
+        weights: tuple[Tensor | None, Tensor | None],
+        balanced: bool,
+        grids: tuple[Grid, Grid],
+    ) -> None:
+        self.transport_cost, self.entropic_cost = transport_cost, entropic_cost
+        self.f, self.g, self.eps = f, g, eps
+        self.n_iter, self.marginal_error, self.converged = n_iter, marginal_error, marginal_error <= tol
+        self._make_plan, self._weights, self._balanced, self._grids = plan, weights, balanced, grids
+        self._plan: Tensor | None = None
+        self._plan_has_graph = False
+
+    @property
+    def plan(self) -> Tensor:
+        """``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``, ``[..., N, M]``. Computed when first asked for.
+
+        Differentiable in everything that the costs are, by the implicit function theorem: a dense system of the size
+        of the smaller side, in float64, solved in backward. For ``solver="exact"`` it is a vertex, with at most
+        ``N + M - 1`` entries, which moves nowhere but jumps: it has no gradient.
+        """
+        if self._plan is None or (torch.is_grad_enabled() and not self._plan_has_graph):
+            self._plan, self._plan_has_graph = self._make_plan(), torch.is_grad_enabled()
+        return self._plan
+
+    def rounded_plan(self) -> Tensor:
+        """The plan, made to satisfy both marginals to rounding: non-negative, ``P 1 = a``, ``P^T 1 = b``.
+
+        Rows and columns that sum to too much are scaled down, and what is then missing is added as a matrix of rank 1
+        (algorithm 2 of Altschuler, Weed, Rigollet 2017): no further than twice ``marginal_error`` in all entries
+        together. Differentiable as `plan` is.
+
+        Raises:
+            ValueError: the problem has a reach, so that its plan need not meet its marginals.
+
+        >>> import torch
+        >>> from sfr_ext import solve
+        >>> result = solve(torch.rand(5, 5), max_iter=1)
+        >>> torch.allclose(result.rounded_plan().sum(0), torch.full((5,), 0.2))
+        True
+        """
+        if not self._balanced:
+            checks.refuse(ValueError, "OTResult.rounded_plan", "a balanced problem", "(reach=None)", "one with a reach")
+        plan = self.plan.double()
+        a, b = marginal(self._weights[0], self.f.double()), marginal(self._weights[1], self.g.double())
+        plan = plan * _at_most_one(a, plan.sum(-1))[..., :, None]
+        plan = plan * _at_most_one(b, plan.sum(-2))[..., None, :]
+        missing_a, missing_b = (a - plan.sum(-1)).clamp_min(0), (b - plan.sum(-2)).clamp_min(0)
+        total = missing_a.sum(-1, keepdim=True)
+        share = missing_a / torch.where(total > 0, total, 1.0)
+        return (plan + share[..., :, None] * missing_b[..., None, :]).to(self.f.dtype)
+
+    def barycentric(self, y: Tensor) -> Tensor:
+        """What each student patch is matched with: the mean of ``y`` under its row of the plan, ``(P y) / (P 1)``.
+
+        Args:
+            y: one vector for each teacher patch, such as the teacher's features: tokens ``[..., M, C]``; or, after
+                `solve_sample` on maps, ``[..., C, H', W']`` on the grid of the teacher's patches. ``...`` are the axes
+                of the problems, ``[B]`` or ``[B, G]``.
+
+        Returns:
+            The same kind on the student's side, ``[..., N, C]`` or ``[..., C, H, W]``; at least float32. 0 at student
+            patches of weight 0. Differentiable in ``y`` and through the plan.
+
+        Raises:
+            TypeError, ValueError: ``y`` is of another kind, shape or device.
+
+        >>> import torch
+        >>> from sfr_ext import solve_sample
+        >>> x = torch.randn(2, 8, 4, 4)
+        >>> y = x.flip(3)                                     # the same patches elsewhere
+        >>> match = solve_sample(x, y, eps=0.01).barycentric(y)
+        >>> match.shape, torch.allclose(match, x, atol=1e-3)
+        (torch.Size([2, 8, 4, 4]), True)
+        """
+        where = "OTResult.barycentric"
+        plan = self.plan
+        checks.tensor(where, "y", y, plan)
+        lead, m = tuple(plan.shape[:-2]), plan.shape[-1]
+        student, teacher = self._grids
+        maps = len(teacher) == 2 and y.dim() == len(lead) + 3 and (*y.shape[:-3], *y.shape[-2:]) == (*lead, *teacher)
+        if not maps and (y.dim() != len(lead) + 2 or tuple(y.shape[:-1]) != (*lead, m)):
+            shapes = [f"[{', '.join(map(str, (*lead, m, 'C')))}]"]
+            if len(teacher) == 2:
+                shapes.append(f"[{', '.join(map(str, (*lead, 'C', *teacher)))}]")
+            checks.refuse(ValueError, where, "y", "of shape " + " or ".join(shapes), checks.shape_of(y))
+        tokens = y.flatten(-2).mT if maps else y
+        dtype = torch.promote_types(plan.dtype, y.dtype)
+        kept = marginal(self._weights[1], self.g)[..., None] > 0
+        mass = plan.sum(-1, keepdim=True)
+        share = plan / torch.where(mass > 0, mass, 1.0)
+        matched = share.to(dtype) @ torch.where(kept, tokens.to(dtype), 0.0)
+        return matched.mT.unflatten(-1, student) if maps else matched
+
+    def __repr__(self) -> str:
+        n, m = self.f.shape[-1], self.g.shape[-1]
+        lead = list(self.eps.shape)
+        return f"OTResult(problems={lead}, N={n}, M={m}, converged={int(self.converged.sum())})"
+
+
+def _at_most_one(wanted: Tensor, found: Tensor) -> Tensor:
+    """By how much to scale down what is found where it is more than wanted."""
+    return (wanted / torch.where(found > 0, found, 1.0)).clamp_max(1)

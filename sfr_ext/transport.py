@@ -1,0 +1,305 @@
+"""The problem behind `emd_l2`: costs of features, and optimal transport for costs or for features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks, implicit, ops
+from .result import Grid, OTResult
+
+Reach = float | tuple[float | None, float | None] | None
+
+
+def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1) -> Tensor:
+    r"""Ground cost between every patch of ``x`` and every patch of ``y``; differentiable in both.
+
+    ``"l2"``: :math:`|x_i - y_j|`, with subgradient 0 where they coincide. ``"sqeuclidean"``: its square.
+    ``"cosine"``: :math:`1 - x_i \cdot y_j / (|x_i| |y_j|)`, and 1 with gradient 0 where either is 0. Distances are
+    summed from direct differences, never from ``|x|^2 + |y|^2 - 2 x.y``, which cancels.
+
+    Args:
+        x: ``[B, C, H, W]`` (any strides, read in place) or tokens ``[B, N, C]``; float16, bfloat16, float32, float64.
+        y: the same kind, ``[B, C, H', W']`` or ``[B, M, C]``, or with groups ``[B, G, C, H', W']``, ``[B, G, M, C]``.
+        metric: ``"l2"`` | ``"sqeuclidean"`` | ``"cosine"``.
+        patch_size: ``k > 1``: a patch is a ``k x k`` neighbourhood as ``F.unfold`` would cut it (valid windows).
+
+    Returns:
+        ``[B, N, M]`` (``[B, G, N, M]`` with groups), ``N = (H - k + 1)(W - k + 1)``; float32, or float64 if an
+        input is.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or type.
+        ValueError: shapes do not fit, or an option is none of those listed.
+
+    >>> import torch
+    >>> cost_matrix(torch.tensor([[[0., 0.], [3., 4.]]]), torch.tensor([[[0., 0.]]]))
+    tensor([[[0.],
+             [5.]]])
+    """
+    checks.features("cost_matrix", "x", x, "y", y, metric, patch_size)
+    return ops.cost_forward(x, y, ops.METRICS[metric], patch_size)
+
+
+def solve(
+    cost: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    solver: str = "sinkhorn",
+    eps: float = 0.05,
+    eps_scale: str = "std",
+    reach: Reach = None,
+    tol: float = 1e-3,
+    max_iter: int = 1000,
+    init: tuple[Tensor, Tensor] | None = None,
+) -> OTResult:
+    r"""Optimal transport for given costs, entropic or exact, one problem per leading index.
+
+    .. math:: \min_P \langle P, C \rangle + \varepsilon\,\mathrm{KL}(P \,|\, a b^T), \quad P 1 = a,\ P^T 1 = b
+
+    by over-relaxed Sinkhorn iterations (Cuturi 2013; relaxation: Thibault et al. 2021), then Newton steps near the
+    solution, with per-problem stopping. Or exactly, without the second term: ``solver="exact"``. With a ``reach``
+    :math:`\rho`, marginals need not be met, and what they lack has a price (unbalanced transport; Chizat et al. 2018,
+    Sejourne et al. 2019):
+
+    .. math:: \min_P \langle P, C \rangle + \varepsilon\,\mathrm{KL}(P \,|\, a b^T)
+              + \rho_a\,\mathrm{KL}(P 1 \,|\, a) + \rho_b\,\mathrm{KL}(P^T 1 \,|\, b),
+              \quad P 1 = a\, e^{-f / \rho_a},\ P^T 1 = b\, e^{-g / \rho_b}
+
+    Args:
+        cost: ``[..., N, M]``; float16, bfloat16, float32, float64; any strides.
+        a: ``[..., N]`` weights, normalised to sum to 1 unless their side has a reach; 0 removes the patch; default
+            uniform, ``1 / N``.
+        b: ``[..., M]``, likewise. The leading axes of ``cost``, ``a`` and ``b`` broadcast; what is shared by several
+            problems, such as one cost ``[N, M]`` between classes, is not copied.
+        solver: ``"sinkhorn"``: as above. ``"exact"``: an optimal vertex and its dual variables, to the rounding of
+            float64. Both costs are then the earth mover's distance; their gradient is the plan for ``cost`` and the
+            dual variables for the weights (where several are optimal, those of one). What follows does not apply to
+            it, but for ``tol``, which ``converged`` compares with.
+        eps: regularisation, in units that ``eps_scale`` says.
+        eps_scale: ``"std"``: standard deviations of the costs under ``a (x) b``, problem by problem; gradients include
+            this dependence. ``"absolute"``: units of the cost.
+        reach: what leaving mass behind costs, in units of the cost (``rho`` of POT and OTT-JAX; GeomLoss's ``reach``
+            for ``p=1``, its square for ``p=2``): mass that is further away than this is rather left. None: balanced.
+            A pair: one for each side, such as ``(None, 0.5)``.
+        tol: stop when ``|P 1 - a|_1 + |P^T 1 - b|_1 <= tol``; with a reach, the marginals that it bends stand for ``a``
+            and ``b``, and the sum is in units of the plan's mass.
+        max_iter: iterations at most. A problem stopped by it has ``converged = False``.
+        init: potentials ``(f, g)`` to start from, as an `OTResult` gave them. (``f`` follows from ``g`` in half an
+            iteration.)
+
+    Returns:
+        `OTResult`; both costs and the plan are differentiable in ``cost``, ``a`` and ``b``. A patch of weight 0 gets no
+        gradient.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or type.
+        ValueError: shapes do not fit, an option is out of range, tensors are on different devices, or weights are
+            negative, not finite, or all 0 (on a GPU, where looking would make it wait, such a problem gives NaN).
+
+    >>> import torch
+    >>> result = solve(torch.tensor([[0., 1.], [1., 0.]]), eps=0.1)
+    >>> round(result.transport_cost.item(), 6), result.plan.shape, result.converged.item()
+    (0.0, torch.Size([2, 2]), True)
+    """
+    where = "solve"
+    checks.tensor(where, "cost", cost)
+    if cost.dim() < 2 or cost.shape[-1] == 0 or cost.shape[-2] == 0:
+        checks.refuse(ValueError, where, "cost", "of shape [..., N, M] with N, M at least 1", checks.shape_of(cost))
+    reaches = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
+    lead, (n, m) = tuple(cost.shape[:-2]), tuple(cost.shape[-2:])
+    lead = checks.side(where, "a", a, lead, n, cost)
+    lead = checks.side(where, "b", b, lead, m, cost)
+    cost, a, b = cost.expand(*lead, n, m), _shared(a, lead, n, cost), _shared(b, lead, m, cost)
+    init_g = None
+    if init is not None:
+        checks.potentials(where, init, (*lead, n), (*lead, m), cost)
+        init_g = init[1].to(ops.compute_dtype(cost))
+    given, grids = (_four_axes(cost, 2), _four_axes(a, 1), _four_axes(b, 1)), ((n,), (m,))
+    if solver == "exact":
+        return _exact_result(ops.exact_forward(*given, where), lead, tol, (a, b), grids)
+    problem = implicit.Problem(eps, eps_scale == "std", *reaches)
+    solved = ops.sinkhorn_forward(
+        *given,
+        init_g,
+        *problem,
+        tol,
+        max_iter,
+        where,
+    )
+    solved = tuple(t.view((*lead, *t.shape[2:])) for t in solved)
+
+    def plan() -> Tensor:
+        return implicit.solution(cost, a, b, solved[2:6], problem).plan.to(solved[2].dtype)
+
+    return _result(solved, problem, tol, plan, (a, b), grids)
+
+
+def _result(
+    solved: tuple[Tensor, ...],
+    problem: implicit.Problem,
+    tol: float,
+    plan: Callable[[], Tensor],
+    weights: tuple[Tensor | None, Tensor | None],
+    grids: tuple[Grid, Grid],
+) -> OTResult:
+    transport, entropic, f, g, eps, mean, n_iter, error = solved
+    half = mean[..., None] / 2  # the solver's potentials are those of the centred costs
+    return OTResult(
+        transport_cost=transport,
+        entropic_cost=entropic,
+        f=f + half,
+        g=g + half,
+        eps=eps,
+        n_iter=n_iter,
+        marginal_error=error,
+        tol=tol,
+        plan=plan,
+        weights=weights,
+        balanced=not (problem.reach_a or problem.reach_b),
+        grids=grids,
+    )
+
+
+def _exact_result(
+    solved: tuple[Tensor, ...],
+    lead: tuple[int, ...],
+    tol: float,
+    weights: tuple[Tensor | None, Tensor | None],
+    grids: tuple[Grid, Grid],
+) -> OTResult:
+    """Of what `ops.exact_forward` returned for problems of any leading axes."""
+    value, f, g, rows, columns, mass, n_iter, _, error = solved
+    n, m = f.shape[-1], g.shape[-1]
+    value = value.view(lead)
+    return OTResult(
+        transport_cost=value,
+        entropic_cost=value,
+        f=f.view(*lead, n),
+        g=g.view(*lead, m),
+        eps=torch.zeros_like(value),
+        n_iter=n_iter.view(lead),
+        marginal_error=error.view(lead),
+        tol=tol,
+        plan=lambda: ops.exact_plan(rows, columns, mass, n, m).view(*lead, n, m),
+        weights=weights,
+        balanced=True,
+        grids=grids,
+    )
+
+
+def _shared(weight: Tensor | None, lead: tuple[int, ...], n: int, cost: Tensor) -> Tensor | None:
+    """Weights ``[..., N]`` broadcast to the problems, without a copy."""
+    return None if weight is None else weight.to(ops.compute_dtype(cost)).expand(*lead, n)
+
+
+def _four_axes(value: Any, own: int) -> Any:
+    """``[..., own axes]`` as ``[B, G, own axes]``; a copy only where three or more leading axes do not fold."""
+    if value is None:
+        return None
+    lead, tail = value.shape[:-own], value.shape[-own:]
+    if len(lead) == 2:
+        return value
+    if len(lead) <= 1:
+        return value.reshape(*lead, *[1] * (2 - len(lead)), *tail)
+    return value.reshape(lead[0], -1 if lead[0] else 1, *tail)
+
+
+def solve_sample(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    metric: str = "l2",
+    patch_size: int = 1,
+    solver: str = "sinkhorn",
+    eps: float = 0.05,
+    eps_scale: str = "std",
+    reach: Reach = None,
+    tol: float = 1e-3,
+    max_iter: int = 1000,
+    init: tuple[Tensor, Tensor] | None = None,
+) -> OTResult:
+    """`solve` on ``cost_matrix(x, y)`` without ever storing that matrix, forward or backward (``"exact"`` does).
+
+    Args:
+        x, y, metric, patch_size: as in `cost_matrix`.
+        a: ``[B, N]`` or ``[B, H, W]``; b: ``[B, M]`` or ``[B, H', W']``; each also one per group, ``[B, G, ...]``.
+        solver, eps, eps_scale, reach, tol, max_iter, init: as in `solve`.
+
+    Returns:
+        `OTResult` of shape ``[B]`` (``[B, G]`` with groups), differentiable in ``x``, ``y``, ``a`` and ``b``. Only
+        its ``plan``, and second derivatives, need the matrix, and recompute it.
+
+    Raises:
+        TypeError, ValueError: as in `cost_matrix` and `solve`.
+
+    >>> import torch
+    >>> x = torch.randn(2, 8, 7, 7)
+    >>> result = solve_sample(x, x.roll(1, -1))
+    >>> result.transport_cost.shape, result.plan.shape, result.f.shape
+    (torch.Size([2]), torch.Size([2, 49, 49]), torch.Size([2, 49]))
+    """
+    where = "solve_sample"
+    checks.features(where, "x", x, "y", y, metric, patch_size)
+    a, b = weights_of(where, ("a", a), ("b", b), x, y, patch_size)
+    reaches = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
+    grids = ops.patch_grids(x, y, patch_size)
+    if solver == "exact":
+        solved = exact_between(where, x, y, a, b, metric, patch_size)
+        return _exact_result(solved, ops.problems(x, y), tol, (a, b), grids)
+    problem = implicit.Problem(eps, eps_scale == "std", *reaches)
+    solved = solved_between(where, x, y, a, b, metric, patch_size, problem, tol, max_iter, init)
+
+    def plan() -> Tensor:
+        cost = implicit.costs(x, y, a, b, metric, patch_size, cost_matrix)
+        return implicit.solution(cost, a, b, solved[2:6], problem).plan.to(solved[2].dtype)
+
+    return _result(solved, problem, tol, plan, (a, b), grids)
+
+
+def weights_of(
+    where: str, a: tuple[str, Any], b: tuple[str, Any], x: Tensor, y: Tensor, patch_size: int
+) -> tuple[Tensor | None, Tensor | None]:
+    grid_x, grid_y = ops.patch_grids(x, y, patch_size)
+    return (
+        checks.weight(where, *a, ops.problems(x, y), grid_x, (x, y)),
+        checks.weight(where, *b, ops.problems(x, y), grid_y, (x, y)),
+    )
+
+
+def exact_between(
+    where: str, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, metric: str, patch_size: int
+) -> tuple[Tensor, ...]:
+    """What `ops.exact_forward` returns for features."""
+    cost = implicit.costs(x, y, a, b, metric, patch_size, cost_matrix)
+    return ops.exact_forward(cost if cost.dim() == 4 else cost.unsqueeze(1), a, b, where)
+
+
+def solved_between(
+    where: str,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    metric: str,
+    patch_size: int,
+    problem: implicit.Problem,
+    tol: float,
+    max_iter: int,
+    init: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, ...]:
+    """What `ops.emd_forward` returns for features."""
+    init_g = None
+    if init is not None:
+        n, m = map(math.prod, ops.patch_grids(x, y, patch_size))
+        lead = ops.problems(x, y)
+        checks.potentials(where, init, (*lead, n), (*lead, m), x)
+        init_g = init[1].to(ops.compute_dtype(x, y))
+    return ops.emd_forward(x, y, a, b, init_g, ops.METRICS[metric], patch_size, *problem, tol, max_iter, where)

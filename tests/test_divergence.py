@@ -1,0 +1,152 @@
+"""The debiased divergence: what it is, that it vanishes where it should, and the term that may be given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import EPS_SCALES, METRICS, error, features, value_and_gradients, weights
+from torch import Tensor
+
+from sfr_ext import emd_l2, reference, self_term
+
+DIVERGENCE = {"objective": "divergence", "reduction": "none"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("eps_scale", EPS_SCALES)
+@pytest.mark.parametrize("metric", METRICS)
+def test_values_and_gradients_are_those_of_the_reference(
+    metric: str, eps_scale: str, groups: bool, dtype: torch.dtype
+) -> None:
+    x = features(2, 4, 3, 3, dtype=dtype, grad=True)
+    y = features(*((2, 2) if groups else (2,)), 4, 2, 4, dtype=dtype, grad=True)
+    a, b = weights(2, 9, dtype=dtype, grad=True), weights(2, 8, dtype=dtype, grad=True)
+    eps = 6.0 if (metric, eps_scale) == ("sqeuclidean", "absolute") else 0.8  # large, for the sake of the slow one
+    options = {**DIVERGENCE, "metric": metric, "eps": eps, "eps_scale": eps_scale}
+    tight = 1e-5 if dtype == torch.float32 else 1e-12
+
+    def value(function: object, x: Tensor, y: Tensor, a: Tensor, b: Tensor, tol: float) -> Tensor:
+        return function(x, y, student_weight=a, teacher_weight=b, tol=tol, **options)  # type: ignore[operator]
+
+    found, gradients = value_and_gradients(lambda *t: value(emd_l2, *t, tol=tight), x, y, a, b)
+    expected, wanted = value_and_gradients(lambda *t: value(reference.emd_l2, *t, tol=1e-12), x, y, a, b)
+    assert error(found, expected) < tight
+    for ours, theirs in zip(gradients, wanted, strict=True):
+        assert error(ours, theirs) < 10 * tight
+
+
+@pytest.mark.parametrize("eps_scale", EPS_SCALES)
+def test_gradcheck(eps_scale: str) -> None:
+    x, y = features(1, 5, 3, dtype=torch.float64, grad=True), features(1, 2, 4, 3, dtype=torch.float64, grad=True)
+    a, b = weights(1, 5, dtype=torch.float64, grad=True), weights(1, 4, dtype=torch.float64, grad=True)
+
+    def value(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        options = {**DIVERGENCE, "eps": 0.3, "eps_scale": eps_scale, "tol": 1e-13}
+        return emd_l2(x, y, student_weight=a, teacher_weight=b, **options)
+
+    assert torch.autograd.gradcheck(value, (x, y, a, b), atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reach", [None, 0.5])
+@pytest.mark.parametrize("eps", [1.0, 0.05, 0.01])
+@pytest.mark.parametrize("metric", METRICS)
+def test_equal_inputs_have_no_divergence_and_no_gradient(
+    metric: str, eps: float, reach: float | None, dtype: torch.dtype
+) -> None:
+    """At the default tol; in units of the cost, and of the gradient that unequal inputs have without a reach."""
+    x, other = features(3, 16, 6, 6, dtype=dtype, grad=True), features(3, 16, 6, 6, dtype=dtype)
+    twin = x.detach().clone().requires_grad_()
+    options = {**DIVERGENCE, "metric": metric, "eps": eps, "reach": reach}
+    value, gradients = value_and_gradients(lambda x, y: emd_l2(x, y, **options), x, twin)
+    scale, (slope,) = value_and_gradients(lambda x: emd_l2(x, other, **{**options, "reach": None}), x)
+    rounding = torch.finfo(dtype).eps
+    assert (value.abs() <= 8 * rounding * scale).all()
+    for gradient in gradients:
+        assert gradient.abs().max() <= 1000 * rounding * slope.abs().max()
+
+
+def test_it_is_not_negative_beyond_rounding() -> None:
+    """Inputs that hardly differ, or are permuted, at a loose tol."""
+    x = features(32, 25, 8)
+    for y in (x + 1e-6 * features(32, 25, 8), x + 1e-3 * features(32, 25, 8), x.flip(1)):
+        value = emd_l2(x, y, tol=1e-2, **DIVERGENCE)
+        assert (value > -1e-6 * emd_l2(x, features(32, 25, 8), reduction="none")).all()
+
+
+def test_without_debiasing_equal_inputs_have_a_cost() -> None:
+    """So that the tests above can tell."""
+    x = features(3, 25, 8)
+    assert (emd_l2(x, x, eps=1.0, objective="entropic", reduction="none") > 0.1).all()
+
+
+def test_geomloss_agrees() -> None:
+    geomloss = pytest.importorskip("geomloss")
+    x, y = features(3, 9, 4, dtype=torch.float64), features(3, 7, 4, dtype=torch.float64)
+    a, b = (
+        w / w.sum(-1, keepdim=True) for w in (weights(3, 9, dtype=torch.float64), weights(3, 7, dtype=torch.float64))
+    )
+    for reach in (None, 1.0):
+        loss = geomloss.SamplesLoss("sinkhorn", p=1, blur=0.5, reach=reach, scaling=0.999, backend="tensorized")
+        options = {**DIVERGENCE, "eps": 0.5, "eps_scale": "absolute", "reach": reach, "tol": 1e-10}
+        ours = emd_l2(x, y, student_weight=a, teacher_weight=b, **options)
+        assert error(ours, loss(a, x, b, y)) < 2e-4  # as far as its annealing goes
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("reach", [None, 0.7])
+def test_a_given_teacher_changes_nothing(reach: float | None, groups: bool) -> None:
+    """Neither the value nor the student's gradient."""
+    x = features(2, 4, 3, 3, grad=True)
+    y = features(*((2, 3) if groups else (2,)), 4, 2, 4)
+    b = weights(2, 8) / 8
+    options = {**DIVERGENCE, "eps": 0.3, "eps_scale": "absolute", "reach": reach, "teacher_weight": b, "tol": 1e-6}
+    term = self_term(y, b, groups=groups, eps=0.3, reach=reach)
+    with_it, without = (
+        value_and_gradients(lambda x, given=given: emd_l2(x, y, teacher_self=given, **options), x)
+        for given in (term, None)
+    )
+    torch.testing.assert_close(with_it, without, rtol=1e-5, atol=1e-6)
+
+
+def test_a_teacher_that_does_not_fit_raises() -> None:
+    x, y = features(2, 9, 4), features(2, 7, 4)
+    term = self_term(y, eps=0.3)
+    options = {"objective": "divergence", "eps": 0.3, "eps_scale": "absolute"}
+    with pytest.raises(TypeError, match="expected teacher_self to be a SelfTerm, from self_term, got int"):
+        emd_l2(x, y, teacher_self=3, **options)
+    with pytest.raises(ValueError, match="expected teacher_self to come with eps_scale"):
+        emd_l2(x, y, teacher_self=term, objective="divergence", eps=0.3)
+    with pytest.raises(ValueError, match="expected teacher_self to be computed with"):
+        emd_l2(x, y, teacher_self=term, **{**options, "eps": 0.2})
+    with pytest.raises(ValueError, match=r"expected teacher_self for a teacher of \[2, 8\] patches, got \[2, 7\]"):
+        emd_l2(x, features(2, 8, 4), teacher_self=term, **options)
+
+
+def test_a_nan_stays_in_its_problem() -> None:
+    x, y = features(3, 9, 4, grad=True), features(3, 9, 4)
+    with torch.no_grad():
+        x[1, 2, 0] = float("nan")
+    value = emd_l2(x, y, **DIVERGENCE)
+    value[[0, 2]].sum().backward()
+    assert value.isnan().tolist() == [False, True, False] and x.grad[[0, 2]].isfinite().all()
+
+
+def test_an_empty_batch() -> None:
+    assert emd_l2(features(0, 9, 4), features(0, 9, 4), **DIVERGENCE).shape == (0,)
+
+
+@pytest.mark.parametrize("options", [{}, {"eps_scale": "absolute"}, {"reach": 1.0}], ids=str)
+def test_operators_are_sound(options: dict[str, object]) -> None:
+    """As torch's own checker sees them, and compiled whole."""
+    x, y = features(2, 9, 4, grad=True), features(2, 3, 7, 4)
+    compiled = torch.compile(emd_l2, fullgraph=True, backend="aot_eager")
+    (eager, slopes), (traced, same) = (
+        value_and_gradients(lambda x, f=f: f(x, y, **DIVERGENCE, **options), x) for f in (emd_l2, compiled)
+    )
+    assert torch.equal(eager, traced) and torch.equal(slopes[0], same[0])
+    relative = "eps_scale" not in options
+    reach = float(options.get("reach", 0.0))  # type: ignore[arg-type]
+    arguments = (x, y, None, None, None, None, 0, 1, 0.1, relative, reach, reach, 1e-3, 100, "emd_l2")
+    torch.library.opcheck(torch.ops.sfr_ext.divergence_forward.default, arguments)

@@ -1,0 +1,119 @@
+"""torch.func: transforms of the public functions agree with loops, or say that they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import OBJECTIVES, features, weights
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
+
+from sfr_ext import cost_matrix, emd_l2, solve, solve_sample
+
+F64 = torch.float64
+
+
+def same(ours: object, expected: object) -> None:
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_grad(objective: str) -> None:
+    x, y = features(2, 6, 4, dtype=F64), features(2, 3, 5, 4, dtype=F64)
+    a = weights(2, 6, dtype=F64)
+
+    def loss(x: Tensor, y: Tensor, a: Tensor) -> Tensor:
+        return emd_l2(x, y, student_weight=a, objective=objective)
+
+    leaves = tuple(t.clone().requires_grad_() for t in (x, y, a))
+    same(grad(loss, (0, 1, 2))(x, y, a), torch.autograd.grad(loss(*leaves), leaves))
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0, 0, 0), (1, None, 0, None), (None, 2, None, 1), (None, None, 1, None)])
+def test_vmap_over_features_and_weights(in_dims: tuple[int | None, ...]) -> None:
+    """An axis at any place of any argument, others shared; with groups."""
+    shapes = ((2, 4, 3, 2), (2, 3, 4, 2, 2), (2, 6), (2, 3, 4))
+    inputs = []
+    for shape, dim in zip(shapes, in_dims, strict=True):
+        full = list(shape) if dim is None else [*shape[:dim], 5, *shape[dim:]]
+        inputs.append(torch.rand(full, dtype=F64) + 0.1)
+
+    def both(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        result = solve_sample(x, y, a, b)
+        loss = emd_l2(x, y, student_weight=a, teacher_weight=b)
+        return loss, result.entropic_cost, result.f, result.n_iter, result.plan, result.converged
+
+    ours = vmap(both, in_dims)(*inputs)
+    for k in range(5):
+        one = [t if dim is None else t.select(dim, k) for t, dim in zip(inputs, in_dims, strict=True)]
+        same(tuple(t[k] for t in ours), both(*one))
+
+
+def test_vmap_without_weights_and_nested() -> None:
+    x, y = features(3, 2, 4, 6, 5, dtype=F64), features(4, 7, 5, dtype=F64)
+    ours = vmap(vmap(lambda x: emd_l2(x, y, metric="cosine")))(x)
+    same(ours, torch.stack([torch.stack([emd_l2(one, y, metric="cosine") for one in row]) for row in x]))
+
+
+def test_vmap_over_solve_and_cost_matrix() -> None:
+    cost, b = torch.rand(3, 2, 4, 5, dtype=F64), weights(3, 2, 5, dtype=F64)
+    ours = vmap(lambda cost, b: solve(cost, None, b).transport_cost)(cost, b)
+    same(ours, solve(cost, None, b).transport_cost)
+    same(vmap(lambda b: solve(cost[0], None, b).transport_cost)(b), solve(cost[0], None, b).transport_cost)
+    x, y = features(3, 2, 4, 5, dtype=F64), features(2, 6, 5, dtype=F64)
+    same(vmap(cost_matrix, (0, None))(x, y), torch.stack([cost_matrix(one, y) for one in x]))
+
+
+def test_gradients_per_sample() -> None:
+    x, y = features(3, 2, 6, 4, dtype=F64), features(3, 2, 5, 4, dtype=F64)
+    ours = vmap(grad(emd_l2, (0, 1)))(x, y)
+    leaves = x.clone().requires_grad_(), y.clone().requires_grad_()
+    expected = torch.autograd.grad(sum(emd_l2(*pair) for pair in zip(*leaves, strict=True)), leaves)
+    same(ours, expected)
+
+
+@pytest.mark.parametrize("of", ["emd_l2", "solve", "cost_matrix", "plan"])
+def test_jacrev(of: str) -> None:
+    x, y = features(2, 4, 3, dtype=F64), features(2, 5, 3, dtype=F64)
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "emd_l2": lambda x: emd_l2(x, y, reduction="none"),
+        "solve": lambda x: solve(cost_matrix(x, y), weights_of).transport_cost,
+        "cost_matrix": lambda x: cost_matrix(x, y),
+        "plan": lambda x: solve_sample(x, y).plan,
+    }
+    weights_of = weights(2, 4, dtype=F64)
+    leaf = x.clone().requires_grad_()
+    outputs = functions[of](leaf)
+    rows = [torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in outputs.flatten()]
+    same(jacrev(functions[of])(x), torch.stack(rows).view(*outputs.shape, *x.shape))
+
+
+def test_hessian_by_jacrev_twice() -> None:
+    x, y = features(1, 4, 2, dtype=F64), features(1, 3, 2, dtype=F64)
+
+    def loss(x: Tensor) -> Tensor:
+        return emd_l2(x, y, objective="entropic", eps=0.3, tol=1e-13, max_iter=10_000)
+
+    hessian = jacrev(jacrev(loss))(x)
+    same(hessian, torch.autograd.functional.hessian(loss, x))
+    matrix = hessian.view(8, 8)
+    torch.testing.assert_close(matrix, matrix.T)
+
+
+def test_forward_mode_is_refused() -> None:
+    """Never a tangent dropped in silence."""
+    x, y = features(1, 4, 2), features(1, 3, 2)
+    message = "sfr_ext.emd_forward: forward-mode derivatives are not implemented"
+    with pytest.raises(NotImplementedError, match=message):
+        jvp(lambda x: emd_l2(x, y), (x,), (x,))
+    with pytest.raises(NotImplementedError, match=message):
+        jacfwd(jacrev(lambda x: emd_l2(x, y)))(x)
+    with pytest.raises(NotImplementedError, match=message), forward_ad.dual_level():
+        emd_l2(forward_ad.make_dual(x, x), y)
+    with pytest.raises(NotImplementedError, match="cost_forward: forward-mode"), forward_ad.dual_level():
+        cost_matrix(forward_ad.make_dual(x, x), y)
+    with forward_ad.dual_level():
+        assert torch.equal(emd_l2(x, y), emd_l2(x, y))  # nothing to differentiate

@@ -1,0 +1,214 @@
+"""Plans: differentiable, rounded to exact marginals, and what they match each patch with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import EPS_SCALES, METRICS, error, features, weights
+from torch import Tensor
+
+from sfr_ext import cost_matrix, solve, solve_sample
+
+F64 = torch.float64
+CONVERGED = {"tol": 1e-13, "max_iter": 50_000}
+
+
+@pytest.mark.parametrize("eps_scale", EPS_SCALES)
+@pytest.mark.parametrize("shape", [(2, 5, 7), (2, 7, 4)])
+def test_gradcheck(shape: tuple[int, ...], eps_scale: str) -> None:
+    """Costs and both weights; the smaller side is the one that is solved for, so both orders."""
+    cost = torch.rand(shape, dtype=F64, requires_grad=True)
+    a, b = weights(*shape[:2], dtype=F64, grad=True), weights(shape[2], dtype=F64, grad=True)
+
+    def plan(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return solve(cost, a, b, eps=0.2, eps_scale=eps_scale, **CONVERGED).plan
+
+    assert torch.autograd.gradcheck(plan, (cost, a, b), atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reach", [0.5, (0.5, None), (None, 2.0)])
+def test_gradcheck_with_a_reach(reach: object) -> None:
+    cost = torch.rand(1, 4, 3, dtype=F64, requires_grad=True)
+    a, b = weights(1, 4, dtype=F64, grad=True), weights(1, 3, dtype=F64, grad=True)
+
+    def plan(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return solve(cost, a, b, eps=0.3, reach=reach, **CONVERGED).plan
+
+    assert torch.autograd.gradcheck(plan, (cost, a, b), atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_gradcheck_features(metric: str) -> None:
+    """Through the costs, with groups, windows and weights of 0."""
+    x, y = features(1, 3, 3, 3, dtype=F64, grad=True), features(1, 2, 3, 2, 3, dtype=F64, grad=True)
+    a, b = weights(1, 4, dtype=F64), weights(1, 2, 2, dtype=F64)
+    a[0, 1] = 0
+
+    def plan(x: Tensor, y: Tensor) -> Tensor:
+        return solve_sample(x, y, a, b, metric=metric, patch_size=2, eps=0.3, **CONVERGED).plan
+
+    assert torch.autograd.gradcheck(plan, (x, y), atol=1e-8, rtol=1e-6)
+
+
+def test_gradient_of_the_transport_cost_through_the_plan() -> None:
+    """``<P, C>`` from the plan has the gradient that the operator has by itself."""
+    x, y = features(2, 6, 5, dtype=F64, grad=True), features(2, 8, 5, dtype=F64)
+    a = weights(2, 6, dtype=F64, grad=True)
+    result = solve_sample(x, y, a, eps=0.1, **CONVERGED)
+    dense = (result.plan * cost_matrix(x, y)).sum()
+    ours = torch.autograd.grad(result.transport_cost.sum(), (x, a), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(dense, (x, a)), ours, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.005])
+def test_parts_that_exchange_nothing(eps: float) -> None:
+    """A plan near an assignment: the system is nearly singular, and the gradient of a smooth loss stays right."""
+    cost = torch.rand(1, 12, 12, dtype=F64)
+    cost[0, :6, 6:] += 40
+    cost[0, 6:, :6] += 40
+    cost.requires_grad_()
+    wanted = torch.rand(1, 12, 12, dtype=F64)
+
+    def loss(cost: Tensor) -> Tensor:
+        return (solve(cost, eps=eps, eps_scale="absolute", **CONVERGED).plan * wanted).sum()
+
+    (grad,) = torch.autograd.grad(loss(cost), cost)
+    direction = torch.rand_like(cost)
+    step = 1e-6
+    with torch.no_grad():
+        difference = (loss(cost + step * direction) - loss(cost - step * direction)) / (2 * step)
+    assert abs((grad * direction).sum() - difference) < 1e-6 * grad.abs().sum()
+
+
+def test_equal_costs_and_removed_patches() -> None:
+    flat = torch.ones(1, 3, 4, requires_grad=True)
+    plan = solve(flat).plan
+    torch.testing.assert_close(plan, torch.full((1, 3, 4), 1 / 12))
+    (grad,) = torch.autograd.grad((plan * torch.rand(1, 3, 4)).sum(), flat)
+    assert torch.equal(grad, torch.zeros_like(grad))
+
+    x, y = features(1, 4, 3, 3), features(1, 4, 3, 3)
+    a = torch.ones(1, 3, 3)
+    a[0, 2] = 0
+    whole = x.clone().requires_grad_()
+    with torch.no_grad():
+        x[0, :, 2] = torch.nan
+    x.requires_grad_()
+    plan = solve_sample(x, y, a).plan
+    assert torch.equal(plan[0, 6:], torch.zeros(3, 9))
+    (ours,) = torch.autograd.grad(plan[0, 0, 0], x)
+    (expected,) = torch.autograd.grad(solve_sample(whole, y, a).plan[0, 0, 0], whole)
+    assert torch.equal(ours, expected) and ours[0, :, :2].abs().sum() > 0
+
+
+def test_nan_stays_in_its_own_problem() -> None:
+    cost = torch.rand(2, 4, 5)
+    cost[1, 0, 0] = torch.nan
+    cost.requires_grad_()
+    plan = solve(cost).plan
+    (grad,) = torch.autograd.grad(plan[:, 0, 0].sum(), cost)
+    assert grad[0].isfinite().all() and plan[0].isfinite().all()
+    assert grad[1].isnan().all() and plan[1].isnan().all()
+
+
+def test_computed_when_first_asked_for_and_once() -> None:
+    cost = torch.rand(2, 4, 5, requires_grad=True)
+    result = solve(cost)
+    with torch.no_grad():
+        assert not result.plan.requires_grad and result.plan is result.plan
+    assert result.plan.requires_grad and result.plan is result.plan
+
+
+ROUNDED = ["converged", "stopped", "uniform", "equal costs", "float64"]
+
+
+@pytest.mark.parametrize("which", ROUNDED)
+def test_rounded_plan_has_the_marginals(which: str) -> None:
+    a = b = None
+    if which in ("converged", "stopped"):
+        a, b = weights(2, 12), weights(2, 3, 4)
+        a[0, 3] = b[1, 2, 1] = 0
+        options = {"eps": 0.01, "max_iter": 1} if which == "stopped" else {}
+        result = solve_sample(features(2, 5, 3, 4), features(2, 3, 5, 2, 2), a, b, **options)
+        a = a[:, None]
+    elif which == "equal costs":
+        result = solve(torch.ones(1, 4, 4))
+    else:
+        dtype = F64 if which == "float64" else torch.float32
+        result = solve(torch.rand(3, 8, 9, dtype=dtype), eps=0.02, max_iter=1)
+    plan, before = result.rounded_plan(), result.plan
+    resolution = torch.finfo(plan.dtype).eps
+    for weight, sums in ((a, plan.sum(-1)), (b, plan.sum(-2))):
+        share = torch.ones_like(sums) if weight is None else weight.expand_as(sums)
+        share = share / share.sum(-1, keepdim=True)
+        assert (sums - share).abs().max() <= 4 * resolution * share.max()
+        assert (sums[share == 0] == 0).all()
+    assert (plan >= 0).all()
+    assert ((plan - before).abs().sum((-2, -1)) <= 2 * result.marginal_error + 20 * resolution).all()
+    if which == "stopped":
+        assert (result.marginal_error > 0.1).all()  # so there was something to round
+
+
+def test_rounded_plan_is_differentiable() -> None:
+    cost = torch.rand(5, 6, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda cost: solve(cost, eps=0.2, tol=1e-13, max_iter=10_000).rounded_plan(), cost, atol=1e-7
+    )
+
+
+def test_barycentric_tokens_maps_and_groups() -> None:
+    x, y = features(2, 5, 3, 4, dtype=F64), features(2, 3, 5, 2, 2, dtype=F64)
+    a = torch.ones(2, 12, dtype=F64)
+    a[1, 4] = 0
+    result = solve_sample(x, y, a)
+    matched = result.barycentric(y)
+    assert matched.shape == (2, 3, 5, 3, 4)
+    expected = torch.einsum("bgnm,bgcm->bgcn", result.plan, y.flatten(-2)) / result.plan.sum(-1)[:, :, None]
+    expected[1, :, :, 4] = 0
+    torch.testing.assert_close(matched.flatten(-2), expected, equal_nan=False)
+    tokens = result.barycentric(y.flatten(-2).mT)
+    torch.testing.assert_close(tokens.mT, matched.flatten(-2))
+    assert result.barycentric(torch.rand(2, 3, 4, 7)).shape == (2, 3, 12, 7)
+    assert solve(torch.rand(6, 4)).barycentric(torch.rand(4, 3).half()).dtype == torch.float32
+
+
+def test_barycentric_ignores_removed_teachers() -> None:
+    x, y = features(1, 6, 4), features(1, 5, 4)
+    b = torch.tensor([[1.0, 1, 1, 0, 0]])
+    y[0, 3:] = torch.nan
+    matched = solve_sample(x, y, b=b).barycentric(y)
+    torch.testing.assert_close(matched, solve_sample(x, y[:, :3]).barycentric(y[:, :3]))
+
+
+def test_barycentric_is_differentiable() -> None:
+    x, y = features(1, 4, 3, dtype=F64, grad=True), features(1, 5, 3, dtype=F64, grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, y: solve_sample(x, y, eps=0.3, **CONVERGED).barycentric(y), (x, y), atol=1e-8
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 4, 3), r"expected y of shape \[2, 6, C\] or \[2, C, 2, 3\], got \[2, 4, 3\]"),
+        ((2, 3, 3, 2), r"or \[2, C, 2, 3\], got \[2, 3, 3, 2\]"),
+        ((6, 3), r"got \[6, 3\]"),
+    ],
+)
+def test_barycentric_refuses(shape: tuple[int, ...], message: str) -> None:
+    result = solve_sample(features(2, 3, 2, 2), features(2, 3, 2, 3))
+    with pytest.raises(ValueError, match=message):
+        result.barycentric(torch.rand(shape))
+
+
+def test_plan_in_float32_against_float64() -> None:
+    x, y = features(2, 16, 5, 5), features(2, 16, 5, 5)
+    target = torch.rand(2, 25, 25)
+
+    def gradient(dtype: torch.dtype, **options: float) -> Tensor:
+        leaf = x.to(dtype).requires_grad_()
+        return torch.autograd.grad((solve_sample(leaf, y.to(dtype), **options).plan * target).sum(), leaf)[0]
+
+    exact = gradient(F64, tol=1e-12, max_iter=50_000)
+    assert error(gradient(torch.float32, tol=1e-6), exact) < 1e-4
+    assert error(gradient(torch.float32), exact) < 1e-1

@@ -1,0 +1,172 @@
+"""Weights: DeepEMD's cross-reference, weights of their own for each group, and a softmax's gradient through them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import error, features, weights
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sfr_ext import cost_matrix, cross_reference_weights, emd_l2, reference, solve, solve_sample
+
+F64 = torch.float64
+CONVERGED = {"tol": 1e-13, "max_iter": 50_000}
+
+
+def _deepemd(ours: Tensor, theirs: Tensor) -> Tensor:
+    """As the authors wrote it: pool the other map, correlate, relu, add 1e-3 (``get_weight_vector``)."""
+    pooled = F.adaptive_avg_pool2d(theirs, [1, 1])
+    combination = (ours * pooled).sum(1).view(len(ours), -1).relu() + 1e-3
+    return combination / combination.sum(1, keepdim=True)
+
+
+def test_cross_reference_is_deepemds() -> None:
+    x, y = features(3, 8, 4, 5, dtype=F64), features(3, 8, 3, 2, dtype=F64)
+    a, b = cross_reference_weights(x, y)
+    torch.testing.assert_close((a, b), (_deepemd(x, y), _deepemd(y, x)))
+    assert a.shape == (3, 20) and b.shape == (3, 6)
+    tokens = cross_reference_weights(x.flatten(2).mT, y.flatten(2).mT)
+    torch.testing.assert_close(tokens, (a, b))
+
+
+def test_cross_reference_with_groups() -> None:
+    x, y = features(2, 8, 4, 4), features(2, 3, 8, 2, 3)
+    a, b = cross_reference_weights(x, y)
+    assert a.shape == (2, 3, 16) and b.shape == (2, 3, 6)
+    for g in range(3):
+        torch.testing.assert_close((a[:, g], b[:, g]), cross_reference_weights(x, y[:, g]))
+
+
+def test_cross_reference_gradient() -> None:
+    x, y = features(1, 4, 2, 2, dtype=F64, grad=True), features(1, 2, 4, 3, 1, dtype=F64, grad=True)
+    assert not any(w.requires_grad for w in cross_reference_weights(x, y))
+    assert torch.autograd.gradcheck(lambda x, y: cross_reference_weights(x, y, detach=False), (x, y))
+
+
+def test_cross_reference_halves_and_nothing_in_common() -> None:
+    x = features(2, 8, 3, 3, dtype=torch.float16).abs()
+    a, b = cross_reference_weights(x, -x)
+    assert a.dtype == b.dtype == torch.float32
+    torch.testing.assert_close(a, torch.full((2, 9), 1 / 9))
+    torch.testing.assert_close(b, torch.full((2, 9), 1 / 9))
+
+
+def test_cross_reference_refuses() -> None:
+    with pytest.raises(ValueError, match=r"sfr_ext.cross_reference_weights: expected teacher of shape"):
+        cross_reference_weights(torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4, 4))
+    with pytest.raises(TypeError, match="expected student to be a Tensor, got float"):
+        cross_reference_weights(1.0, torch.rand(2, 4, 4, 4))
+
+
+@pytest.mark.parametrize("objective", ["transport", "entropic"])
+def test_student_weights_for_each_group(objective: str) -> None:
+    """``[B, G, N]``: as many calls with one teacher each, value and gradients."""
+    x, y = features(2, 5, 3, 3, dtype=F64, grad=True), features(2, 3, 5, 2, 2, dtype=F64)
+    a, b = weights(2, 3, 9, dtype=F64, grad=True), weights(2, 4, dtype=F64)
+    options = {"objective": objective, "reduction": "none", "tol": 1e-10, "max_iter": 10_000}
+    ours = emd_l2(x, y, student_weight=a, teacher_weight=b, **options)
+    each = [emd_l2(x, y[:, g], student_weight=a[:, g], teacher_weight=b, **options) for g in range(3)]
+    expected = torch.stack(each, dim=1)
+    torch.testing.assert_close(ours, expected)
+    scale = torch.rand(2, 3, dtype=F64)
+    found = torch.autograd.grad((ours * scale).sum(), (x, a))
+    torch.testing.assert_close(found, torch.autograd.grad((expected * scale).sum(), (x, a)))
+    maps = emd_l2(x, y, student_weight=a.view(2, 3, 3, 3), teacher_weight=b, **options)
+    assert torch.equal(maps, ours)
+
+
+@pytest.mark.parametrize("value", ["transport_cost", "entropic_cost"])
+def test_gradcheck_through_a_softmax(value: str) -> None:
+    """Logit distillation: distributions over classes, one cost between classes for the whole batch."""
+    student = torch.randn(3, 6, dtype=F64, requires_grad=True)
+    teacher = torch.randn(3, 6, dtype=F64, requires_grad=True)
+    between = torch.rand(6, 6, dtype=F64, requires_grad=True)
+
+    def distance(student: Tensor, teacher: Tensor, between: Tensor) -> Tensor:
+        return getattr(solve(between, student.softmax(-1), teacher.softmax(-1), eps=0.3, **CONVERGED), value)
+
+    assert distance(student, teacher, between).shape == (3,)
+    assert torch.autograd.gradcheck(distance, (student, teacher, between), atol=1e-7)
+
+
+def test_softmax_gradient_in_float32_against_float64() -> None:
+    """100 classes, one of them likely: weights from 1e-6 to almost 1."""
+    embedding = features(100, 16)
+    student, teacher = 3 * features(8, 100), 3 * features(8, 100)
+
+    def gradient(dtype: torch.dtype, **options: float) -> Tensor:
+        logits = student.to(dtype).requires_grad_()
+        between = cost_matrix(embedding.to(dtype)[None], embedding.to(dtype)[None])[0]
+        cost = solve(between, logits.softmax(-1), teacher.to(dtype).softmax(-1), eps=0.3, **options).transport_cost
+        return torch.autograd.grad(cost.sum(), logits)[0]
+
+    exact = gradient(F64, tol=1e-12, max_iter=50_000)
+    assert error(gradient(torch.float32), exact) < 2e-2
+    assert error(gradient(torch.float32, tol=1e-5), exact) < 1e-3
+
+
+class _Largest(TorchDispatchMode):
+    """The most elements that an operation within it has written anew."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        inputs = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
+        for out in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(out, Tensor) and out.untyped_storage().data_ptr() not in inputs:
+                self.elements = max(self.elements, out.numel())
+        return result
+
+
+def test_a_shared_cost_is_not_copied() -> None:
+    between, a, b = torch.rand(20, 30), weights(50, 20), weights(50, 30)
+    with _Largest() as seen:
+        result = solve(between, a, b)
+    assert seen.elements == 50 * 30  # a potential; the costs of all problems would be 30,000
+    expanded = solve(between.expand(50, 20, 30).contiguous(), a, b)
+    assert torch.equal(result.transport_cost, expanded.transport_cost)
+    with _Largest() as seen:
+        solve(between.expand(50, 20, 30).contiguous(), a, b)
+    assert seen.elements == 50 * 20 * 30  # so that the measure can tell
+
+
+@pytest.mark.parametrize(
+    ("cost", "a", "b", "lead"),
+    [
+        ((4, 5), (3, 4), None, (3,)),
+        ((4, 5), (3, 4), (2, 1, 5), (2, 3)),
+        ((3, 1, 4, 5), (1, 2, 4), (5,), (3, 2)),
+        ((2, 4, 5), None, (4, 3, 1, 5), (4, 3, 2)),
+    ],
+)
+def test_leading_axes_broadcast(
+    cost: tuple[int, ...], a: tuple[int, ...] | None, b: tuple[int, ...] | None, lead: tuple[int, ...]
+) -> None:
+    leaves = [None if shape is None else weights(*shape, dtype=F64, grad=True) for shape in (cost, a, b)]
+    result = solve(*leaves, eps=0.2, **CONVERGED)
+    assert result.transport_cost.shape == lead and result.plan.shape == (*lead, 4, 5)
+    whole = [None if t is None else t.expand(*lead, *t.shape[-own:]) for t, own in zip(leaves, (2, 1, 1), strict=True)]
+    expected = reference.sinkhorn(*whole, eps=0.2, tol=1e-13, max_iter=50_000)
+    torch.testing.assert_close(result.transport_cost, expected.transport_cost)
+    wanted = [t for t in leaves if t is not None]
+    found = torch.autograd.grad(result.transport_cost.sum(), wanted)
+    for ours, theirs in zip(found, torch.autograd.grad(expected.transport_cost.sum(), wanted), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+def test_axes_that_do_not_broadcast_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"sfr_ext.solve: expected b of shape \[3, 5\] .* got \[2, 5\]"):
+        solve(torch.rand(4, 5), torch.rand(3, 4), torch.rand(2, 5))
+
+
+def test_cross_reference_weights_in_use() -> None:
+    """A region the other image does not have loses its say: the match gets nearer."""
+    common = features(4, 8, 3, 3).abs()
+    left, right = (torch.cat([common, 0.1 * features(4, 8, 3, 2)], dim=3) for _ in range(2))
+    a, b = cross_reference_weights(left, right)
+    plain = solve_sample(left, right, metric="cosine").transport_cost
+    weighted = solve_sample(left, right, a, b, metric="cosine").transport_cost
+    assert (weighted < 0.8 * plain).all()
