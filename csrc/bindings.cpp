@@ -247,6 +247,9 @@ PYBIND11_MODULE(_C, m) {
          sfr::cuda::sinkhorn_backward<double>);
   on_gpu(gpu, "emd_forward", emd_forward_params, sfr::cuda::emd_forward<float>, sfr::cuda::emd_forward<double>);
   on_gpu(gpu, "emd_backward", emd_backward_params, sfr::cuda::emd_backward<float>, sfr::cuda::emd_backward<double>);
+  on_gpu(gpu, "exact_forward", exact_forward_params, sfr::cuda::exact_forward<float>, sfr::cuda::exact_forward<double>);
+  on_gpu(gpu, "exact_backward", exact_backward_params, sfr::cuda::exact_backward<float>,
+         sfr::cuda::exact_backward<double>);
   gpu.def("why_unusable", sfr::cuda::why_unusable);
   gpu.def("why_unusable_on", sfr::cuda::why_unusable_on);
 #endif

@@ -36,8 +36,6 @@ struct ExactParams {
   DType compute = DType::float32;  // of weights, outputs and gradients
   WeightView a, b;
   int threads = 1;
-
-  int64_t entries() const { return N + M - 1; }
 };
 
 struct ExactForwardParams : ExactParams {

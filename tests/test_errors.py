@@ -76,7 +76,7 @@ cost = torch.rand(2, 3, 4)
         (
             lambda: emd_l2(x, y, objective="emd"),
             ValueError,
-            "expected objective to be one of 'transport', 'entropic', got 'emd'",
+            "expected objective to be one of 'transport', 'entropic', 'divergence', got 'emd'",
         ),
         (lambda: emd_l2(x, y, eps=0.0), ValueError, "expected eps to be finite and above 0, got 0.0"),
         (

@@ -142,8 +142,17 @@ def test_refusals() -> None:
         solve(torch.rand(3, 3), solver=True)
     with pytest.raises(ValueError, match=r"sfr_ext.solve_sample: expected b to be .* got only zeros at \[0\]"):
         solve_sample(x, x, None, torch.zeros(1, 4), solver="exact")
-    leaf = torch.rand(1, 3, 3, requires_grad=True)
-    squared = solve(leaf, solver="exact").transport_cost.square().sum()
-    (grad,) = torch.autograd.grad(squared, leaf, create_graph=True)
-    with pytest.raises(NotImplementedError, match="exact_backward: second derivatives are not implemented"):
-        grad.sum().backward()
+
+
+def test_second_derivatives() -> None:
+    """Of features: the plan is constant but for jumps. Of weights: refused, also where they are only on the way."""
+    x, y = features(1, 4, 3, dtype=F64, grad=True), features(1, 5, 3, dtype=F64, grad=True)
+    a = weights(1, 4, dtype=F64, grad=True)
+
+    def value(x: Tensor, y: Tensor) -> Tensor:
+        return emd_l2(x, y, student_weight=a.detach(), solver="exact").square()
+
+    assert torch.autograd.gradgradcheck(value, (x, y), atol=1e-6)
+    of_x, of_a = torch.autograd.grad(emd_l2(x, y, student_weight=a, solver="exact"), (x, a), create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives through the weights' gradients"):
+        torch.autograd.grad(of_x.sum() + of_a.square().sum(), x)

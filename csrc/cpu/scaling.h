@@ -75,8 +75,9 @@ SFR_INLINE Vec<T> updated(const Margin<T>& side, int64_t i, Vec<T> most, Vec<T> 
   return side.soft > 0 ? start - (most + log2<T>(sum) + side.offset) / side.gain() : start - most - log2<T>(sum);
 }
 
-// Exact update of F in the log domain: F_i = log2 a_i - log2 sum_j 2^(G_j - S_ij).
-template <class T>
+// Exact update of F in the log domain: F_i = log2 a_i - log2 sum_j 2^(G_j - S_ij). `keep`: the exponentials stay in P,
+// and what is missing to F in the rows' scalings.
+template <bool keep = false, class T>
 void update_rows(const Team& team, Plan<T>& plan) {
   constexpr int L = lanes<T>;
   team.blocks(plan.blocks(), [&](int64_t b) {
@@ -95,7 +96,16 @@ void update_rows(const Team& team, Plan<T>& plan) {
         };
         for (int64_t j = 0; j < plan.ld; j += L) top = vmax<T>(top, exponent(j));
         most[r] = max_lanes<T>(top);
-        for (int64_t j = 0; j < plan.ld; j += L) sums[r] += exp2<T>(exponent(j) - most[r]);
+        for (int64_t j = 0; j < plan.ld; j += L) {
+          const Vec<T> p = exp2<T>(exponent(j) - most[r]);
+          if constexpr (keep) store(plan.P + (i + r) * plan.ld + j, p);
+          sums[r] += p;
+        }
+      }
+      if constexpr (keep) {
+        store(plan.rows.log + i, -load(most));
+        store(plan.rows.scale + i, load(plan.rows.weight + i) / sum_rows<T>(sums));
+        continue;
       }
       store(plan.rows.log + i, updated(plan.rows, i, load(most), sum_rows<T>(sums)));
     }
@@ -132,7 +142,14 @@ class Relaxation {
 
   T factor() const { return factor_; }
 
+  // Would a dozen more iterations, which is what a Newton step costs, bring this error below tol?
+  bool soon(T error, T tol) const {
+    const T rate = error / previous_, four = rate * rate * rate * rate;
+    return error * four * four * four <= tol;
+  }
+
   void observe(T error) {
+    previous_ = error;
     if (!on_ || ++seen_ < window) return;
     seen_ = 0;
     const T before = last_;
@@ -158,7 +175,7 @@ class Relaxation {
  private:
   static constexpr int window = 8;  // a power of two
   bool on_;
-  T factor_ = 1, ceiling_ = T(1.95), last_ = 0;
+  T factor_ = 1, ceiling_ = T(1.95), last_ = 0, previous_ = 0;
   int seen_ = 0;
 };
 
@@ -194,14 +211,17 @@ SFR_INLINE Vec<T> out_of_range(Vec<T> x) {
   return ((x > most) | (x < 1 / most)) ? splat<T>(1) : Vec<T>{};
 }
 
+// What ended a burst of iterations.
+enum class Burst { reached, at_edge, stopped };
+
 // Iterates on the scalings until the plan's marginals are within tol (by the sums at hand), the scalings are at the
-// edge of their range (returns true), or the iterations are used up. The last column update is always a plain one, so
-// that the plan leaves with its mass whole.
+// edge of their range, the iterations are used up, or the error is below the gate and tol is not near. The last column
+// update is always a plain one, so that the plan leaves with its mass whole.
 template <class T>
-bool scale(const Team& team, Plan<T>& plan, T column_error, T tol, int64_t max_iter, int64_t& n_iter,
-           Relaxation<T>& relaxation) {
+Burst scale(const Team& team, Plan<T>& plan, T column_error, T gate, T tol, int64_t max_iter, int64_t& n_iter,
+            Relaxation<T>& relaxation) {
   Margin<T>&rows = plan.rows, &columns = plan.columns;
-  bool at_edge = false;
+  bool at_edge = false, reached = false;
   for (bool stop = false; !stop;) {
     ++n_iter;
     const T omega = relaxation.factor();
@@ -224,7 +244,8 @@ bool scale(const Team& team, Plan<T>& plan, T column_error, T tol, int64_t max_i
     const T unit = plan.soft() ? sum_parts(plan.row_part3, plan.blocks()) : T(1);
     const T error = sum_parts(plan.row_part, plan.blocks()) / unit + column_error;
     at_edge = sum_parts(plan.row_part2, plan.blocks()) > 0;
-    stop = !(error > tol) || n_iter >= max_iter || at_edge;
+    reached = !(error > tol);
+    stop = reached || n_iter >= max_iter || at_edge || (error < gate && !relaxation.soon(error, tol));
     team.blocks(plan.column_blocks(), [&](int64_t b) {
       Vec<T> left{}, edge{};
       for_columns(plan, b, [&](int64_t j) {
@@ -244,7 +265,7 @@ bool scale(const Team& team, Plan<T>& plan, T column_error, T tol, int64_t max_i
     relaxation.observe(error);
   }
   team.barrier();
-  return at_edge;
+  return at_edge ? Burst::at_edge : reached ? Burst::reached : Burst::stopped;
 }
 
 }  // namespace sfr::cpu::SFR_ISA

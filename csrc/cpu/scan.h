@@ -1,14 +1,47 @@
-// Scans over one row of costs: the arithmetic of both exact solvers. Ties go to the first column, so that the width
-// of a vector changes nothing.
+// What csrc/exact is made of on a CPU: one lane, which is a thread, and scans over a row of costs. Ties go to the first
+// column, so that the width of a vector changes nothing.
 #pragma once
 
+#include <cmath>
 #include <limits>
 
-#include "simd.h"
+#include "features.h"
+
+#define SFR_EXACT_NAMESPACE sfr::cpu::SFR_ISA
+#define SFR_LANES inline
+#define SFR_ANYWHERE inline
 
 namespace sfr::cpu::SFR_ISA {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
+
+struct Lanes {
+  static constexpr bool first = true;
+
+  static void sync() {}
+
+  template <class T>
+  static T of_first(T x) {
+    return x;
+  }
+
+  template <class F>
+  static void each(int64_t count, F&& f) {
+    for (int64_t k = 0; k < count; ++k) f(k);
+  }
+
+  template <class F>
+  static double sum(int64_t count, F&& f) {
+    double total = 0;
+    for (int64_t k = 0; k < count; ++k) total += f(k);
+    return total;
+  }
+};
+
+template <class E>
+SFR_INLINE double to_double(E x) {
+  return convert_in<double>(x);
+}
 
 using Places = Int<double>;
 
@@ -54,9 +87,9 @@ SFR_INLINE Places load_places(const int64_t* p) {
   return out;
 }
 
-// One lane of an array, by way of the whole vector: the next scan loads that vector, and must not wait for a narrower
+// p[j] = value, by way of the whole vector: the next scan loads that vector, and must not wait for a narrower
 // store.
-SFR_INLINE void set_lane(double* p, int64_t j, double value) {
+SFR_INLINE void put(double* p, int64_t j, double value) {
   constexpr int L = lanes<double>;
   double* whole = p + j / L * L;
   store(whole, lane_numbers() == every(j % L) ? splat<double>(value) : load(whole));
@@ -87,15 +120,15 @@ struct Running {
 };
 
 // The least of row - v.
-inline Nearest nearest(const double* row, const double* v, int64_t ld) {
+inline Nearest nearest(Lanes, const double* row, const double* v, int64_t ld) {
   Running running;
   for (int64_t j = 0; j < ld; j += lanes<double>) running.observe(load(row + j) - load(v + j));
   return running.nearest();
 }
 
 // u = the least of each row of cost - v.
-inline void row_minima(const double* cost, const double* v, int64_t n, int64_t ld, double* u) {
-  for (int64_t i = 0; i < n; ++i) u[i] = nearest(cost + i * ld, v, ld).value;
+inline void row_minima(Lanes lanes, const double* cost, const double* v, int64_t n, int64_t ld, double* u) {
+  for (int64_t i = 0; i < n; ++i) u[i] = nearest(lanes, cost + i * ld, v, ld).value;
 }
 
 struct TwoNearest {
@@ -104,7 +137,7 @@ struct TwoNearest {
 };
 
 // The two least of row - v.
-inline TwoNearest two_nearest(const double* row, const double* v, int64_t ld) {
+inline TwoNearest two_nearest(Lanes, const double* row, const double* v, int64_t ld) {
   Running running;
   Vec<double> second = splat<double>(infinity);
   for (int64_t j = 0; j < ld; j += lanes<double>) {
@@ -118,8 +151,8 @@ inline TwoNearest two_nearest(const double* row, const double* v, int64_t ld) {
 }
 
 // distance = min(distance, row - v + shift), with `from` = i where it fell; the least of the new distances.
-inline Nearest relax(const double* row, const double* v, double shift, double* distance, int64_t* from, int64_t i,
-                     int64_t ld) {
+inline Nearest relax(Lanes, const double* row, const double* v, double shift, double* distance, int64_t* from,
+                     int64_t i, int64_t ld) {
   Running running;
   for (int64_t j = 0; j < ld; j += lanes<double>) {
     const Vec<double> x = load(row + j) - load(v + j) + shift, before = load(distance + j);
@@ -134,7 +167,7 @@ inline Nearest relax(const double* row, const double* v, double shift, double* d
 }
 
 // v = the least cost of each column, and the row it is in.
-inline void column_minima(const double* cost, int64_t n, int64_t ld, double* v, int64_t* from) {
+inline void column_minima(Lanes, const double* cost, int64_t n, int64_t ld, double* v, int64_t* from) {
   for (int64_t j = 0; j < ld; j += lanes<double>) {
     Vec<double> least = load(cost + j);
     Places where{};

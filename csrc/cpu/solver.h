@@ -2,6 +2,8 @@
 // scalings would underflow.
 #pragma once
 
+#include <limits>
+
 #include "scaling.h"
 #include "system.h"
 
@@ -57,11 +59,23 @@ void undo_step(const Team& team, Plan<T>& plan, const PlanSystem<T>& system, T f
   team.barrier();
 }
 
+// What rounding of the potentials leaves of an error.
+template <class T>
+T rounding(const Plan<T>& plan) {
+  T size = 0;
+  for (const Margin<T>* side : {&plan.rows, &plan.columns}) {
+    T most = 0;
+    for (int64_t i = 0; i < side->count; ++i) most = magnitude(side->log[i]) > most ? magnitude(side->log[i]) : most;
+    size += most;
+  }
+  return size * std::numeric_limits<T>::epsilon();
+}
+
 // From columns.log to a plan within tol, or as far as max_iter goes. Newton takes over at `gate`. A step that fails is
 // undone and taken again from a more precise solution of its system (what is left then is mass between parts of the
 // plan that hardly touch, the system's smallest eigenvalues); after that, iterations follow, twice as many after each
-// failure: where rounding lets no step succeed, little is lost. Between steps the plan is scaled; the one that is
-// judged is that of the potentials.
+// failure: where rounding lets no step succeed, little is lost, and after a few more tries nothing is tried. Between
+// steps the plan is scaled; the one that is judged is that of the potentials.
 template <class T>
 Solution<T> solve(const Team& team, Plan<T>& plan, PlanSystem<T>& system, Method method, T tol, int64_t max_iter) {
   Solution<T> out;
@@ -69,7 +83,8 @@ Solution<T> solve(const Team& team, Plan<T>& plan, PlanSystem<T>& system, Method
   const T gate = method == Method::automatic ? T(1e-2) : T(0);
   constexpr T finest = sizeof(T) == 4 ? T(1e-5) : T(1e-10);
   T precision = T(1e-2);
-  int64_t burst = 16, resume = 0;  // no Newton step before iteration `resume`
+  int64_t rest = 16, resume = 0;  // no Newton step before iteration `resume`
+  int64_t last = max_iter;
   bool exact = true;
   const auto evaluate_exactly = [&] {
     exact = true;
@@ -81,10 +96,15 @@ Solution<T> solve(const Team& team, Plan<T>& plan, PlanSystem<T>& system, Method
     absorb(team, plan);
     return scaled;
   };
-  update_rows(team, plan);
-  out.plan = evaluate_exactly();
+  if (plan.soft()) {
+    update_rows(team, plan);
+    out.plan = evaluate_exactly();
+  } else {
+    update_rows<true>(team, plan);
+    out.plan = evaluate_scaled();
+  }
   for (;;) {
-    if (!(out.plan.error > tol) || out.n_iter >= max_iter) {
+    if (!(out.plan.error > tol) || out.n_iter >= last) {
       if (exact) return out;
       out.plan = evaluate_exactly();
     } else if (out.plan.cold) {
@@ -95,11 +115,12 @@ Solution<T> solve(const Team& team, Plan<T>& plan, PlanSystem<T>& system, Method
     } else if (out.plan.error > gate || out.n_iter < resume) {
       const bool far = out.plan.error > gate;
       const int64_t limit = far || max_iter < resume ? max_iter : resume;
-      if (scale(team, plan, out.plan.error, far && gate > tol ? gate : tol, limit, out.n_iter, relaxation)) {
+      const Burst burst = scale(team, plan, out.plan.error, far ? gate : T(0), tol, limit, out.n_iter, relaxation);
+      if (burst == Burst::stopped) {
+        out.plan = evaluate_scaled();
+      } else {
         absorb(team, plan);
         out.plan = evaluate_exactly();
-      } else {
-        out.plan = evaluate_scaled();
       }
     } else {
       const T factor = newton_step(team, plan, system, precision, max_iter, out.n_iter);
@@ -112,8 +133,9 @@ Solution<T> solve(const Team& team, Plan<T>& plan, PlanSystem<T>& system, Method
         if (precision > finest) {
           precision *= T(1e-2);
         } else {
-          resume = out.n_iter + burst;
-          burst *= 2;
+          if (rest > 64 && out.plan.error < rounding(plan)) last = out.n_iter;
+          resume = out.n_iter + rest;
+          rest *= 2;
         }
         undo_step(team, plan, system, factor);
         out.plan = evaluate_exactly();

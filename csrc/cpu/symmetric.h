@@ -60,14 +60,16 @@ Solution<T> solve_symmetric(const Team& team, Plan<T>& plan, T tol, int64_t max_
   Solution<T> out;
   update_rows(team, plan);
   meet_halfway(team, plan);
-  for (T last = T(__builtin_inf());; last = out.plan.error) {
+  for (T last = T(__builtin_inf());;) {
     out.plan = evaluate<From::potentials>(team, plan);
     if (!(out.plan.error > tol) || out.n_iter >= max_iter || stalls(out.plan.error, last)) return out;
     if (out.plan.cold) {
       ++out.n_iter;
       update_rows(team, plan);
       meet_halfway(team, plan);
+      last = T(__builtin_inf());
     } else {
+      last = out.plan.error;
       scale_symmetric(team, plan, tol, max_iter, out.n_iter);
       absorb(team, plan);
     }

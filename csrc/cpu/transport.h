@@ -218,6 +218,7 @@ bool transport_backward(const Team& whole_team, Transport<T>& work, const T* cos
     const T nan = std::numeric_limits<T>::quiet_NaN();
     for (int64_t i = 0; whole_team.rank == 0 && out_a && i < work.N; ++i) out_a[i] = nan;
     for (int64_t j = 0; whole_team.rank == 0 && out_b && j < work.M; ++j) out_b[j] = nan;
+    if (whole_team.rank == 0 && grad.grad_eps_given) static_cast<T*>(grad.grad_eps_given)[p] = nan;
     return false;
   }
   const Team team = Transport<T>::solvers(whole_team, work.a.count);

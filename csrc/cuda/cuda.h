@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../emd.h"
+#include "../exact.h"
 
 namespace sfr::cuda {
 
@@ -35,5 +36,9 @@ template <class T>
 int64_t emd_forward(const EmdForwardParams&, const Where&);
 template <class T>
 int64_t emd_backward(const EmdBackwardParams&, const Where&);
+template <class T>
+int64_t exact_forward(const ExactForwardParams&, const Where&);
+template <class T>
+int64_t exact_backward(const ExactBackwardParams&, const Where&);
 
 }  // namespace sfr::cuda

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .derivatives import differentiable, no_second_derivative
+from .derivatives import differentiable
 from .gradients import fold_groups, named, nothing, weight_gradients
 from .launch import implement, library, run
 from .views import DTYPES, address, compute_dtype, weight_view
@@ -20,8 +20,8 @@ library.define(
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 library.define(
-    "exact_backward(Tensor grad_value, Tensor? a, Tensor? b, Tensor f, Tensor g, Tensor rows, Tensor columns, "
-    "Tensor mass, bool need_cost, bool need_a, bool need_b) -> (Tensor, Tensor, Tensor)"
+    "exact_backward(Tensor grad_value, Tensor? cost, Tensor? a, Tensor? b, Tensor f, Tensor g, Tensor rows, "
+    "Tensor columns, Tensor mass, bool need_cost, bool need_a, bool need_b) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -59,6 +59,7 @@ def _exact_gradients(
 
 def _exact_backward(
     grad_value: Tensor,
+    cost: Tensor | None,  # not looked at: here so that a second derivative finds its way to it
     a: Tensor | None,
     b: Tensor | None,
     f: Tensor,
@@ -96,7 +97,7 @@ def _(cost: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake("sfr_ext::exact_backward", lib=library)
 def _(
-    grad_value: Tensor, a: Tensor | None, b: Tensor | None, f: Tensor, g: Tensor, *rest: Any
+    grad_value: Tensor, cost: Tensor | None, a: Tensor | None, b: Tensor | None, f: Tensor, g: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_cost, grad_a, grad_b = _exact_gradients(a, b, f, g, rest[-3:])
     return grad_cost, fold_groups(grad_a, a), fold_groups(grad_b, b)
@@ -105,7 +106,7 @@ def _(
 def _exact_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     cost, a, b, _ = inputs
     ctx.cost_dtype = cost.dtype
-    ctx.save_for_backward(a, b, *output[1:6])
+    ctx.save_for_backward(cost, a, b, *output[1:6])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -120,7 +121,26 @@ def _exact_autograd(ctx: Any, grad_value: Tensor | None, *others: None) -> tuple
     return grad_cost, grad_a, grad_b, None
 
 
-exact_backward = no_second_derivative("exact_backward")
+def _exact_second_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    f, g, *plan = inputs[4:9]
+    ctx.sizes = f.shape[-1], g.shape[-1]
+    ctx.save_for_backward(*plan)
+    ctx.set_materialize_grads(False)
+
+
+def _exact_second(ctx: Any, grad_cost: Tensor | None, *of_weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    # By symmetry the plan's own dependence on the weights is among these.
+    if any(grad is not None for grad in of_weights) or any(ctx.needs_input_grad[2:4]):
+        raise NotImplementedError(
+            "sfr_ext.exact_backward: second derivatives through the weights' gradients are not implemented; call "
+            "backward without create_graph=True"
+        )
+    # The plan moves nowhere, but jumps.
+    grad_value = None if grad_cost is None else (grad_cost * exact_plan(*ctx.saved_tensors, *ctx.sizes)).sum((-2, -1))
+    return (grad_value, *[None] * 11)
+
+
+exact_backward = differentiable("exact_backward", _exact_second_context, _exact_second)
 exact_forward = differentiable("exact_forward", _exact_context, _exact_autograd)
 
 
@@ -128,4 +148,4 @@ def exact_plan(rows: Tensor, columns: Tensor, mass: Tensor, n: int, m: int) -> T
     """The plan ``[B, G, n, m]``: what the value's gradient for the cost is."""
     f, g = mass.new_zeros((*mass.shape[:2], n)), mass.new_zeros((*mass.shape[:2], m))
     ones = mass.new_ones(mass.shape[:2])
-    return exact_backward(ones, None, None, f, g, rows, columns, mass, True, False, False)[0]
+    return exact_backward(ones, None, None, None, f, g, rows, columns, mass, True, False, False)[0]

@@ -1,0 +1,159 @@
+// What csrc/exact is made of on a GPU: the 32 lanes of one warp, and scans over a row of costs. Ties go to the first
+// column: the same bits as on a CPU.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "features.cuh"
+
+#define SFR_EXACT_NAMESPACE sfr::cuda
+#define SFR_LANES __device__ inline
+#define SFR_ANYWHERE __host__ __device__ inline
+
+namespace sfr::cuda {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+// What the first lane does alone is between two meetings; each of these functions ends with one.
+struct Lanes {
+  int lane;
+  bool first;
+
+  SFR_DEVICE explicit Lanes(int number) : lane(number), first(number == 0) {}
+
+  SFR_DEVICE void sync() const { sync_warp(); }
+
+  template <class T>
+  SFR_DEVICE T of_first(T x) const {
+    return shuffle(x, 0);
+  }
+
+  template <class F>
+  SFR_DEVICE void each(int64_t count, F&& f) const {
+#pragma unroll 1
+    for (int64_t k = lane; k < count; k += warp_threads) f(k);
+    sync();
+  }
+
+  template <class F>
+  SFR_DEVICE double sum(int64_t count, F&& f) const {
+    double total = 0;
+#pragma unroll 1
+    for (int64_t k = lane; k < count; k += warp_threads) total += f(k);
+    total = over_lanes<Sum>(total, warp_threads);
+    sync();
+    return total;
+  }
+};
+
+template <class E>
+SFR_DEVICE double to_double(E x) {
+  return double(to_float(x));
+}
+
+SFR_DEVICE void put(double* p, int64_t j, double value) {
+  p[j] = value;
+}
+
+struct Nearest {
+  double value;
+  int64_t column;
+};
+
+// The least value of all lanes, and its column. What any lane read before, another may write after.
+SFR_DEVICE Nearest least_of_lanes(double value, int column) {
+  sync_warp();
+#pragma unroll 1
+  for (int mask = warp_threads / 2; mask > 0; mask /= 2) {
+    const double other = shuffle_xor(value, mask);
+    const int where = shuffle_xor(column, mask);
+    if (other < value || (other == value && where < column)) value = other, column = where;
+  }
+  return {value, column};
+}
+
+// The least of row - v.
+template <class S>
+SFR_DEVICE Nearest nearest(const Lanes& lanes, const S* row, const double* v, int64_t ld) {
+  double least = infinity;
+  int where = lanes.lane;
+#pragma unroll 4
+  for (int j = lanes.lane; j < ld; j += warp_threads) {
+    const double x = double(row[j]) - v[j];
+    if (x < least) least = x, where = j;
+  }
+  return least_of_lanes(least, where);
+}
+
+struct TwoNearest {
+  double value, second;
+  int64_t column;
+};
+
+// The two least of row - v.
+template <class S>
+SFR_DEVICE TwoNearest two_nearest(const Lanes& lanes, const S* row, const double* v, int64_t ld) {
+  double least = infinity, second = infinity;
+  int where = lanes.lane;
+#pragma unroll 4
+  for (int j = lanes.lane; j < ld; j += warp_threads) {
+    const double x = double(row[j]) - v[j], loser = x < least ? least : x;
+    if (loser < second) second = loser;
+    if (x < least) least = x, where = j;
+  }
+  const Nearest first = least_of_lanes(least, where);
+  const double rest = where == first.column || second < least ? second : least;
+  return {first.value, -over_lanes<Max>(-rest, warp_threads), first.column};
+}
+
+// distance = min(distance, row - v + shift), with `from` = i where it fell; the least of the new distances.
+template <class S>
+SFR_DEVICE Nearest relax(const Lanes& lanes, const S* row, const double* v, double shift, double* distance,
+                         int64_t* from, int64_t i, int64_t ld) {
+  double least = infinity;
+  int where = lanes.lane;
+#pragma unroll 4
+  for (int j = lanes.lane; j < ld; j += warp_threads) {
+    const double x = double(row[j]) - v[j] + shift;
+    double after = distance[j];
+    if (x < after) {
+      after = x;
+      distance[j] = x;
+      from[j] = i;
+    }
+    if (after < least) least = after, where = j;
+  }
+  return least_of_lanes(least, where);
+}
+
+// v = the least cost of each column, and the row it is in.
+template <class S>
+SFR_DEVICE void column_minima(const Lanes& lanes, const S* cost, int64_t n, int64_t ld, double* v, int64_t* from) {
+#pragma unroll 1
+  for (int j = lanes.lane; j < ld; j += warp_threads) {
+    S least = cost[j];
+    int where = 0;
+#pragma unroll 4
+    for (int i = 1; i < n; ++i) {
+      const S x = cost[i * ld + j];
+      if (x < least) least = x, where = i;
+    }
+    v[j] = double(least);
+    from[j] = where;
+  }
+  sync_warp();
+}
+
+// u = the least of each row of cost - v.
+template <class S>
+SFR_DEVICE void row_minima(const Lanes& lanes, const S* cost, const double* v, int64_t n, int64_t ld, double* u) {
+#pragma unroll 1
+  for (int64_t i = 0; i < n; ++i) {
+    const double least = nearest(lanes, cost + i * ld, v, ld).value;
+    if (lanes.first) u[i] = least;
+  }
+  sync_warp();
+}
+
+}  // namespace sfr::cuda
