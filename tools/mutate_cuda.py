@@ -1,10 +1,13 @@
 """Deletes the barriers and the guards of the CUDA kernels one at a time, and asks the tests whether they notice.
 
-`make mutate-cuda` runs tests on the emulator (tests/simt) on every mutant of csrc/cuda, in copies of the tree, and
-writes a table: first the quick ones, then, on those that survive, all tests of the kernels. A mutant that survives is a
-barrier that is not needed or a test that is missing. A line whose comment says `// mutant: reason` is known to survive
-for that reason. What was judged is kept and not run again while csrc/ is the same; survivors are tried again when the
-tests have changed.
+`make mutate-cuda` runs tests on the emulator (tests/simt) on every mutant of csrc/cuda and writes a table: first the
+quick ones, then, on those that survive, all tests of the kernels. A mutant that survives is a barrier that is not
+needed or a test that is missing. A line whose comment says `// mutant: reason` is known to survive for that reason.
+What was judged is kept and not run again while csrc/ is the same; survivors are tried again when the tests have
+changed.
+
+The kernels are compiled once, in a copy of the tree where every deletion is behind a switch; the environment says which
+one is on.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import concurrent.futures
 import hashlib
 import json
 import os
-import queue
 import random
 import re
 import shutil
@@ -46,23 +48,36 @@ REASON = re.compile(r"//.*?\bmutant: (.*)")
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
 QUICK = [*PYTEST, "tests/simt", "-m", "quick"]
 ALL = [*PYTEST, "tests/simt/test_kernels.py", "-m", "not quick"]
+# In device.cuh, which all kernels include: whether deletion `number` is on. Not watched by the race flavour.
+SWITCH = """
+#include <cstdlib>
+inline const int deletion = std::getenv("SFR_MUTANT") ? std::atoi(std::getenv("SFR_MUTANT")) : 0;
+__attribute__((no_sanitize("thread"))) inline bool deleted(int number) { return number == deletion; }
+"""
 COPIED = ["csrc", "sfr_ext", "tests", "tools", "pyproject.toml", "setup.py", "build/simt"]
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One line of one file, changed."""
+    """Some characters of one line of one file, replaced."""
 
     file: str
     line: int
     kind: str  # barrier, bounds or owner
+    begin: int
     deleted: str
-    text: str  # the line afterwards
+    instead: str  # nothing, "true" or "false"
     reason: str
 
     @property
     def name(self) -> str:
         return f"{self.file}:{self.line}: {self.deleted}"
+
+    def switched(self, number: int) -> str:
+        """What stands in its place where `deleted` decides."""
+        if not self.instead:
+            return f"(deleted({number}) ? void() : {self.deleted})"
+        return f"(deleted({number}) ? {self.instead} : ({self.deleted}))"
 
 
 @dataclass
@@ -118,7 +133,7 @@ def mutants_of_line(file: str, number: int, line: str) -> list[Mutant]:
     mutants = []
 
     def add(kind: str, begin: int, end: int, instead: str) -> None:
-        mutants.append(Mutant(file, number, kind, line[begin:end], line[:begin] + instead + line[end:], reason))
+        mutants.append(Mutant(file, number, kind, begin, line[begin:end], instead, reason))
 
     for call in CALL.finditer(code):
         end = closing(code, call.end())
@@ -168,31 +183,49 @@ def copy_tree(source: Path, target: Path) -> None:
             shutil.copy2(source / name, target / name)
 
 
-class Judge:
-    """Runs the tests in copies of the tree, one mutant at a time in each."""
+def switch_all(mutants: list[Mutant], root: Path) -> None:
+    """Puts every mutant into the kernels of this tree, the first as number 1, each behind a switch that is off."""
+    by_line: dict[tuple[str, int], list[tuple[int, Mutant]]] = {}
+    for number, mutant in enumerate(mutants, 1):
+        by_line.setdefault((mutant.file, mutant.line), []).append((number, mutant))
+    for (file, line), here in by_line.items():
+        path = root / KERNELS / file
+        lines = path.read_text().splitlines(keepends=True)
+        text, after = lines[line - 1], len(lines[line - 1])
+        for number, m in sorted(here, key=lambda entry: -entry[1].begin):
+            end = m.begin + len(m.deleted)
+            if end > after or text[m.begin : end] != m.deleted:
+                raise SystemExit(f"{file}:{line}: deletions overlap")
+            text, after = text[: m.begin] + m.switched(number) + text[end:], m.begin
+        lines[line - 1] = text
+        path.write_text("".join(lines))
+    device = root / KERNELS / "device.cuh"
+    device.write_text(device.read_text().replace("#pragma once\n", f"#pragma once\n{SWITCH}", 1))
 
-    def __init__(self, commands: list[list[str]], timeout: float, folder: Path, jobs: int) -> None:
-        self.commands, self.timeout = commands, timeout
+
+class Judge:
+    """Runs the tests in a copy of the tree, with one deletion on at a time."""
+
+    def __init__(self, commands: list[list[str]], timeout: float, folder: Path) -> None:
+        self.commands, self.timeout, self.folder = commands, timeout, folder
         self.sources = digest(ROOT / "csrc")
         self.tests = digest(ROOT / "tests") + "-" + hashlib.sha256(repr(commands).encode()).hexdigest()[:8]
-        self.slots: queue.Queue[Path] = queue.Queue()
-        first = folder / "0"
-        copy_tree(ROOT, first)
-        code, output = self.run(first)
+        copy_tree(ROOT, folder)
+        mutants = find_mutants(folder)
+        switch_all(mutants, folder)
+        self.numbers = {mutant: number for number, mutant in enumerate(mutants, 1)}
+        code, output = self.run(0)
         if code != 0:
             raise SystemExit(f"the tests do not pass on the kernels as they are:\n{output[-4000:]}")
-        self.slots.put(first)
-        for i in range(1, jobs):
-            copy_tree(first, folder / str(i))
-            self.slots.put(folder / str(i))
 
-    def run(self, slot: Path) -> tuple[int | None, str]:
+    def run(self, number: int) -> tuple[int | None, str]:
         """The exit status of the first command that fails, None for a timeout, and what was said."""
         output = ""
         for command in self.commands:
             process = subprocess.Popen(
                 command,
-                cwd=slot,
+                cwd=self.folder,
+                env={**os.environ, "SFR_MUTANT": str(number)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -200,7 +233,8 @@ class Judge:
                 start_new_session=True,
             )
             try:
-                output, _ = process.communicate(timeout=self.timeout)
+                # The first time it compiles.
+                output, _ = process.communicate(timeout=self.timeout if number else None)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 return None, process.communicate()[0]
@@ -209,17 +243,7 @@ class Judge:
         return 0, output
 
     def judge(self, mutant: Mutant) -> Verdict:
-        slot = self.slots.get()
-        path = slot / KERNELS / mutant.file
-        original = path.read_text()
-        lines = original.splitlines(keepends=True)
-        lines[mutant.line - 1] = mutant.text + "\n"
-        try:
-            path.write_text("".join(lines))
-            code, output = self.run(slot)
-        finally:
-            path.write_text(original)
-            self.slots.put(slot)
+        code, output = self.run(self.numbers[mutant])
         return Verdict(mutant, code != 0, *self.culprit(code, output), self.sources, self.tests)
 
     @staticmethod
@@ -232,8 +256,7 @@ class Judge:
         if code == 5:
             raise SystemExit("no test was selected")
         if "BuildError" in output:
-            error = re.search(r"error: (.*)", output)
-            return "build error", error[1] if error else ""
+            raise SystemExit(f"the kernels do not compile:\n{output[-4000:]}")
         failed = re.search(r"^(?:FAILED|ERROR) \S*?(\w+\.py::\S+)", output, re.M)
         said = re.search(r"cudaErrorLaunchFailure: (?:kernel .*?, )?(block .*?)(?:\"|'|$)", output, re.M)
         assertion = re.search(r"^E +(.*)", output, re.M)
@@ -294,7 +317,7 @@ def main() -> int:
     commands = [[*PYTEST, *options.pytest]] if options.pytest else [QUICK] if options.quick else [QUICK, ALL]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         print("running the tests on the kernels as they are", flush=True)
-        judge = Judge(commands, options.timeout, Path(folder), options.jobs)
+        judge = Judge(commands, options.timeout, Path(folder))
         done = {
             v.mutant: v
             for v in known_verdicts(options.out / "mutants.json")

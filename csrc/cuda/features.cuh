@@ -148,7 +148,7 @@ SFR_DEVICE void fetch(const Team& team, const Reader& reader, int c0, int channe
 #pragma unroll
   for (int k = 0; k < Fetched<T>::words; ++k) {
     const int e = first_element(team, reader, round, k);
-    if (k < fetched_elements / reader.run && e < total)
+    if (k < fetched_elements / reader.run && e < total)  // mutant: a later word is one of the next round's, read twice
       out.word[k] = load16(data + reader.offset(walk(e), c0) * (16 / reader.run));
   }
 }
@@ -208,7 +208,7 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
 #pragma unroll
     for (int k = 0; k < Fetched<T>::words; ++k) {
       const int e = first_element(team, reader, round, k);
-      if (k < fetched_elements / reader.run && e < total) {
+      if (k < fetched_elements / reader.run && e < total) {  // mutant: the next round puts it right
         Place at = walk(e);
         each_element<T>(region.view->dtype, now.word[k], [&](T x) {
           put(at, x);

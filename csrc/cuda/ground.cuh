@@ -291,7 +291,8 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
 #pragma unroll
         for (int p = 0; p < 4; ++p) {
           const int at = (channel + c) * my_row + pixel + p;
-          if (pixel + p < pixels) out[at] = pair == Pair::product ? sum[c][p] + own[pixel + p] * mine[at] : sum[c][p];
+          if (pixel + p < pixels)  // mutant: what lies beyond is the end of the panel's row, which nobody reads
+            out[at] = pair == Pair::product ? sum[c][p] + own[pixel + p] * mine[at] : sum[c][p];
         }
   }
 }
@@ -320,7 +321,7 @@ SFR_DEVICE void pull_features(Ground<T>& ground, const T* W, int64_t ldw, const 
   const int step = width * team.blocks;
   Fetched<T> next_x, next_y;
   int c = team.block * width;
-  if (c < C) {
+  if (c < C) {  // mutant: past the last channel there is nothing to fetch
     fetch(team, x, c, channels_at(c), 0, next_x);
     fetch(team, y, c, channels_at(c), 0, next_y);
   }
@@ -330,7 +331,7 @@ SFR_DEVICE void pull_features(Ground<T>& ground, const T* W, int64_t ldw, const 
     commit(team, x, c, channels, next_x, panels.x, panels.x_row);
     commit(team, y, c, channels, next_y, panels.y, panels.y_row);
     team.sync();
-    if (c + step < C) {
+    if (c + step < C) {  // mutant: as above
       fetch(team, x, c + step, channels_at(c + step), 0, next_x);
       fetch(team, y, c + step, channels_at(c + step), 0, next_y);
     }
@@ -360,7 +361,6 @@ SFR_DEVICE void pull_features(Ground<T>& ground, const T* W, int64_t ldw, const 
     }
     if (grad_y.data) store_panel(team, to_y, c, channels, panels.grad_y, panels.y_row);
   }
-  team.sync();
 }
 
 // Gradients of both maps from the weights of pairs of patches, known to the whole team. Ends with a meeting.

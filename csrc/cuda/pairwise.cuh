@@ -107,7 +107,7 @@ struct Panels {
 };
 
 // Streams all channels of both regions through the panels and calls use(buffer, channels) for each, with the
-// next one already on its way. `use` must leave the panels alone.
+// next one already on its way. `use` must leave the panels alone. A barrier must follow before they are filled again.
 template <class T, class Use>
 SFR_DEVICE void for_each_panel(Team& team, const Reader& x, const Reader& y, int C, Panels<T>& panels, Use&& use) {
   Fetched<T> next_x, next_y;
@@ -121,13 +121,12 @@ SFR_DEVICE void for_each_panel(Team& team, const Reader& x, const Reader& y, int
     commit(team, y, c, width(c), next_y, panels.y[k], panels.y_row);
     team.sync();  // the other buffer was last read before the barrier of the panel before
     const int after = c + panels.channels;
-    if (after < C) {
+    if (after < C) {  // mutant: past the last channel there is nothing to fetch
       fetch(team, x, after, width(after), 0, next_x);
       fetch(team, y, after, width(after), 0, next_y);
     }
     use(k, width(c));
   }
-  team.sync();
 }
 
 // out[i][j] = sum over channels of pair(x_i, y_j), by tiles of `edge`, 4 or (in float32) 7. The features are streamed

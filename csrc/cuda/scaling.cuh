@@ -88,6 +88,13 @@ class Relaxation {
 
   SFR_DEVICE T factor() const { return factor_; }
 
+  // Would a dozen more iterations, which is what a Newton step costs, bring this error below tol? `last` is that of
+  // four iterations ago.
+  static SFR_DEVICE bool soon(T error, T last, T tol) {
+    const T fall = error / last;
+    return error * fall * fall * fall <= tol;
+  }
+
   // The error after `window` more iterations.
   SFR_DEVICE void observe(T error) {
     if (!on_) return;
@@ -152,18 +159,21 @@ SFR_DEVICE T out_of_range(T x) {
   return x > most_scale<T> / 2 || x < 2 / most_scale<T> ? T(1) : T(0);
 }
 
+// What ended a burst of iterations.
+enum class Burst { reached, at_edge, stopped };
+
 // Iterates on the scalings until the plan's marginals are within tol (by the sums at hand), the scalings are at the
-// edge of their range (returns true), or the iterations are used up. Both are looked at every few iterations only:
-// telling all threads costs a good part of one. The last column update is always a plain one, so that the plan leaves
-// with its mass whole.
+// edge of their range, the iterations are used up, or the error is below the gate and tol is not near. This is looked
+// at every few iterations only: telling all threads costs a good part of one. The last column update is always a plain
+// one, so that the plan leaves with its mass whole.
 template <class T>
-SFR_DEVICE bool scale(Plan<T>& plan, T tol, int64_t max_iter, int64_t& n_iter, Relaxation<T>& relaxation) {
+SFR_DEVICE Burst scale(Plan<T>& plan, T gate, T tol, int64_t max_iter, int64_t& n_iter, Relaxation<T>& relaxation) {
   constexpr int every = 4;
   Team& team = plan.team;
   T *u = plan.of_rows(row::scale), *v = plan.of_columns(column::scale);
   const Margin<T>&rows = plan.row_margin, &columns = plan.column_margin;
   bool at_edge = false;
-  T column_error = 0;
+  T column_error = 0, last = 0;
 #pragma unroll 1
   for (int n = 1;; ++n) {
     ++n_iter;
@@ -190,7 +200,9 @@ SFR_DEVICE bool scale(Plan<T>& plan, T tol, int64_t max_iter, int64_t& n_iter, R
     T error = seen[0] + column_error;
     if (look && plan.soft()) error /= mass;
     at_edge = at_edge || seen[1] > 0;
-    const bool stop = look && (!(error > tol) || n_iter >= max_iter || at_edge);
+    const bool reached = !(error > tol), far = !(error < gate) || relaxation.soon(error, last, tol);
+    const bool stop = look && (reached || n_iter >= max_iter || at_edge || !far);
+    if (look) last = error;
     T left[2] = {};
     each_column_sum<Sum>(plan, [&](int j, T t) {
       if (!(columns.weight[j] > 0)) return;
@@ -206,7 +218,7 @@ SFR_DEVICE bool scale(Plan<T>& plan, T tol, int64_t max_iter, int64_t& n_iter, R
     } else {
       team.sync();
     }
-    if (stop) return at_edge;
+    if (stop) return at_edge ? Burst::at_edge : reached ? Burst::reached : Burst::stopped;
     if (n % Relaxation<T>::window == 0) relaxation.observe(error);
   }
 }

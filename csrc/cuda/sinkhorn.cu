@@ -5,7 +5,7 @@
 namespace sfr::cuda {
 namespace {
 
-// Costs of a problem as the solver wants them; a removed patch's are not looked at.
+// Costs of a problem as the solver wants them; a removed patch's are not looked at. The solver begins with a barrier.
 template <class T>
 SFR_PHASE void read_cost(Site site, const SinkhornParams& p, int64_t item) {
   const Problem<T> problem(site);
@@ -26,7 +26,6 @@ SFR_PHASE void read_cost(Site site, const SinkhornParams& p, int64_t item) {
         }
     }
   });
-  team.sync();
 }
 
 template <class T>

@@ -28,7 +28,6 @@ SFR_DEVICE T newton_step(Plan<T>& plan, T precision, int64_t max_iter, int64_t& 
   plan.each_column([&](int j) {
     plan.of_columns(column::right)[j] = missing(plan.column_margin, j, plan.of_columns(column::sum)[j]);
   });
-  team.sync();
   n_iter += 1 + solve_system(plan, precision, max_iter - n_iter - 1);
   T length = 0;
   plan.each_row([&](int i) { length = Max()(length, magnitude(alpha[i])); });
@@ -48,6 +47,21 @@ SFR_DEVICE void undo_step(const Plan<T>& plan, T factor) {
   plan.team.sync();
 }
 
+// What rounding of the potentials leaves of an error.
+template <class T>
+SFR_DEVICE T rounding(const Plan<T>& plan) {
+  T rows = 0, columns = 0;
+  plan.each_row([&](int i) {
+    if (plan.row_margin.weight[i] > 0) rows = Max()(rows, magnitude(plan.of_rows(row::log)[i]));
+  });
+  plan.each_column([&](int j) {
+    if (plan.column_margin.weight[j] > 0) columns = Max()(columns, magnitude(plan.of_columns(column::log)[j]));
+  });
+  T most[2] = {rows, columns};
+  over_team<Max>(plan.team, plan.board, most);
+  return (most[0] + most[1]) * (sizeof(T) == 4 ? T(1.1920929e-7) : T(2.220446049250313e-16));
+}
+
 // From column::log to a plan within tol, or as far as max_iter goes.
 template <class T>
 SFR_DEVICE Solution<T> solve(Plan<T>& plan, const SolverOptions& options) {
@@ -59,7 +73,8 @@ SFR_DEVICE Solution<T> solve(Plan<T>& plan, const SolverOptions& options) {
   const T gate = options.method == Method::automatic ? T(1e-2) : T(0);
   constexpr T finest = sizeof(T) == 4 ? T(1e-5) : T(1e-10);
   T precision = T(1e-2);
-  int64_t burst = 16, resume = 0;  // no Newton step before iteration `resume`
+  int64_t rest = 16, resume = 0;  // no Newton step before iteration `resume`
+  int64_t last = max_iter;
   enum Next { exactly, scaled };
   update_rows(plan);
   if (symmetric) meet_halfway(plan);
@@ -82,8 +97,9 @@ SFR_DEVICE Solution<T> solve(Plan<T>& plan, const SolverOptions& options) {
         if (precision > finest) {
           precision *= T(1e-2);
         } else {
-          resume = out.n_iter + burst;
-          burst *= 2;
+          if (rest > 64 && before < rounding(plan)) last = out.n_iter;
+          resume = out.n_iter + rest;
+          rest *= 2;
         }
         undo_step(plan, factor);
         next = exactly;
@@ -91,7 +107,7 @@ SFR_DEVICE Solution<T> solve(Plan<T>& plan, const SolverOptions& options) {
       factor = 0;
       if (failed) continue;
     }
-    if (!(out.plan.error > tol) || out.n_iter >= max_iter) {
+    if (!(out.plan.error > tol) || out.n_iter >= last) {
       if (exact) return out;
       next = exactly;
     } else if (out.plan.cold) {
@@ -101,7 +117,7 @@ SFR_DEVICE Solution<T> solve(Plan<T>& plan, const SolverOptions& options) {
       if (symmetric) meet_halfway(plan);
       next = exactly;
     } else if (symmetric) {
-      if (!(out.plan.error < before * T(0.95))) return out;
+      if (stalls(out.plan.error, before)) return out;
       before = out.plan.error;
       scale_symmetric(plan, tol, max_iter, out.n_iter);
       absorb(plan);
@@ -109,9 +125,9 @@ SFR_DEVICE Solution<T> solve(Plan<T>& plan, const SolverOptions& options) {
     } else if (out.plan.error > gate || out.n_iter < resume) {
       const bool far = out.plan.error > gate;
       const int64_t limit = far || max_iter < resume ? max_iter : resume;
-      const bool at_edge = scale(plan, far && gate > tol ? gate : tol, limit, out.n_iter, relaxation);
-      if (at_edge) absorb(plan);
-      next = at_edge ? exactly : scaled;
+      const Burst burst = scale(plan, far ? gate : T(0), tol, limit, out.n_iter, relaxation);
+      if (burst != Burst::stopped) absorb(plan);
+      next = burst == Burst::stopped ? scaled : exactly;
     } else {
       before = out.plan.error;
       factor = newton_step(plan, precision, max_iter, out.n_iter);

@@ -32,6 +32,12 @@ SFR_DEVICE void meet_halfway(Plan<T>& plan) {
   rows_to_columns(plan, F, G);
 }
 
+// Near the solution every step halves the error: one that does not has met rounding.
+template <class T>
+SFR_DEVICE bool stalls(T error, T last) {
+  return error < T(1e-3) && !(error < last * T(0.95));
+}
+
 // v <- sqrt(v w / (P v)), which is the mean of a potential and its update, until the marginal is within tol, at the
 // edge of the scalings' range, or no longer gets nearer, which is looked at every few iterations. Leaves v in both
 // scalings.
@@ -60,7 +66,7 @@ SFR_DEVICE void scale_symmetric(Plan<T>& plan, T tol, int64_t max_iter, int64_t&
     if (!look) continue;
     over_team<Sum>(plan.team, plan.board, seen);
     const T error = plan.soft() ? seen[0] / seen[2] : seen[0];
-    if (!(error > tol) || !(error < last * T(0.95)) || n_iter >= max_iter || seen[1] > 0) return;
+    if (!(error > tol) || stalls(error, last) || n_iter >= max_iter || seen[1] > 0) return;
     last = error;
   }
 }

@@ -140,7 +140,7 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team) {
   for (int i = team.warp(); i < plan.rows; i += team.warps())  // products run over the ends of rows
 #pragma unroll 1
     for (int j = s.M + team.lane(); j < s.ld; j += warp_threads) plan.P[int64_t(i) * s.ld + j] = 0;
-  team.sync();
+  team.sync();  // mutant: what each thread looks at first it wrote itself
   return plan;
 }
 
@@ -226,7 +226,7 @@ SFR_PHASE unsigned transport_forward(Site site, const Solve& out, int64_t p) {
   plan.each_row([&](int i) { f[i] = potential(a, i, plan.of_rows(row::log)[i], dual[0]); });
   plan.each_column([&](int j) {
     const T x = potential(b, j, plan.of_columns(column::log)[j], columns[0]);
-    if (team.block == 0) g[j] = x;
+    if (team.block == 0) g[j] = x;  // mutant: all blocks have the same
   });
   over_team<Sum>(team, plan.board, dual);
   over_block<Sum>(team, plan.board, columns);
@@ -305,7 +305,6 @@ SFR_PHASE unsigned transport_backward(Site site, const SolveGrad& grad, int64_t 
   if (out_b) plan.each_column([&](int j) { out_b[j] = through(b, j, grad_b[j], along_b[0], notes.b_total); });
 
   if (site.task.norms) {
-    team.sync();
     T *rows = plan.of_rows(row::sum), *columns = plan.of_columns(column::sum);
     gather(
         plan,
@@ -315,7 +314,8 @@ SFR_PHASE unsigned transport_backward(Site site, const SolveGrad& grad, int64_t 
         },
         rows, columns);
     plan.each_row([&](int i) { problem.at.x_sums[plan.first + i] = rows[i]; });
-    if (team.block == 0) plan.each_column([&](int j) { problem.at.y_sums[j] = columns[j]; });
+    if (team.block == 0)  // mutant: all blocks have the same
+      plan.each_column([&](int j) { problem.at.y_sums[j] = columns[j]; });
   }
   return team.meetings;
 }

@@ -38,7 +38,7 @@ MAPS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]] = {
     "rounds": ((1, 8, 17, 17), (1, 8, 2, 2), 1, torch.bfloat16),  # panels larger than what is fetched at once
     "one pixel": ((3, 4, 1, 1), (3, 4, 1, 2), 1, torch.float32),
 }
-COSTS = {"small": (3, 9, 8), "square": (1, 33, 33), "long": (1, 70, 6), "wide": (2, 5, 130)}
+COSTS = {"small": (3, 9, 8), "square": (1, 33, 33), "long": (1, 70, 6), "wide": (2, 5, 130), "thirds": (1, 40, 70)}
 # What else a problem can be: with reaches of its sides, an eps of its own, symmetric; and how it may be iterated on.
 BALANCED = {"reach": (0.0, 0.0), "relative": True, "given": False, "symmetric": False, "method": "automatic"}
 KINDS: dict[str, dict[str, Any]] = {
@@ -81,7 +81,7 @@ def of_maps(name: str, metric: str, weighted: bool, channels_last: bool) -> list
         n, m = ((s[-2] - patch + 1) * (s[-1] - patch + 1) for s in (x_shape, y_shape))
         kind = torch.float64 if dtype == torch.float64 else torch.float32
         a, b = weights(x_shape[0], n, dtype=kind), weights(x_shape[0], m, dtype=kind)
-        a[0, n // 2] = b[-1, -1] = 0
+        a[0, n // 2] = b[0, 0] = b[-1, -1] = 0
         a[0, 0] = b[-1, 0] = 1
         leaves += [a.requires_grad_(), b.requires_grad_()]
     tol = 1e-7 if dtype == torch.float64 else 1e-4
