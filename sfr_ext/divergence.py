@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -57,15 +58,14 @@ def self_term(
     >>> loss = sfr_ext.emd_l2(torch.randn(4, 49, 16), teacher, teacher_self=term, **options)
     """
     where = "self_term"
-    flat = teacher_feat.flatten(0, 1) if groups and isinstance(teacher_feat, Tensor) else teacher_feat
-    checks.features(where, "teacher_feat", flat, "teacher_feat", flat, metric, patch_size)
+    each = teacher_feat.flatten(0, 1) if groups and isinstance(teacher_feat, Tensor) else teacher_feat
+    checks.features(where, "teacher_feat", each, "teacher_feat", each, metric, patch_size)
     lead = tuple(teacher_feat.shape[:2] if groups else teacher_feat.shape[:1])
-    grid = ops.patch_grids(flat, flat, patch_size)[1]
-    weight = checks.weight(where, "teacher_weight", teacher_weight, lead, grid, (flat,))
-    if groups and weight is not None:
-        weight = (weight if weight.dim() == 3 else weight[:, None].expand(*lead, -1)).flatten(0, 1)
+    grid = ops.patch_grids(each, each, patch_size)[1]
+    weight = checks.weight(where, "teacher_weight", teacher_weight, lead, grid, (each,))
+    each, weight = ops.flat(teacher_feat, weight, lead)
     own, _ = checks.solver_options(where, "sinkhorn", eps, "absolute", reach, 0.0, max_iter)
-    solved = ops.self_forward(flat.detach(), weight, ops.METRICS[metric], patch_size, eps, own, max_iter, where)
+    solved = ops.self_forward(each.detach(), weight, ops.METRICS[metric], patch_size, eps, own, max_iter, where)
     value, potential, error = (t.unflatten(0, lead) for t in solved)
     return SelfTerm(value, potential, error, (metric, patch_size, eps, own))
 
@@ -102,9 +102,7 @@ def _given(
         wanted = f"to be computed with (metric, patch_size, eps, reach) = {options}"
         checks.refuse(ValueError, where, "teacher_self", wanted, teacher.options)
     lead, dtype = ops.problems(x, y), ops.compute_dtype(x, y)
-    count = 1
-    for size in ops.patch_grids(x, y, patch_size)[1]:
-        count *= size
+    count = math.prod(ops.patch_grids(x, y, patch_size)[1])
     if teacher.potential.shape != (*lead, count):
         wanted = f"for a teacher of {[*lead, count]} patches"
         checks.refuse(ValueError, where, "teacher_self", wanted, list(teacher.potential.shape))

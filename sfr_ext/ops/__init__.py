@@ -6,7 +6,7 @@ nothing of torch.
 """
 
 from .cost import cost_forward
-from .divergence import divergence_forward, self_forward
+from .divergence import divergence_forward, flat, self_forward
 from .emd import emd_forward
 from .exact import exact_forward, exact_plan
 from .launch import STRATEGIES, forced
@@ -22,6 +22,7 @@ __all__ = [
     "emd_forward",
     "exact_forward",
     "exact_plan",
+    "flat",
     "forced",
     "patch_grids",
     "problems",

@@ -38,8 +38,6 @@ library.define(
     "str caller) -> (Tensor value, Tensor potential, Tensor error)"
 )
 
-Problem = tuple[float, bool, float, float]
-
 
 def _solve_itself(
     x: Tensor,
@@ -58,7 +56,7 @@ def _solve_itself(
     return solve_features(x, y, weight, weight, None, metric, patch_size, options, caller)
 
 
-def _flat(y: Tensor, b: Tensor | None, lead: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+def flat(y: Tensor, b: Tensor | None, lead: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
     """Teachers and their weights with groups folded into the batch."""
     if len(lead) == 1:
         return y, b
@@ -122,11 +120,12 @@ def _divergence_forward(
             t[:, None].expand(*lead, *t.shape[1:]).contiguous() for t in (value_x, f_x, mean_x, steps_x, error_x)
         )
     if teacher_value is None or teacher_potential is None:
-        flat, b_flat = _flat(y, b, lead)
-        solved = _solve_itself(flat, flat, b_flat, used.flatten(), *how, reach_b, max_iter, caller)
+        each, b_each = flat(y, b, lead)
+        solved = _solve_itself(each, each, b_each, used.flatten(), *how, reach_b, max_iter, caller)
         _, value_y, f_y, _, _, mean_y, steps_y, error_y = (t.unflatten(0, lead) for t in solved)
     else:
-        value_y, f_y, mean_y = teacher_value.clone(), teacher_potential.clone(), torch.zeros_like(used)
+        # The potential is also an output, which may not be an input.
+        value_y, f_y, mean_y = teacher_value, teacher_potential.clone(), torch.zeros_like(used)
         steps_y, error_y = torch.zeros_like(steps_x), torch.zeros_like(error_x)
 
     start = f_y + mean_y[..., None] / 2
@@ -223,9 +222,9 @@ def _divergence_backward(
         if relative:
             slope = slope + own
     if (need_y or need_b or relative) and not teacher_given:
-        flat, b_flat = _flat(y, b, lead)
+        each, b_each = flat(y, b, lead)
         teacher = y_potential.flatten(0, -2), eps_used.flatten(), y_mean.flatten()
-        to_y, to_b, own = _itself_backward(grad.flatten(), flat, flat, b_flat, teacher, *how, reach_b, need_y, need_b)
+        to_y, to_b, own = _itself_backward(grad.flatten(), each, each, b_each, teacher, *how, reach_b, need_y, need_b)
         slope = slope + own.view(lead)
     masses = _masses(a, b, reach_a, reach_b, lead)
     if masses is not None:

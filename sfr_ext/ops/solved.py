@@ -18,7 +18,6 @@ OUTPUTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 SOLVED = "Tensor f, Tensor g, Tensor eps_used, Tensor mean"
 NEEDS = "bool need_a, bool need_b"
 
-
 METHODS = {"automatic": 0, "relaxed": 1, "plain": 2}  # csrc/sinkhorn.h
 
 
