@@ -179,30 +179,29 @@ class Relaxation {
   int seen_ = 0;
 };
 
+template <class T>
+SFR_INLINE Vec<T> in_range(Vec<T> x) {
+  constexpr T most = sizeof(T) == 4 ? T(1073741824) : T(1.7e72), least = 1 / most;  // 2^30, about 2^240
+  return x > most ? splat<T>(most) : x < least ? splat<T>(least) : x;
+}
+
 // x (w / (x s))^omega by the [1/1] Pade approximant about 1, which needs no power; the plain w / s where the
 // ratio is far from 1. One division either way. Kept in range.
 template <class T>
 SFR_INLINE Vec<T> relaxed(Vec<T> x, Vec<T> s, Vec<T> w, T omega) {
-  constexpr T most = sizeof(T) == 4 ? T(1073741824) : T(1.7e72), least = 1 / most;  // 2^30, about 2^240
   const Vec<T> have = x * s;
   const Int<T> near = (have > w * T(0.5)) & (have < w * T(2));
   const Vec<T> above = x * ((1 + omega) * w - (omega - 1) * have), below = (1 + omega) * have - (omega - 1) * w;
-  const Vec<T> next = (near ? above : w) / (near ? below : s);
-  return next > most ? splat<T>(most) : next < least ? splat<T>(least) : next;
+  return in_range<T>((near ? above : w) / (near ? below : s));
 }
 
 // The same for a marginal that bends towards w as x grows: a smaller power, taken by logarithms.
 template <class T>
 SFR_INLINE Vec<T> relaxed(const Margin<T>& side, Vec<T> x, Vec<T> s, Vec<T> w, T omega) {
   if (side.soft == 0) return relaxed<T>(x, s, w, omega);
-  constexpr T most = sizeof(T) == 4 ? T(1073741824) : T(1.7e72), least = 1 / most;
-  const Vec<T> have = x * s, ratio = w / have,
-               power = log2<T>(ratio > most    ? splat<T>(most)
-                               : ratio < least ? splat<T>(least)
-                                               : ratio);
+  const Vec<T> have = x * s, power = log2<T>(in_range<T>(w / have));
   const Int<T> near = (have > w * T(0.5)) & (have < w * T(2));
-  const Vec<T> next = x * exp2<T>(power * ((near ? splat<T>(omega) : splat<T>(1)) / side.gain()));
-  return next > most ? splat<T>(most) : next < least ? splat<T>(least) : next;
+  return in_range<T>(x * exp2<T>(power * ((near ? splat<T>(omega) : splat<T>(1)) / side.gain())));
 }
 
 template <class T>
