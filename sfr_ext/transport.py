@@ -62,10 +62,10 @@ def solve(
 
     .. math:: \min_P \langle P, C \rangle + \varepsilon\,\mathrm{KL}(P \,|\, a b^T), \quad P 1 = a,\ P^T 1 = b
 
-    by over-relaxed Sinkhorn iterations (Cuturi 2013; relaxation: Thibault et al. 2021), then Newton steps near the
-    solution, with per-problem stopping. Or exactly, without the second term: ``solver="exact"``. With a ``reach``
-    :math:`\rho`, marginals need not be met, and what they lack has a price (unbalanced transport; Chizat et al. 2018,
-    Sejourne et al. 2019):
+    by over-relaxed Sinkhorn iterations (Cuturi 2013; relaxation: Thibault et al. 2021), at larger eps first, then
+    Newton steps near the solution, with per-problem stopping. Or exactly, without the second term:
+    ``solver="exact"``. With a ``reach`` :math:`\rho`, marginals need not be met, and what they lack has a price
+    (unbalanced transport; Chizat et al. 2018, Sejourne et al. 2019):
 
     .. math:: \min_P \langle P, C \rangle + \varepsilon\,\mathrm{KL}(P \,|\, a b^T)
               + \rho_a\,\mathrm{KL}(P 1 \,|\, a) + \rho_b\,\mathrm{KL}(P^T 1 \,|\, b),

@@ -77,7 +77,7 @@ int64_t solve_system(const Team& team, PlanSystem<T>& system, T goal, int64_t li
   Plan<T>& plan = *system.plan;
   const int64_t m = plan.columns.count, ld = plan.ld;
   constexpr int L = lanes<T>;
-  constexpr int64_t patience = sizeof(T) == 4 ? 12 : 200;  // steps without progress; float32 soon has no more to give
+  constexpr int64_t patience = sizeof(T) == 4 ? 25 : 200;  // steps without progress; float32 soon has no more to give
   T *r = system.residual, *p = system.direction, *q = system.product, *d = system.diagonal;
 
   const auto dot = [&](const T* x, const T* y) {

@@ -173,8 +173,10 @@ void transport_forward(const Team& whole_team, Transport<T>& work, const T* cost
       }
     }
     team.barrier();
-    solution = options.symmetric ? solve_symmetric(team, plan, T(options.tol), options.max_iter)
-                                 : solve(team, plan, work.system, options.method, T(options.tol), options.max_iter);
+    const T wide = eps > 0 && !solve_params.init_g ? spread.deviation / eps : T(0);  // with a start, none is sought
+    solution = options.symmetric
+                   ? solve_symmetric(team, plan, T(options.tol), options.max_iter)
+                   : solve(team, plan, work.system, options.method, wide, T(options.tol), options.max_iter);
   }
   if (team.rank > 0) return;
 

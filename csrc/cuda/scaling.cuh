@@ -165,9 +165,10 @@ enum class Burst { reached, at_edge, stopped };
 // Iterates on the scalings until the plan's marginals are within tol (by the sums at hand), the scalings are at the
 // edge of their range, the iterations are used up, or the error is below the gate and tol is not near. This is looked
 // at every few iterations only: telling all threads costs a good part of one. The last column update is always a plain
-// one, so that the plan leaves with its mass whole.
+// one, so that the plan leaves with its mass whole; `plainly`: all of them are.
 template <class T>
-SFR_DEVICE Burst scale(Plan<T>& plan, T gate, T tol, int64_t max_iter, int64_t& n_iter, Relaxation<T>& relaxation) {
+SFR_DEVICE Burst scale(Plan<T>& plan, T gate, T tol, int64_t max_iter, int64_t& n_iter, Relaxation<T>& relaxation,
+                       bool plainly) {
   constexpr int every = 4;
   Team& team = plan.team;
   T *u = plan.of_rows(row::scale), *v = plan.of_columns(column::scale);
@@ -178,7 +179,7 @@ SFR_DEVICE Burst scale(Plan<T>& plan, T gate, T tol, int64_t max_iter, int64_t& 
   for (int n = 1;; ++n) {
     ++n_iter;
     const bool look = n % every == 0 || n_iter >= max_iter;
-    const T omega = relaxation.factor();
+    const T omega = plainly ? T(1) : relaxation.factor();
     T seen[2] = {}, mass = 0;  // error, edge
     row_products(plan, v, [&](int i, T s) {
       if (!(rows.weight[i] > 0)) return;
@@ -219,7 +220,7 @@ SFR_DEVICE Burst scale(Plan<T>& plan, T gate, T tol, int64_t max_iter, int64_t& 
       team.sync();
     }
     if (stop) return at_edge ? Burst::at_edge : reached ? Burst::reached : Burst::stopped;
-    if (n % Relaxation<T>::window == 0) relaxation.observe(error);
+    if (n % Relaxation<T>::window == 0 && !plainly) relaxation.observe(error);
   }
 }
 

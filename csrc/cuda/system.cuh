@@ -40,7 +40,7 @@ SFR_DEVICE void eliminate_rows(const Plan<T>& plan, const T* beta, const T* h) {
 // vectors over the columns, each entry by the same thread all along.
 template <class T>
 SFR_DEVICE int64_t solve_system(Plan<T>& plan, T goal, int64_t limit) {
-  constexpr int patience = sizeof(T) == 4 ? 12 : 200;  // steps without progress; float32 soon has no more to give
+  constexpr int patience = sizeof(T) == 4 ? 25 : 200;  // steps without progress; float32 soon has no more to give
   Team& team = plan.team;
   const T* b = plan.column_margin.weight;
   const T row_gain = plan.row_margin.gain(), gain = plan.column_margin.gain();

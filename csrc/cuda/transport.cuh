@@ -205,7 +205,7 @@ SFR_PHASE unsigned transport_forward(Site site, const Solve& out, int64_t p) {
       plan.of_columns(column::scale)[j] = 1;
     });
     team.sync();
-    solution = solve(plan, out.options);
+    solution = solve(plan, out.options, eps > 0 && !init ? spread.deviation / eps : T(0));
   }
 
   T* f = static_cast<T*>(out.f) + p * plan.N + plan.first;
