@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
-from .launch import library
+from .launch import implementations, library
 
 SetupContext = Callable[..., None]
 Backward = Callable[..., Any]
@@ -18,12 +19,15 @@ Backward = Callable[..., Any]
 def differentiable(name: str, setup_context: SetupContext, backward: Backward) -> Callable[..., Any]:
     """Registers the autograd of an operator and returns the operator, to be called as a function.
 
-    What torch registers for an operator knows nothing of ``torch.func`` (and forward mode would drop tangents in
-    silence), so calls under its transforms take an ``autograd.Function`` instead, made of the same two functions.
+    There are three ways to call it, made of the same functions. Compilers and dispatch modes see the operator. What
+    torch registers for an operator knows nothing of ``torch.func`` (and forward mode would drop tangents in silence),
+    so calls under its transforms take an ``autograd.Function``. And on plain tensors the dispatcher would cost more
+    than a small problem: there another ``autograd.Function`` calls the implementation itself.
 
     Every tensor that the operator takes has the batch in front: an axis that ``vmap`` adds is folded into it.
     """
     operator = getattr(torch.ops.sfr_ext, name).default
+    implementation = implementations[name]
     torch.library.register_autograd(f"sfr_ext::{name}", backward, setup_context=setup_context, lib=library)
 
     class Transformed(torch.autograd.Function):
@@ -42,20 +46,40 @@ def differentiable(name: str, setup_context: SetupContext, backward: Backward) -
                 "(backward, torch.func.grad, vjp, jacrev)"
             )
 
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = implementation(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
     Transformed.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
-    Transformed.backward = staticmethod(backward)  # type: ignore[method-assign]
-    Transformed.__name__ = Transformed.__qualname__ = name
+    for function in (Transformed, Eager):
+        function.backward = staticmethod(backward)  # type: ignore[method-assign]
+        function.__name__ = function.__qualname__ = name
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
             return operator(*inputs)
-        # Two private names, the same since torch 2.0: nothing public tells.
+        # Private names, the same since torch 2.1: nothing public tells.
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return Transformed.apply(*inputs)
-        return operator(*inputs)
+        if torch._C._len_torch_dispatch_stack() or not _plain(inputs):
+            return operator(*inputs)
+        return Eager.apply(*inputs) if torch.is_grad_enabled() else implementation(*inputs)
 
     call.__name__ = call.__qualname__ = name
     return call
+
+
+_PLAIN = frozenset((Tensor, Parameter, type(None), bool, int, float, str))
+
+
+def _plain(inputs: tuple[Any, ...]) -> bool:
+    """Whether all are what they look like: no subclass of a tensor, no symbol for a number, memory behind them."""
+    if not _PLAIN.issuperset(map(type, inputs)):
+        return False
+    return not next(value for value in inputs if isinstance(value, Tensor)).is_meta
 
 
 def no_second_derivative(name: str) -> Callable[..., Any]:

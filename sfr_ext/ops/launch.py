@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .. import _C
 STRATEGIES = {"automatic": 0, "several": 1, "block": 2, "team": 3, "stream": 4}  # csrc/cuda/cuda.h
 
 library = torch.library.Library("sfr_ext", "DEF")
+implementations: dict[str, Callable[..., Any]] = {}
 
 # For tests and benchmarks.
 _forced: dict[str, Any] = {"strategy": "automatic", "method": "automatic", "emulated": None}
@@ -59,5 +60,7 @@ def run(name: str, like: Tensor, *arguments: Any) -> int:
 def implement(*functions: Any) -> None:
     """The same function for every device: it passes on where its tensors are."""
     for function in functions:
+        name = function.__name__.removeprefix("_")
+        implementations[name] = function
         for device in ("CPU", "CUDA"):
-            library.impl(function.__name__.removeprefix("_"), function, device)
+            library.impl(name, function, device)
