@@ -19,7 +19,7 @@ import sfr_ext
 from .workloads import load_feature_maps
 
 EPS = (0.3, 0.1, 0.05, 0.02)
-STEPS = ((torch.float32, 1e-3), (torch.float32, 1e-5), (torch.float64, 1e-9))
+STEPS = ((torch.float32, 1e-3), (torch.float32, 1e-4), (torch.float32, 1e-5), (torch.float64, 1e-9))
 EXACT = (torch.float64, 1e-13)
 ROUNDS = 15
 

@@ -52,7 +52,7 @@ def emd_l2(
     eps: float = 0.05,
     eps_scale: str = "std",
     reach: Reach = None,
-    tol: float = 1e-3,
+    tol: float = 1e-4,
     max_iter: int = 1000,
     reduction: str = "mean",
     teacher_self: SelfTerm | None = None,

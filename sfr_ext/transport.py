@@ -54,7 +54,7 @@ def solve(
     eps: float = 0.05,
     eps_scale: str = "std",
     reach: Reach = None,
-    tol: float = 1e-3,
+    tol: float = 1e-4,
     max_iter: int = 1000,
     init: tuple[Tensor, Tensor] | None = None,
 ) -> OTResult:
@@ -222,7 +222,7 @@ def solve_sample(
     eps: float = 0.05,
     eps_scale: str = "std",
     reach: Reach = None,
-    tol: float = 1e-3,
+    tol: float = 1e-4,
     max_iter: int = 1000,
     init: tuple[Tensor, Tensor] | None = None,
 ) -> OTResult:

@@ -217,9 +217,9 @@ def test_wanted_archs(monkeypatch, text, archs):
 def test_archs(no_nvcc, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDACXX", str(fake_toolkit(tmp_path, release="12.4", archs="50 60 70 75 80 86 87 89 90")))
     found = find_cuda()
-    assert found.code == ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "compute_90"]
+    assert found.code == ["sm_75", "sm_80", "sm_86", "sm_90", "compute_90"]
     older, newest = found.target_flags("float")
-    assert older == "-gencode=arch=compute_75,code=[sm_75,sm_80,sm_86,sm_89]"
+    assert older == "-gencode=arch=compute_75,code=[sm_75,sm_80,sm_86]"
     assert newest == "-gencode=arch=compute_90,code=[sm_90,compute_90]"
     assert found.target_flags("double") == ["-gencode=arch=compute_75,code=[sm_75,sm_80,sm_90,compute_75]"]
     made = {arch: found.target_flag(arch) for arch in ("70", "80", "90")}
@@ -312,7 +312,8 @@ def test_ninja_with_cuda(no_nvcc, monkeypatch, tmp_path):
     for real in ("float", "double"):
         less = " --Ofast-compile=mid" * (real == "double")
         assert re.search(
-            rf"build cuda/emd_{real}\.o: nvcc .*/emd\.cu\n  flags = -DSFR_REAL={real}{less} '?-gencode", text
+            rf"build cuda/operations_{real}\.o: nvcc .*/operations\.cu\n  flags = -DSFR_REAL={real}{less} '?-gencode",
+            text,
         )
     assert re.search(r"build cuda/_C\.so: link cuda/bindings\.o cpu/dispatch\.o (cuda/\w+\.o )+cpu/baseline/", text)
     native_build.write_ninja(ROOT, tmp_path, "cpu/_C.so", tools)

@@ -120,8 +120,8 @@ def compile_all(units: list[tuple[Path, str, str]], archs: list[str] | None, cac
     cuda = find_cuda(tools.cxx)
     archs = archs or list(dict.fromkeys((cuda.archs[0], cuda.archs[-1])))
     cache.mkdir(parents=True, exist_ok=True)
-    headers = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".h", ".cuh")]
-    included = b"".join(path.read_bytes() for path in headers)
+    sources = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".h", ".cuh", ".cu")]
+    included = b"".join(path.read_bytes() for path in sources)
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         tasks = [pool.submit(_compile, cuda, *unit, arch, included, cache) for unit in units for arch in archs]

@@ -22,8 +22,9 @@ OLDEST = (12, 4)
 USUAL_FOLDER = Path("/usr/local/cuda")
 
 # Machine code for each of these that the nvcc at hand knows, and PTX of the newest, which the driver compiles for GPUs
-# that are newer still. Code for 8.0 also runs on 8.7, for 10.0 on 10.3, for 12.0 on 12.1, and so on.
-DEFAULT_ARCHS = ["75", "80", "86", "89", "90", "100", "120"]
+# that are newer still. Code for 8.0 also runs on 8.7, for 10.0 on 10.3, for 12.0 on 12.1, and so on; 8.9 runs 8.6's,
+# since its own would be the same to the bit.
+DEFAULT_ARCHS = ["75", "80", "86", "90", "100", "120"]
 
 # nvcc without a toolkit; all parts must be of one release. There are wheels for these two platforms.
 PYPI_PACKAGES = [f"nvidia-{part}==13.0.*" for part in ("cuda-nvcc", "nvvm", "cuda-crt", "cuda-runtime")]

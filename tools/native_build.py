@@ -264,8 +264,9 @@ def write_ninja(root: Path, build_dir: Path, module: str, tools: Toolchain, cuda
 def cuda_units(folder: Path) -> list[tuple[Path, str, str]]:
     """What is compiled of csrc/cuda: source, name of the object, and what the kernels in it compute in, if any."""
     units = [(folder / "runtime.cu", "runtime", "")]
-    kernels = sorted(path for path in folder.glob("*.cu") if path.name != "runtime.cu")
-    return units + [(path, f"{path.stem}_{real}", real) for path in kernels for real in cuda_toolchain.REALS]
+    for name in ("operations", "exact"):
+        units += [(folder / f"{name}.cu", f"{name}_{real}", real) for real in cuda_toolchain.REALS]
+    return units
 
 
 def _nvcc(build_dir: Path, cuda: CudaToolchain) -> list[str]:

@@ -18,6 +18,8 @@ namespace sfr::cpu::SFR_ISA {
 
 // Rows in a block of the team's work; a small problem is one block. A multiple of every vector's lanes.
 constexpr int64_t block_rows = 32, single_block_rows = 96;
+// Up to so many rows and columns the plan is kept in both orientations, which together still fit next to the processor.
+constexpr int64_t small_side = 64;
 // Columns in a block, likewise.
 constexpr int64_t block_columns = 64;
 
@@ -104,6 +106,7 @@ template <class T>
 struct Plan {
   const T* cost = nullptr;  // [N][ld]
   T* P = nullptr;           // [rows.size][ld]
+  T* transposed = nullptr;  // [ld][rows.size], of a small plan
   int64_t ld = 0;
   T mean = 0, factor = 0;  // S = (C - mean) factor
   Margin<T> rows, columns;
@@ -115,6 +118,7 @@ struct Plan {
   void reserve(Arena& arena, int64_t n, int64_t m) {
     const int64_t size = whole_vectors<T>(n), most = size / block_rows + 1, wide = padded<T>(m);
     P = arena.take<T>(size * wide);
+    if (size <= small_side && wide <= small_side) transposed = arena.take<T>(wide * size);
     rows.reserve(arena, size);
     columns.reserve(arena, wide);
     partial = arena.take<T>(most * wide);
@@ -130,6 +134,8 @@ struct Plan {
     for (int64_t k = n * ld; k < rows.size * ld; ++k) P[k] = 0;
   }
 
+  // Some problems of a batch may have fewer patches than others, but not more.
+  bool small() const { return transposed; }
   // Is there a reach?
   bool soft() const { return rows.soft > 0 || columns.soft > 0; }
   int64_t block() const { return rows.size <= single_block_rows ? rows.size : block_rows; }
@@ -195,10 +201,71 @@ SFR_INLINE void add_rows(const T* P, int64_t ld, const T* u, T* partial, bool fi
   }
 }
 
+// out = sum_i x_i A_i over `count` rows of K vectors, the sums in registers: as many of them side by side as it takes
+// to hide the latency of an addition.
+template <int K, class T>
+void combine_vectors(const T* A, int64_t ld, const T* x, int64_t count, T* out) {
+  constexpr int L = lanes<T>, chains = K > 6 ? 1 : K > 3 ? 2 : 4;
+  Vec<T> sum[chains][K];
+  for (int c = 0; c < chains; ++c)
+    for (int k = 0; k < K; ++k) sum[c][k] = Vec<T>{};
+  int64_t i = 0;
+  for (; i + chains <= count; i += chains)
+    for (int c = 0; c < chains; ++c)
+      for (int k = 0; k < K; ++k) sum[c][k] += x[i + c] * load(A + (i + c) * ld + k * L);
+  for (; i < count; ++i)
+    for (int k = 0; k < K; ++k) sum[0][k] += x[i] * load(A + i * ld + k * L);
+  for (int c = 1; c < chains; ++c)
+    for (int k = 0; k < K; ++k) sum[0][k] += sum[c][k];
+  for (int k = 0; k < K; ++k) store(out + k * L, sum[0][k]);
+}
+
+// The same for any number of vectors.
+template <class T>
+SFR_INLINE void combine(const T* A, int64_t ld, const T* x, int64_t count, int64_t vectors, T* out) {
+  constexpr int most = 8;
+  const auto part = [&](auto width, int64_t k) {
+    combine_vectors<decltype(width)::value>(A + k * lanes<T>, ld, x, count, out + k * lanes<T>);
+  };
+  int64_t k = 0;
+  for (; k + most <= vectors; k += most) part(std::integral_constant<int, most>{}, k);
+  switch (vectors - k) {
+    case 1:
+      return part(std::integral_constant<int, 1>{}, k);
+    case 2:
+      return part(std::integral_constant<int, 2>{}, k);
+    case 3:
+      return part(std::integral_constant<int, 3>{}, k);
+    case 4:
+      return part(std::integral_constant<int, 4>{}, k);
+    case 5:
+      return part(std::integral_constant<int, 5>{}, k);
+    case 6:
+      return part(std::integral_constant<int, 6>{}, k);
+    case 7:
+      return part(std::integral_constant<int, 7>{}, k);
+    default:
+      return;
+  }
+}
+
+// A pair of matrix-vector products of a small plan: neither has sums across lanes.
+template <class T, class Between>
+SFR_INLINE void small_product_pair(const Plan<T>& plan, const T* v, Between&& between) {
+  constexpr int L = lanes<T>;
+  const int64_t size = plan.rows.size, used = whole_vectors<T>(plan.columns.count);
+  alignas(64) T u[small_side];
+  combine(plan.transposed, size, v, plan.columns.count, size / L, u);
+  for (int64_t i = 0; i < size; i += L) store(u + i, between(i, load(u + i) + load(plan.rows.bias + i)));
+  combine(plan.P, plan.ld, u, plan.rows.count, used / L, plan.partial);
+  for (int64_t j = used; j < plan.ld; j += L) store(plan.partial + j, Vec<T>{});
+}
+
 // A pair of matrix-vector products in one reading of a block of P: s = P v, then u = between(i, s) for the rows
 // i, i+1, ... in the lanes, then partial = P^T u. `between` sees s of the padding as `bias`.
 template <class T, class Between>
 SFR_INLINE void product_pair(const Plan<T>& plan, int64_t block, const T* v, Between&& between) {
+  if (plan.small()) return small_product_pair(plan, v, between);
   constexpr int L = lanes<T>;
   T* partial = plan.partial + block * plan.ld;
   const int64_t begin = block * plan.block(), end = plan.block_end(block);
@@ -236,6 +303,18 @@ struct Evaluation {
 template <class T>
 SFR_INLINE Vec<T> is_cold(Vec<T> sum, Vec<T> weight) {
   return sum < weight * T(1e-6) ? splat<T>(1) : Vec<T>{};
+}
+
+// L rows of P from row i on, as columns of what is transposed.
+template <class T>
+void transpose_rows(const Plan<T>& plan, int64_t i) {
+  constexpr int L = lanes<T>;
+  for (int64_t j = 0; j < plan.columns.count; j += L) {
+    Vec<T> square[L];
+    for (int r = 0; r < L; ++r) square[r] = load(plan.P + (i + r) * plan.ld + j);
+    transpose<T>(square);
+    for (int r = 0; r < L; ++r) store(plan.transposed + (j + r) * plan.rows.size + i, square[r]);
+  }
 }
 
 enum class From {
@@ -281,6 +360,7 @@ Evaluation<T> evaluate(const Team& team, Plan<T>& plan) {
         sums[r] = sum;
         mass += sum;
       }
+      if (plan.small()) transpose_rows(plan, i);
       const Vec<T> s = sum_rows<T>(sums) + load(plan.rows.bias + i), goal = goal_now(plan.rows, i);
       store(plan.rows.sum + i, s);
       error += vabs<T>(s - goal);

@@ -142,16 +142,16 @@ class Relaxation {
 
   T factor() const { return factor_; }
 
-  // Would a dozen more iterations, which is what a Newton step costs, bring this error below tol?
-  bool soon(T error, T tol) const {
-    const T rate = error / previous_, four = rate * rate * rate * rate;
-    return error * four * four * four <= tol;
+  // Would a dozen more iterations, which is what a Newton step costs, bring this error below tol? `last` is that of
+  // four iterations ago.
+  static bool soon(T error, T last, T tol) {
+    const T fall = error / last;
+    return error * fall * fall * fall <= tol;
   }
 
+  // The error after `window` more iterations.
   void observe(T error) {
-    previous_ = error;
-    if (!on_ || ++seen_ < window) return;
-    seen_ = 0;
+    if (!on_) return;
     const T before = last_;
     last_ = error;
     if (!(before > 0)) return;
@@ -172,11 +172,11 @@ class Relaxation {
     }
   }
 
- private:
   static constexpr int window = 8;  // a power of two
+
+ private:
   bool on_;
-  T factor_ = 1, ceiling_ = T(1.95), last_ = 0, previous_ = 0;
-  int seen_ = 0;
+  T factor_ = 1, ceiling_ = T(1.95), last_ = 0;
 };
 
 template <class T>
@@ -213,58 +213,105 @@ SFR_INLINE Vec<T> out_of_range(Vec<T> x) {
 // What ended a burst of iterations.
 enum class Burst { reached, at_edge, stopped };
 
-// Iterates on the scalings until the plan's marginals are within tol (by the sums at hand), the scalings are at the
-// edge of their range, the iterations are used up, or the error is below the gate and tol is not near. The last column
-// update is always a plain one, so that the plan leaves with its mass whole.
+// What a look at one side tells.
 template <class T>
-Burst scale(const Team& team, Plan<T>& plan, T column_error, T gate, T tol, int64_t max_iter, int64_t& n_iter,
-            Relaxation<T>& relaxation) {
-  Margin<T>&rows = plan.rows, &columns = plan.columns;
-  bool at_edge = false, reached = false;
-  for (bool stop = false; !stop;) {
-    ++n_iter;
-    const T omega = relaxation.factor();
-    team.blocks(plan.blocks(), [&](int64_t b) {
-      Vec<T> error{}, edge{}, mass{};
-      product_pair(plan, b, columns.scale, [&](int64_t i, Vec<T> s) {
-        const Vec<T> u = load(rows.scale + i), a = rows.goal_at(i, u);
+struct Look {
+  T error = 0, mass = 0;
+  bool at_edge = false;
+};
+
+// The rows' half of an iteration, and the columns' sums; with a look, the error and the mass before it.
+template <bool look, class T>
+Look<T> scale_rows(const Team& team, Plan<T>& plan, T omega) {
+  Margin<T>& rows = plan.rows;
+  team.blocks(plan.blocks(), [&](int64_t b) {
+    Vec<T> error{}, edge{}, mass{};
+    product_pair(plan, b, plan.columns.scale, [&](int64_t i, Vec<T> s) {
+      const Vec<T> u = load(rows.scale + i), a = rows.goal_at(i, u), next = relaxed<T>(rows, u, s, a, omega);
+      if constexpr (look) {
         error += vabs<T>(u * s - a);
         mass += u * s - load(rows.bias + i);
-        const Vec<T> next = relaxed<T>(rows, u, s, a, omega);
         edge += out_of_range<T>(next);
-        store(rows.scale + i, next);
-        return next;
-      });
+      }
+      store(rows.scale + i, next);
+      return next;
+    });
+    if constexpr (look) {
       plan.row_part[b] = sum_lanes<T>(error);
       plan.row_part2[b] = sum_lanes<T>(edge);
       plan.row_part3[b] = sum_lanes<T>(mass);
-    });
-    team.barrier();
-    const T unit = plan.soft() ? sum_parts(plan.row_part3, plan.blocks()) : T(1);
-    const T error = sum_parts(plan.row_part, plan.blocks()) / unit + column_error;
-    at_edge = sum_parts(plan.row_part2, plan.blocks()) > 0;
-    reached = !(error > tol);
-    stop = reached || n_iter >= max_iter || at_edge || (error < gate && !relaxation.soon(error, tol));
-    team.blocks(plan.column_blocks(), [&](int64_t b) {
-      Vec<T> left{}, edge{};
-      for_columns(plan, b, [&](int64_t j) {
-        const Vec<T> v = load(columns.scale + j), w = columns.goal_at(j, v), t = column_sum(plan, j);
-        const Vec<T> next = relaxed<T>(columns, v, t, w, stop ? T(1) : omega);
+    }
+  });
+  team.barrier();
+  Look<T> seen;
+  if constexpr (look) {
+    seen.error = sum_parts(plan.row_part, plan.blocks());
+    seen.mass = sum_parts(plan.row_part3, plan.blocks());
+    seen.at_edge = sum_parts(plan.row_part2, plan.blocks()) > 0;
+  }
+  return seen;
+}
+
+// The columns' half; with a look, the error that it leaves.
+template <bool look, class T>
+Look<T> scale_columns(const Team& team, Plan<T>& plan, T omega) {
+  Margin<T>& columns = plan.columns;
+  team.blocks(plan.column_blocks(), [&](int64_t b) {
+    Vec<T> left{}, edge{};
+    for_columns(plan, b, [&](int64_t j) {
+      const Vec<T> v = load(columns.scale + j), w = columns.goal_at(j, v), t = column_sum(plan, j);
+      const Vec<T> next = relaxed<T>(columns, v, t, w, omega);
+      if constexpr (look) {
         left += vabs<T>(next * t - columns.goal_at(j, next));
         edge += out_of_range<T>(next);
-        store(columns.scale + j, next);
-      });
+      }
+      store(columns.scale + j, next);
+    });
+    if constexpr (look) {
       plan.column_part[b] = sum_lanes<T>(left);
       plan.column_part2[b] = sum_lanes<T>(edge);
-    });
-    team.barrier();
-    column_error = sum_parts(plan.column_part, plan.column_blocks()) / unit;
-    at_edge = at_edge || sum_parts(plan.column_part2, plan.column_blocks()) > 0;
-    stop = stop || at_edge;
-    relaxation.observe(error);
-  }
+    }
+  });
   team.barrier();
-  return at_edge ? Burst::at_edge : reached ? Burst::reached : Burst::stopped;
+  Look<T> seen;
+  if constexpr (look) {
+    seen.error = sum_parts(plan.column_part, plan.column_blocks());
+    seen.at_edge = sum_parts(plan.column_part2, plan.column_blocks()) > 0;
+  }
+  return seen;
+}
+
+// Iterates on the scalings until the plan's marginals are within tol (by the sums at hand), the scalings are at the
+// edge of their range, the iterations are used up, or the error is below the gate and tol is not near. This is looked
+// at every few iterations only: in a small problem it takes a good part of one. The last column update is always a
+// plain one, so that the plan leaves with its mass whole.
+template <class T>
+Burst scale(const Team& team, Plan<T>& plan, T gate, T tol, int64_t max_iter, int64_t& n_iter,
+            Relaxation<T>& relaxation) {
+  constexpr int every = 4;
+  Look<T> columns;
+  T last = 0;
+  for (int n = 1;; ++n) {
+    ++n_iter;
+    const T omega = relaxation.factor();
+    if (n % every == 0 || n_iter >= max_iter) {
+      const Look<T> rows = scale_rows<true>(team, plan, omega);
+      const T error = (rows.error + columns.error) / (plan.soft() ? rows.mass : T(1));
+      const bool at_edge = rows.at_edge || columns.at_edge, reached = !(error > tol);
+      const bool near = error < gate && !relaxation.soon(error, last, tol);
+      last = error;
+      const bool stop = reached || n_iter >= max_iter || at_edge || near;
+      scale_columns<false>(team, plan, stop ? T(1) : omega);
+      if (stop) return at_edge ? Burst::at_edge : reached ? Burst::reached : Burst::stopped;
+      if (n % Relaxation<T>::window == 0) relaxation.observe(error);
+    } else {
+      scale_rows<false>(team, plan, omega);
+      if (n % every == every - 1 || n_iter + 1 >= max_iter)
+        columns = scale_columns<true>(team, plan, omega);  // for the next look
+      else
+        scale_columns<false>(team, plan, omega);
+    }
+  }
 }
 
 }  // namespace sfr::cpu::SFR_ISA

@@ -118,7 +118,7 @@ void approach(const Team& team, Plan<T>& plan, T spread, int64_t max_iter, int64
     Relaxation<T> relaxation(true);
     const int64_t limit = max_iter < n_iter + patience ? max_iter : n_iter + patience;
     for (Evaluation<T> now = start(team, plan); now.error > rough && !now.cold && n_iter < limit;) {
-      const Burst burst = scale(team, plan, now.error, T(0), rough, limit, n_iter, relaxation);
+      const Burst burst = scale(team, plan, T(0), rough, limit, n_iter, relaxation);
       absorb(team, plan);
       if (burst != Burst::at_edge) break;
       now = evaluate<From::potentials>(team, plan);
@@ -174,7 +174,7 @@ Solution<T> solve(const Team& team, Plan<T>& plan, PlanSystem<T>& system, Method
     } else if (out.plan.error > gate || out.n_iter < resume) {
       const bool far = out.plan.error > gate;
       const int64_t limit = far || max_iter < resume ? max_iter : resume;
-      const Burst burst = scale(team, plan, out.plan.error, far ? gate : T(0), tol, limit, out.n_iter, relaxation);
+      const Burst burst = scale(team, plan, far ? gate : T(0), tol, limit, out.n_iter, relaxation);
       exact = burst != Burst::stopped;
       if (exact) absorb(team, plan);
       out.plan = burst == Burst::stopped   ? evaluate_scaled()
@@ -188,7 +188,7 @@ Solution<T> solve(const Team& team, Plan<T>& plan, PlanSystem<T>& system, Method
       if (out.plan.error > half && out.n_iter < max_iter) {
         const int64_t limit = max_iter < out.n_iter + corrections ? max_iter : out.n_iter + corrections;
         Relaxation<T> none(false);
-        scale(team, plan, out.plan.error, T(0), half, limit, out.n_iter, none);
+        scale(team, plan, T(0), half, limit, out.n_iter, none);
         out.plan = evaluate_scaled();
       }
       // A cut step moves mass along a path that only opens up on the way: the error may wait.
