@@ -98,7 +98,7 @@ Evaluation<T> start(const Team& team, Plan<T>& plan) {
 // fifth of the costs' deviation, which is `spread` times eps.
 template <class T>
 void approach(const Team& team, Plan<T>& plan, T spread, int64_t max_iter, int64_t& n_iter) {
-  constexpr T pace = 4, enough = T(0.22), rough = T(0.03);
+  constexpr T pace = 4, enough = T(0.18), rough = T(0.03);
   constexpr int64_t patience = 64;
   const auto widen = [&](T by) {
     if (team.rank == 0) {

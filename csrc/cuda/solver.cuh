@@ -84,7 +84,7 @@ SFR_DEVICE T rounding(const Plan<T>& plan) {
 // From column::log to a plan within tol, or as far as max_iter goes. `spread`: the costs' deviation over eps.
 template <class T>
 SFR_DEVICE Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread) {
-  constexpr T pace = 4, enough = T(0.22), rough = T(0.03), finest = sizeof(T) == 4 ? T(1e-5) : T(1e-10);
+  constexpr T pace = 4, enough = T(0.18), rough = T(0.03), finest = sizeof(T) == 4 ? T(1e-5) : T(1e-10);
   constexpr int64_t patience = 64, corrections = 8;
   const T tol = T(options.tol);
   const int64_t max_iter = options.max_iter;

@@ -70,9 +70,10 @@ def test_maps_agree(name: str, metric: str, dtype: torch.dtype, weighted: bool) 
         kind = torch.float64 if dtype == torch.float64 else torch.float32
         for index, shape in ((2, x_shape), (3, y_shape)):
             n = shape[-2] if len(x_shape) == 3 else (shape[-2] - patch + 1) * (shape[-1] - patch + 1)
-            side = weights(shape[0], n, dtype=kind)
+            lead = y_shape[:2] if name == "windows and groups" else shape[:1]  # one for each group, or for all
+            side = weights(*lead, n, dtype=kind)
             if n > 2:
-                side[0, n // 2] = side[-1, -1] = 0
+                side[0, ..., n // 2] = side[-1, ..., -1] = 0
             leaves[index] = side.requires_grad_()
 
     def value(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
