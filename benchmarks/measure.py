@@ -20,8 +20,9 @@ from .limits import Calibration
 from .peers import Peer, Solved, Unsuited
 from .workloads import Problem
 
-# Members of the batch that are also solved by the float64 reference.
-CHECKED = 4
+# Members of the batch that are also solved by the float64 reference; fewer where its differences of all pairs, kept for
+# backward, would fill the memory.
+CHECKED, LARGEST = 4, 1 << 27
 # A result further from the reference than this is not timed.
 WRONG = 0.01
 # Runs that everybody gets, however long they take.
@@ -46,11 +47,19 @@ class Row:
     floor: float | None = None  # milliseconds
     warm: float = 0.0  # milliseconds of a run before the timing
     milliseconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)  # milliseconds of all threads, for the same samples
     rounds: list[int] = field(default_factory=list)  # in which the samples were taken
     ratios: list[float] = field(default_factory=list)  # to the base's samples of the same rounds
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def take(self, round_: int, device: Device, run: Callable[[], Any]) -> None:
+        """One sample."""
+        begin = time.process_time()
+        self.milliseconds.append(device.wall(run)[1])
+        self.processor.append(1e3 * (time.process_time() - begin))
+        self.rounds.append(round_)
 
     @property
     def of_floor(self) -> float | None:
@@ -90,9 +99,10 @@ class Reference:
     """Values and gradients of the first members of a batch, in float64, for every objective."""
 
     def __init__(self, problem: Problem) -> None:
-        groups = len(problem.y.flatten(0, -4)) // len(problem.y)
-        self._groups = groups
-        x, y = (side[: CHECKED * groups].double().requires_grad_() for side in problem.pairs())
+        self._groups = groups = problem.sizes()[0] // len(problem.x)
+        _, n, m, c = problem.sizes()
+        checked = max(1, min(CHECKED, LARGEST // (groups * n * m * c)))
+        x, y = (side[: checked * groups].double().requires_grad_() for side in problem.pairs())
         cost = reference.cost_matrix(x, y)
         # A cost less f_i + g_j has the same plan and the same gradient. So the reference may begin where another solver
         # ended; that this was the solution is shown by its own marginal error.
@@ -102,20 +112,21 @@ class Reference:
         result = reference.sinkhorn(cost - shift, **options)
         assert bool((result.marginal_error <= options["tol"]).all()), "the reference did not converge"
         back = start.f.mean(1) + start.g.mean(1)
-        self.values = {"transport": result.transport_cost + back, "entropic": result.entropic_cost + back}
+        values = {"transport": result.transport_cost + back, "entropic": result.entropic_cost + back}
         if _has_scipy():
             exact = sfr_ext.solve(cost, solver="exact").transport_cost
             true = reference.exact_emd(cost)
             # The gradient is the plan's, which an equal value proves optimal.
             assert bool(((exact - true).abs() <= 1e-9 * true.abs()).all()), "two exact solvers disagree"
-            self.values["exact"] = exact
+            values["exact"] = exact
+        self.values = {name: value.detach() for name, value in values.items()}
         self.gradients = {
-            name: torch.autograd.grad(value.sum(), (x, y), retain_graph=True) for name, value in self.values.items()
+            name: torch.autograd.grad(value.sum(), (x, y), retain_graph=True) for name, value in values.items()
         }
 
     def compare(self, peer: Peer, solved: Solved, x: Tensor, y: Tensor) -> tuple[float, float]:
         """Relative errors of values and of gradients."""
-        want = self.values[peer.objective].detach()
+        want = self.values[peer.objective]
         count = len(want)
         value_error = float(((solved.values[:count].detach() - want) / want).abs().max())
         off, size = 0.0, 0.0
@@ -223,8 +234,7 @@ def time_rows(
         for row, run, wanted in running:
             if round_ in wanted:
                 device.flush()
-                row.milliseconds.append(device.wall(run)[1])
-                row.rounds.append(round_)
+                row.take(round_, device, run)
     set_ratios([row for row, _ in entries])
     return calibrated
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from .measure import Row, quartiles
 from .results import Results, Table
 
-HEADER: tuple[str, ...] = (
+HEADER = (
     "library",
     "value",
     "ms, median (quartiles)",
@@ -15,8 +15,9 @@ HEADER: tuple[str, ...] = (
     "ratio (quartiles)",
     "x of limit",
     "marginal error",
+    "value off by",
+    "gradient off by",
 )
-HEADER += ("value off by", "gradient off by")
 
 
 def cells(row: Row) -> list[str]:
@@ -75,13 +76,13 @@ def page(results: Results, plots: list[Path]) -> str:
     lines = [
         "# Speed",
         "",
-        f"`{results.command}` on {where['cpu']}{gpu}, {where['cores']} cores, {where['threads']} threads each, "
-        f"commit {where['commit']}, instruction set {where['sfr_ext']['cpu_isa']}, {where['date']}; load before the run "
+        f"`{results.command}` on {where['cpu']}{gpu}, {where['cores']} cores, {where['threads']} threads each, commit "
+        f"{where['commit']}, instruction set {where['sfr_ext']['cpu_isa']}, {where['date']}; load before the run "
         f"{where['load_before']:.1f}. {versions}.",
         "",
-        f"Limits measured at the start, in a nanosecond: {multiplies} multiply-adds; {copies} bytes read and written by "
-        'a copy. "x of limit" is the median over what the work takes at these rates at least (benchmarks/floors.py says '
-        "what is counted).",
+        f"Limits measured at the start, in a nanosecond: {multiplies} multiply-adds; {copies} bytes read and written "
+        'by a copy. "x of limit" is the median over what the work takes at these rates at least (benchmarks/floors.py '
+        "says what is counted).",
         "",
         "Forward and backward unless a table says otherwise, in turns: one run of each row in a round. Ratios are pair "
         "by pair to our row of the same value, or to the row that the table says. All solve the same problems at the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,8 @@ class Problem:
 
     def sizes(self) -> tuple[int, int, int, int]:
         """Number of problems, N, M, C."""
-        return len(self.y.flatten(0, -4)), self.x[0, 0].numel(), self.y[..., 0, :, :][0].numel(), self.x.shape[1]
+        count = math.prod(self.y.shape[:-3])
+        return count, self.x[0, 0].numel(), math.prod(self.y.shape[-2:]), self.x.shape[1]
 
 
 @dataclass(frozen=True)
