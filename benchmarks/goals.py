@@ -126,7 +126,7 @@ def single(run: Run) -> Table:
             entries.append((_row(f"{name}, B=1", base=f"{name}, B={b}", floor=floor), each))
         run.time(table, entries)
     for row, (b, _, _) in zip(table.rows, (size for size in sizes.values() for _ in range(2)), strict=True):
-        row.milliseconds = [sample / b for sample in row.milliseconds]
+        row.milliseconds, row.processor = ([s / b for s in clock] for clock in (row.milliseconds, row.processor))
     for row in table.rows[1::2]:
         low, middle, high = quartiles(row.ratios)
         measured = f"{middle:.2f} ({low:.2f} - {high:.2f}) times"
@@ -173,9 +173,8 @@ def training(run: Run) -> Table:
         for round_ in range(run.rounds):
             table.calibration.append(run.calibration.milliseconds())
             before = watch.seconds()
-            whole.milliseconds.append(run.device.wall(step)[1])
+            whole.take(round_, run.device, step)
             loss.milliseconds.append(1e3 * (watch.seconds() - before))
-            whole.rounds.append(round_)
             loss.rounds.append(round_)
     table.rows = [whole, loss]
     set_ratios(table.rows)

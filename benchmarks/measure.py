@@ -219,8 +219,8 @@ def time_rows(
 ) -> list[dict[str, float]]:
     """A B C A B C ..., each until the device is done: what else the machine does meanwhile meets everybody alike.
 
-    A row whose runs would take longer than ``seconds`` together takes part in fewer rounds, evenly spread, but in no
-    less than 3.
+    A row of another library whose runs would take longer than ``seconds`` together takes part in fewer rounds, evenly
+    spread, but in no less than 3; unless they take four times as long.
 
     Returns:
         what the calibration took in each round.
@@ -232,7 +232,8 @@ def time_rows(
         if calibration:
             calibrated.append(calibration.milliseconds())
         for row, run, wanted in running:
-            if round_ in wanted:
+            spent = 0.0 if row.ours else sum(row.milliseconds) / 1e3
+            if round_ in wanted and spent <= (4 * seconds if len(row.milliseconds) < FEWEST else seconds):
                 device.flush()
                 row.take(round_, device, run)
     set_ratios([row for row, _ in entries])

@@ -83,7 +83,9 @@ def test_rows_take_turns_and_slow_ones_fewer():
     assert ours.rounds == list(range(10)) and plain.rounds == [0, 2, 4, 6, 8]
     assert ours.ratios == [1.0] * 10 and plain.base == ours.name
     assert plain.ratios == [plain.milliseconds[i] / ours.milliseconds[2 * i] for i in range(5)]
-    assert len(calibration) == 10 and set(calibration[0]) == set(compare.LOOPS)
+    assert len(calibration) == 10 and set(calibration[0]) == {
+        loop for loops in compare.CLOCKS.values() for loop in loops
+    }
 
 
 def test_missing_failing_unsuited_and_wrong_peers_are_named():
@@ -166,11 +168,12 @@ def synthetic(scale=1.0, machine=1.0, seed=0, rounds=21):
     for name in ("w1", "small"):
         row = measure.Row(name, ours=True)
         row.milliseconds = [10 * scale * machine * waver() for _ in range(rounds)]
+        row.processor = [2 * sample for sample in row.milliseconds]
         row.rounds = list(range(rounds))
         rows.append(row)
     other = measure.Row("another library", milliseconds=[100.0 * scale], rounds=[0])
     for _ in range(rounds):
-        calibration.append({name: machine * waver() for name in compare.LOOPS})
+        calibration.append({name: machine * waver() for loops in compare.CLOCKS.values() for name in loops})
     return Results("", {}, {}, [Table("t", "", [*rows, other], calibration=calibration)])
 
 
@@ -178,12 +181,22 @@ def synthetic(scale=1.0, machine=1.0, seed=0, rounds=21):
 def test_compare_notices_a_slower_build_alone(seed):
     old = synthetic(seed=seed)
     slower = compare.changes(old, synthetic(scale=1.8, seed=100 + seed))
-    assert [change.slower for change in slower] == [True, True]  # and the other library is no row of ours
+    # The other library is no row of ours.
+    assert [change.name for change in slower] == ["t: w1", "t: small", compare.TOGETHER]
+    assert all(change.slower for change in slower)
     assert not any(change.slower for change in compare.changes(old, synthetic(seed=100 + seed)))
     assert not any(change.slower for change in compare.changes(old, synthetic(machine=1.8, seed=100 + seed)))
     hidden = compare.changes(old, synthetic(scale=1.8, machine=1 / 1.8, seed=100 + seed))
     assert all(change.slower for change in hidden)
     assert all(change.faster for change in compare.changes(synthetic(scale=2.0, seed=seed), old))
+
+
+def test_compare_sees_threads_that_wait_and_a_small_loss_of_all_rows():
+    old, waiting, all_rows = synthetic(rounds=201), synthetic(rounds=201, seed=1), synthetic(1.25, rounds=201, seed=2)
+    for row in waiting.tables[0].rows:
+        row.milliseconds = [2 * sample for sample in row.milliseconds]
+    assert all(change.slower for change in compare.changes(old, waiting))
+    assert compare.changes(old, all_rows)[-1].slower
 
 
 def test_compare_as_a_command(tmp_path, capsys):
@@ -193,7 +206,7 @@ def test_compare_as_a_command(tmp_path, capsys):
     assert command.main(["--compare", old, old]) == 0
     assert "None of 2 rows got slower" in capsys.readouterr().out
     assert command.main(["--compare", old, new]) == 1
-    assert "SLOWER: 2 of 2 rows" in capsys.readouterr().out
+    assert "SLOWER beyond noise: t: w1; t: small" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command.main(["--compare", old, str(tmp_path / "none.json")])
 
