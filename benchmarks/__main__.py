@@ -81,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--alone", action="store_true", help="our own rows alone: enough for --compare")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="for everybody (default: 2)")
-    parser.add_argument("--rounds", type=int, default=21, help="times that each row runs (default: 21)")
+    parser.add_argument("--rounds", type=int, default=15, help="times that each row runs (default: 15)")
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="a slower library runs less often in a table (default: 4)"
+        "--seconds", type=float, default=3.0, help="a slower library runs less often in a table (default: 3)"
     )
     parser.add_argument("--out", type=Path, help="folder for results.json, results.md and plots")
     parser.add_argument(

@@ -27,6 +27,8 @@ RESAMPLES = 4000
 MARGIN = 1.04
 # The samples of a row, and the loops of the calibration by the same clock.
 CLOCKS = {"milliseconds": ("matmul", "copy"), "processor": ("matmul, processor", "copy, processor")}
+# A machine that differs by more than this was busy with something else: such files say little of a build.
+BUSY = 1.5
 TOGETHER = "all rows, geometric mean"
 
 
@@ -129,6 +131,8 @@ def text(found: list[RowChange]) -> str:
     slower = [change.name for change in found if change.slower]
     machine = found[-1].clocks["milliseconds"].machine
     lines += ["", f"The machine took {machine:.2f} times as long for the calibration."]
+    if not 1 / BUSY < machine < BUSY:
+        lines.append("It was too busy in one of the two for a small loss to be seen: run both again, with --threads 1.")
     if slower:
         lines.append(f"SLOWER beyond noise: {'; '.join(slower)}")
     else:

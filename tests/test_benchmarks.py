@@ -204,7 +204,11 @@ def test_compare_as_a_command(tmp_path, capsys):
         results.save(tmp_path / f"{name}.json")
     old, new = (str(tmp_path / f"{name}.json") for name in ("old", "new"))
     assert command.main(["--compare", old, old]) == 0
-    assert "None of 2 rows got slower" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "None of 2 rows got slower" in printed and "too busy" not in printed
+    synthetic(machine=2.0, seed=1).save(tmp_path / "busy.json")
+    assert command.main(["--compare", old, str(tmp_path / "busy.json")]) == 0
+    assert "too busy" in capsys.readouterr().out
     assert command.main(["--compare", old, new]) == 1
     assert "SLOWER beyond noise: t: w1; t: small" in capsys.readouterr().out
     with pytest.raises(SystemExit):
