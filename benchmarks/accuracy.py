@@ -26,21 +26,20 @@ def accuracy(run: Run) -> Table:
     table = Table("accuracy", f"{workload.description}: time to several errors")
     entries: list[tuple[Row, Callable[[], Any]]] = []
 
-    def add(peer: Peer, tol: float, label: str) -> None:
+    def add(peer: Peer, tol: float, setting: Any, label: str) -> None:
         asked = dataclasses.replace(problem, tol=tol)
-        row = check(dataclasses.replace(peer, name=f"{peer.name}, {label}"), asked, truth)
-        row.base = "" if peer.ours else f"{OURS[0].name}, {label}"
+        peer = dataclasses.replace(peer, name=f"{peer.name}, {label}", settings=(setting,))
+        row = check(peer, asked, truth)
+        row.base = f"{OURS[0].name}, tol {tol:.0e}"
         run.say(f"accuracy: {row.name}: {row.problem or f'marginal error {row.marginal_error:.1e}'}")
         entries.append((row, (lambda: None) if row.problem else run_of(peer, row, asked)))
 
-    for peer in [OURS[0], *PEERS]:
-        if peer is OURS[0] and entries:
-            continue
+    for peer in PEERS:
         if peer is OURS[0] or peer.name in DRAWN:
             for tol in TOLERANCES if peer.ours else TOLERANCES[:4]:
-                add(dataclasses.replace(peer, settings=peer.settings[:1]), tol, f"tol {tol:.0e}")
+                add(peer, tol, peer.settings[0], f"tol {tol:.0e}")
         elif peer.name in ANNEALED:
             for setting in peer.settings:
-                add(dataclasses.replace(peer, settings=(setting,)), problem.tol, f"scaling {setting}")
+                add(peer, problem.tol, setting, f"scaling {setting}")
     run.time(table, entries)
     return table

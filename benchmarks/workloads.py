@@ -136,7 +136,8 @@ def _grid() -> dict[str, Workload]:
     """One thing at a time is other than in "w1", so that a row tells what that one thing does."""
     grid = {}
     for side in (4, 8, 14, 28):
-        grid[f"side {side}"] = Workload(_described(16, side, 512), partial(random_maps, 16, side, 512))
+        make = partial(random_maps, 16, side, 512)
+        grid[f"side {side}"] = Workload(_described(16, side, 512), make, peers=side < 28)
     for c in (16, 64, 2048):
         grid[f"C {c}"] = Workload(_described(128, 7, c), partial(random_maps, 128, 7, c))
     for b in (1, 16, 1024):
