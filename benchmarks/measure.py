@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -164,8 +165,11 @@ def check(peer: Peer, problem: Problem, truth: Reference) -> Row:
             row.marginal_error = marginal_error(solved.plan())
             # Measured on a plan in float32, whose own rounding must not fail a solver at its limit.
             row.reached = row.marginal_error <= 1.01 * problem.tol
-            if row.reached or row.marginal_error != row.marginal_error:  # NaN stays NaN
+            if row.reached:
                 break
+            if math.isnan(row.marginal_error):  # with finer settings too
+                row.problem = "failed: NaN in the plan of at least one problem"
+                return row
         row.value_error, row.gradient_error = truth.compare(peer, solved, x, y)
         begin = time.perf_counter()  # not of the first run, which may have compiled something
         step(peer, *leaves(peer, problem), problem, row.setting)
