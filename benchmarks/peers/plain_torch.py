@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -42,18 +43,24 @@ def scaling_plan(kernel: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return u[:, :, None] * kernel * v[:, None]
 
 
-Steps = tuple[Callable[[Tensor, Tensor, Tensor], Pair], Callable[[Tensor, Tensor, Tensor], Tensor]]
+@functools.cache
+def _steps(in_logs: bool, compiled: bool) -> tuple[Callable[..., Pair], Callable[..., Tensor]]:
+    """Iterations, and the plan that they lead to. Compiled when first asked for: not every system can."""
+    iterate, plan_of = (log_domain, log_domain_plan) if in_logs else (scaling, scaling_plan)
+    if not compiled:
+        return iterate, plan_of
+    fused = torch.compile(fullgraph=True, dynamic=False)
+    return fused(iterate), fused(plan_of)
 
 
-def _solver(in_logs: bool, steps: Steps) -> Callable[[Tensor, Tensor, Problem, Any], Solved]:
-    iterate, plan_of = steps
-
+def _solver(in_logs: bool, compiled: bool) -> Callable[[Tensor, Tensor, Problem, Any], Solved]:
     def solve(x: Tensor, y: Tensor, problem: Problem, tol_share: float) -> Solved:
+        iterate, plan_of = _steps(in_logs, compiled)
         cost = torch.cdist(x, y)
         with torch.no_grad():
-            # About the middle of the costs, or float32 would hold no kernel.
-            middle = (cost.amax((1, 2), keepdim=True) + cost.amin((1, 2), keepdim=True)) / 2
-            matrix = (cost - middle) / problem.eps
+            # Less what potentials can take over, or float32 would not hold the kernel.
+            lowered = cost - cost.amin(2, keepdim=True)
+            matrix = (lowered - lowered.amin(1, keepdim=True)) / problem.eps
             if not in_logs:
                 matrix = (-matrix).exp()
             start = torch.zeros_like if in_logs else torch.ones_like
@@ -70,22 +77,8 @@ def _solver(in_logs: bool, steps: Steps) -> Callable[[Tensor, Tensor, Problem, A
     return solve
 
 
-def _compiled(steps: Steps) -> Steps:
-    iterate, plan_of = steps
-    compiled = torch.compile(fullgraph=True, dynamic=False)
-    return compiled(iterate), compiled(plan_of)
-
-
-def _peers() -> list[Peer]:
-    found = []
-    for domain, in_logs, steps in (
-        ("log domain", True, (log_domain, log_domain_plan)),
-        ("scaling", False, (scaling, scaling_plan)),
-    ):
-        for kind, which in (("eager", steps), ("torch.compile", _compiled(steps))):
-            solve = _solver(in_logs, which)
-            found.append(Peer(f"plain torch, {domain}, {kind}", "torch", "transport", (1.0, 0.9, 0.5), solve))
-    return found
-
-
-PLAIN_TORCH = _peers()
+PLAIN_TORCH = [
+    Peer(f"plain torch, {domain}, {kind}", "torch", "transport", (1.0, 0.9, 0.5), _solver(in_logs, compiled))
+    for domain, in_logs in (("log domain", True), ("scaling", False))
+    for kind, compiled in (("eager", False), ("torch.compile", True))
+]
