@@ -24,7 +24,7 @@ from .workloads import Problem, random_maps
 
 # The others that are drawn beside us: a fixed choice of those that take no compiling.
 DRAWN = ("plain torch, log domain, eager", "POT solve_batch, log_sinkhorn")
-LONGEST = 4.0  # seconds that another library may take for the largest point; larger ones are left out
+LONGEST = 2.0  # seconds that another library may take for the largest point; larger ones are left out
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def grow(sweep: Sweep, run: Run) -> Table:
             if row.warm > 1e3 * LONGEST:
                 too_slow.add(peer.name)
             entries.append((row, run_of(peer, row, problem)))
-    run.time(table, entries)
+    run.time(table, entries, max(3, run.rounds // 2))
     _fit(table, sweep.axis)
     return table
 

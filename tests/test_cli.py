@@ -42,9 +42,9 @@ def test_help_names_every_flag(capsys):
 
 
 def test_bench_hands_its_options_on(capfd):
-    assert cli.main(["bench", "--help"]) == 0
-    assert "usage: python -m benchmarks" in capfd.readouterr().out
     assert cli.main(["bench", "--suite", "huge"]) == 2
+    said = capfd.readouterr().err
+    assert "usage: python -m benchmarks" in said and "'huge'" in said
 
 
 def test_bench_without_a_checkout(monkeypatch, capsys, tmp_path):
