@@ -1,6 +1,6 @@
 # make demo    set up everything in .venv and train with and without SFR on real images
 # make test    set up everything in .venv and run the linters and all tests
-# make bench   compare with other libraries
+# make bench   install other libraries, compare with them, write tables and plots to benchmarks/out (12 minutes)
 # make lint    the linters alone
 # make mutate-cuda  delete the CUDA kernels' barriers and guards one by one: do the tests notice? (an hour)
 # make format  put Python and C++ sources into the shape that the linters want

@@ -1,1 +1,1 @@
-"""Comparisons: ``python -m benchmarks`` for speed, ``.excess`` for accuracy, ``.cuda`` for speed on a GPU."""
+"""How fast sfr_ext is, and how exact; README.md in this folder says which file does what."""

@@ -23,7 +23,7 @@ from torch import Tensor
 import sfr_ext
 from sfr_ext import ops
 
-from .report import machine
+from .machine import machine
 from .workloads import load_feature_maps
 
 METHODS = ("plain", "relaxed", "automatic")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import gc
 import importlib
 import json
 import re
@@ -29,9 +28,12 @@ import sfr_ext
 from sfr_ext import ops
 
 from . import report
-from .measure import WRONG, Reference, Row, check, leaves, marginal_error, quartiles, step
-from .peers import MAX_ITER, PEERS, Peer, Solved
-from .workloads import Problem, _random
+from .device import Device
+from .graphs import compiled_torch
+from .machine import commit
+from .measure import WRONG, Reference, Row, check, marginal_error, quartiles, run_of, set_bases, time_rows
+from .peers import MAX_ITER, PEERS
+from .workloads import Problem, random_maps
 
 # name: batch, side of both maps, channels
 SIZES = {
@@ -69,58 +71,6 @@ def smi(fields: str = SMI_FIELDS) -> dict[str, str]:
     return dict(zip(fields.split(","), map(str.strip, lines[0].split(",")), strict=False))
 
 
-class Device:
-    """Times what runs on a GPU, or, in a dry run, on the CPU."""
-
-    def __init__(self, dry: bool) -> None:
-        self.dry = dry
-        self.name = "cpu" if dry else "cuda"
-        self._flush = torch.empty(1 if dry else 1 << 28, dtype=torch.uint8, device=self.name)
-
-    def synchronize(self) -> None:
-        if not self.dry:
-            torch.cuda.synchronize()
-
-    def milliseconds(self, function: Callable[[], Any]) -> float:
-        """Of the device. The host gets ahead while the device sleeps, so its own time is not in it; and caches
-        start without the inputs."""
-        self._flush.zero_()
-        if self.dry:
-            begin = time.perf_counter()
-            function()
-            return 1e3 * (time.perf_counter() - begin)
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(4_000_000)
-        start.record()
-        function()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    def wall(self, function: Callable[[], Any]) -> tuple[float, float]:
-        """Milliseconds until the call returned, and until the device was done too."""
-        self.synchronize()
-        begin = time.perf_counter()
-        function()
-        returned = time.perf_counter()
-        self.synchronize()
-        return 1e3 * (returned - begin), 1e3 * (time.perf_counter() - begin)
-
-    def graphed(self, function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
-        """What replays ``function``, and the results that a replay writes anew."""
-        if self.dry:
-            return function, function()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            function()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            written = function()
-        return graph.replay, written
-
-
 @dataclasses.dataclass
 class Ceilings:
     copy_bytes: float  # read and written a second by a device-to-device copy
@@ -134,14 +84,14 @@ def ceilings(device: Device, rounds: int) -> Ceilings:
     def best(function: Callable[[], Any]) -> float:
         return 1e-3 * min(device.milliseconds(function) for _ in range(rounds + 2))
 
-    size, edge, cycles = (1 << 16, 64, 0) if device.dry else (1 << 30, 8192, 20_000_000)
+    size, edge, cycles = (1 << 16, 64, 0) if not device.on_gpu else (1 << 30, 8192, 20_000_000)
     source = torch.ones(size, dtype=torch.uint8, device=device.name)
     target = torch.empty_like(source)
     copy = 2 * size / best(lambda: target.copy_(source))
     torch.backends.cuda.matmul.allow_tf32 = False
     a, b = torch.randn(edge, edge, device=device.name), torch.randn(edge, edge, device=device.name)
     matrix = edge**3 / best(lambda: torch.mm(a, b))
-    if device.dry:
+    if not device.on_gpu:
         return Ceilings(copy, matrix, LANES * 1e9, 1, 1e9)
     clock = cycles / best(lambda: torch.cuda._sleep(cycles))  # whose unit is a clock of the multiprocessors
     processors = torch.cuda.get_device_properties(0).multi_processor_count
@@ -168,7 +118,7 @@ def floors(problem: Problem, n_iter: int, most: Ceilings) -> dict[str, dict[str,
 
 
 def make(size: tuple[int, int, int], device: Device, dtype: torch.dtype) -> Problem:
-    problem = _random(*size)
+    problem = random_maps(*size)
     x, y = (t.to(device.name, dtype) for t in (problem.x, problem.y))
     return Problem(x, y, problem.eps, problem.tol)
 
@@ -238,91 +188,18 @@ def own(problem: Problem, device: Device, most: Ceilings, rounds: int) -> dict[s
 # ----------------------------------------------------------------------------------------------------- peers
 
 
-@dataclasses.dataclass(frozen=True)
-class _InPlace(Peer):
-    """Built in this folder, not installed."""
-
-    def version(self) -> str | None:
-        return sfr_ext.__version__
-
-
-def _ten_iterations(scaled: Tensor, g: Tensor, log_n: float, log_m: float) -> tuple[Tensor, Tensor]:
-    f = g  # replaced at once
-    for _ in range(10):
-        f = -torch.logsumexp(g[:, None] - scaled - log_m, dim=2)
-        g = -torch.logsumexp(f[:, :, None] - scaled - log_n, dim=1)
-    return f, g
-
-
-def compiled_torch(problem: Problem, truth: Reference, device: Device) -> tuple[Row, Callable[[], Any]]:
-    """Plain torch at its best: iterations fused by torch.compile, as many as are needed, forward and backward in one
-    CUDA graph."""
-    row = Row("plain torch, compiled, one CUDA graph", torch.__version__, "transport")
-    x, y = (t.requires_grad_() for t in problem.tokens())
-    log_n, log_m = (float(torch.tensor(t.shape[1]).log()) for t in (x, y))
-    backend = "aot_eager" if device.dry else "inductor"
-    ten = torch.compile(_ten_iterations, fullgraph=True, dynamic=False, backend=backend)
-
-    def run() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        cost = torch.cdist(x, y)
-        with torch.no_grad():
-            scaled = cost / problem.eps
-            g = torch.zeros_like(cost[:, 0])
-            for _ in range(int(row.setting)):
-                f, g = ten(scaled, g, log_n, log_m)
-            plan = (f[:, :, None] + g[:, None] - scaled - (log_n + log_m)).exp()
-        values = (plan * cost).sum((1, 2))
-        grad_x, grad_y = torch.autograd.grad(values.mean(), (x, y))
-        return values.detach(), plan, grad_x, grad_y
-
-    try:
-        for row.setting in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256):
-            row.marginal_error = marginal_error(run()[1])
-            if row.marginal_error <= 1.01 * problem.tol:
-                break
-        replay, written = device.graphed(run)
-        replay()
-        device.synchronize()
-        values, plan, x.grad, y.grad = written
-        holder = Peer(row.name, "torch", "transport", False, (), lambda *_: Solved(values, lambda: plan))
-        row.value_error, row.gradient_error = truth.compare(holder, Solved(values, lambda: plan), x, y)
-    except Exception as error:
-        row.problem = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return row, lambda: None
-    if not row.value_error <= WRONG:
-        row.problem = f"disagrees with the reference: values off by {row.value_error:.2g}"
-    return row, replay
-
-
-def time_rows(entries: list[tuple[Row, Callable[[], Any]]], device: Device, rounds: int) -> None:
-    """A B C A B C ..., each until the device is done."""
-    running = [(row, run) for row, run in entries if not row.problem]
-    for _ in range(rounds):
-        gc.collect()
-        for row, run in running:
-            row.milliseconds.append(device.wall(run)[1])
-    base = entries[0][0].milliseconds
-    for row, _ in running:
-        row.ratios = [mine / first for mine, first in zip(row.milliseconds, base, strict=False)]
-
-
 def against_peers(problem: Problem, device: Device, rounds: int) -> list[Row]:
     truth = Reference(problem)
     entries: list[tuple[Row, Callable[[], Any]]] = []
     for peer in PEERS:
-        if peer.distribution == "sfr_ext":
-            peer = _InPlace(**vars(peer))
+        if peer.name.endswith("torch.compile") and not device.on_gpu:
+            continue  # a dry run is not to wait for a compiler
         row = check(peer, problem, truth)
-        x, y = leaves(peer, problem)
-
-        def run(peer: Peer = peer, row: Row = row, x: Tensor = x, y: Tensor = y) -> None:
-            x.grad = y.grad = None
-            step(peer, x, y, problem, row.setting)
-
-        entries.append((row, run))
+        entries.append((row, (lambda: None) if row.problem else run_of(peer, row, problem)))
     entries.append(compiled_torch(problem, truth, device))
     for row, _ in entries:
         print(f"  {row.name}: {row.problem or f'marginal error {row.marginal_error:.1e}'}", flush=True)
+    set_bases([row for row, _ in entries])
     time_rows(entries, device, rounds)
     return [row for row, _ in entries]
 
@@ -349,7 +226,7 @@ def against_flash(problem: Problem, device: Device, rounds: int) -> list[Row]:
     exact_x, exact_y = (t.detach().double().requires_grad_() for t in (x, y))
     truth = squared_entropic(exact_x, exact_y, eps, 1e-9)
     true_gradients = torch.autograd.grad(truth.mean(), (exact_x, exact_y))
-    ours = Row("sfr_ext, entropic, squared distances", sfr_ext.__version__, "entropic")
+    ours = Row("sfr_ext, entropic, squared distances", sfr_ext.__version__, "entropic", ours=True)
     flash = Row("FlashSinkhorn, alternating", None, "entropic")
 
     def compare(row: Row, values: Tensor) -> None:
@@ -402,6 +279,7 @@ def against_flash(problem: Problem, device: Device, rounds: int) -> list[Row]:
     except Exception as error:
         flash.problem = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     entries.append((flash, run_flash))
+    set_bases([ours, flash])
     time_rows(entries, device, rounds)
     return [row for row, _ in entries]
 
@@ -478,7 +356,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("torch sees no GPU; --dry goes through the code without one")
     begun = time.perf_counter()
     rounds = options.rounds or (2 if options.dry else 7 if options.quick else 25)
-    device = Device(options.dry)
+    device = Device("cpu" if options.dry else "cuda")
     sizes = DRY_SIZES if options.dry else {k: v for k, v in SIZES.items() if not options.quick or k in QUICK_SIZES}
 
     most = ceilings(device, rounds)
@@ -525,7 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "gpu": gpu,
             "nvidia_smi": smi(),
-            "source": options.source or _commit(),
+            "source": options.source or commit(),
             "torch": torch.__version__,
             "torch_cuda": torch.version.cuda,
             "sfr_ext": sfr_ext.build_info(),
@@ -549,16 +427,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _names(results: list[dict[str, Any]]) -> list[str]:
     described = {result["workload"].split(",")[0]: result["description"] for result in results}
     return [f"* {name}: {description}" for name, description in described.items()]
-
-
-def _commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-        )
-    except OSError:
-        return "of unknown commit"
-    return done.stdout.strip() or "of unknown commit"
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def workloads() -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
     def uniform(b: int, n: int) -> Tensor:
         return torch.full((b, n), 1 / n, dtype=torch.float64)
 
-    w1, maps, large = (_l2(WORKLOADS[name][1]()) for name in ("w1", "maps", "large"))
+    w1, maps, large = (_l2(WORKLOADS[name].make()) for name in ("w1", "maps", "large"))
     x, y = (F.normalize(torch.randn(16, 196, 3, generator=generator, dtype=torch.float64), dim=-1) for _ in range(2))
     points = torch.cdist(x, y)
     return {

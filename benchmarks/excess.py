@@ -16,7 +16,7 @@ import torch
 import sfr_ext
 from sfr_ext import reference
 
-from .report import machine
+from .machine import machine
 from .workloads import load_feature_maps
 
 EPS = (0.3, 0.1, 0.05, 0.03)

@@ -1,60 +1,43 @@
-"""Results as a markdown table and as JSON with every sample."""
+"""Results as markdown: what was to be reached, then every table, then the plots."""
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 from pathlib import Path
-from typing import Any
-
-import torch
-
-import sfr_ext
 
 from .measure import Row, quartiles
+from .results import Results, Table
+
+HEADER = (
+    "library",
+    "value",
+    "ms, median (quartiles)",
+    "runs",
+    "ratio (quartiles)",
+    "x of limit",
+    "marginal error",
+    "value off by",
+    "gradient off by",
+)
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """Where and with what the figures were made."""
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "sfr_ext": sfr_ext.build_info(),
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def cells(row: Row) -> list[str]:
+    """One for each entry of HEADER."""
+    name = f"{row.name} {row.version or ''}".strip()
+    if row.problem:
+        return [name, row.objective, row.problem, *[""] * (len(HEADER) - 3)]
+    errors = [
+        "" if error is None else f"{error:.1e}" for error in (row.marginal_error, row.value_error, row.gradient_error)
+    ]
+    if not row.reached:
+        errors[0] += " (not reached)"
+    limit = "" if row.of_floor is None else _number(row.of_floor)
+    ratio = _spread(row.ratios) if row.ratios else "-"
+    return [name, row.objective, _spread(row.milliseconds), str(len(row.milliseconds)), ratio, limit, *errors]
 
 
 def table(rows: list[Row]) -> str:
-    lines = [
-        "| library | value | ms, median (quartiles) | times the first row (quartiles) | marginal error "
-        "| value off by | gradient off by |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        name = f"{row.name} {row.version or ''}".strip()
-        if row.problem:
-            lines.append(f"| {name} | {row.objective} | {row.problem} | | | | |")
-            continue
-        cells = [_spread(row.milliseconds), _spread(row.ratios) if row.ratios else "-"]
-        errors = [
-            f"{error:.1e}" for error in (row.marginal_error, row.value_error, row.gradient_error) if error is not None
-        ]
-        lines.append(f"| {' | '.join([name, row.objective, *cells, *errors])} |")
-    return "\n".join(lines)
+    lines = [HEADER, ["---"] * len(HEADER), *map(cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _spread(samples: list[float]) -> str:
@@ -66,21 +49,88 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def page(results: list[dict[str, Any]], tables: list[str], where: dict[str, Any], command: str) -> str:
-    """The tables of all workloads, with what is needed to make them again and to read them."""
-    head = [
-        "# Forward and backward, interleaved runs",
+def verdict_rows(tables: list[Table]) -> list[tuple[str, str, str, str]]:
+    return [(t.name, v.target, v.measured, v.word) for t in tables for v in t.verdicts]
+
+
+def exponent_rows(tables: list[Table]) -> list[tuple[str, str, str, str]]:
+    """Axis, library, both exponents."""
+    found = []
+    for one in tables:
+        for name, fit in one.facts.get("exponents", {}).items():
+            found.append((one.facts["axis"], name, f"{fit['exponent']:.2f}", f"{fit['upper half']:.2f}"))
+    return found
+
+
+def _facts(one: Table) -> str:
+    shown = [f"{key} {value:.3g}" for key, value in one.facts.items() if isinstance(value, (int, float))]
+    return "; ".join([*shown, *one.notes])
+
+
+def page(results: Results, plots: list[Path]) -> str:
+    """Everything, with what is needed to make it again and to read it."""
+    where, most = results.machine, results.limits
+    gpu = f", {where['gpu']}" if where["gpu"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    multiplies, copies = (f"{most[name] / 1e9:.3g}" for name in ("multiply_adds", "copy_bytes"))
+    lines = [
+        "# Speed",
         "",
-        f"`{command}` on {where['cpu']}, {where['threads']} threads, torch {where['torch']}, "
-        f"instruction set {where['sfr_ext']['cpu_isa']}, {where['date']}; load before the run "
-        f"{where['load_before']:.1f}.",
+        f"`{results.command}` on {where['cpu']}{gpu}, {where['cores']} cores, {where['threads']} threads each, commit "
+        f"{where['commit']}, instruction set {where['sfr_ext']['cpu_isa']}, {where['date']}; load before the run "
+        f"{where['load_before']:.1f}. {versions}.",
         "",
-        "All solve the same problems at the same eps. Marginal error: L1, both sides summed, largest of the "
-        "batch, measured on each library's own plan; 1e-3 is asked for. Errors of values and gradients: "
-        "relative, against the float64 reference for the same value, transport `<P, C>` or entropic "
-        "`<P, C> + eps KL`.",
+        f"Limits measured at the start, in a nanosecond: {multiplies} multiply-adds; {copies} bytes read and written "
+        'by a copy. "x of limit" is the median over what the work takes at these rates at least (benchmarks/floors.py '
+        "says what is counted).",
+        "",
+        "Forward and backward unless a table says otherwise, in turns: one run of each row in a round. Ratios are pair "
+        "by pair to our row of the same value, or to the row that the table says. All solve the same problems at the "
+        "same eps. Marginal error: L1, both sides summed, largest of the batch, measured on each library's own plan; a "
+        "library that never gets to the tolerance is shown at its best. Errors of values and gradients: relative, "
+        "against the float64 reference for the same value: transport `<P, C>`, entropic `<P, C> + eps KL`, exact. "
+        "A library that is slow runs less often.",
+        "",
+        "## What was to be reached",
+        "",
+        "| table | target | measured | |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in verdict_rows(results.tables)),
     ]
-    for result, text in zip(results, tables, strict=True):
-        head += ["", f"## {result['workload']}: {result['description']}", ""]
-        head += [f"eps {result['eps']:.3g}, {result['rounds']} rounds", "", text]
-    return "\n".join(head) + "\n"
+    if exponents := exponent_rows(results.tables):
+        lines += [
+            "",
+            "## Growth",
+            "",
+            "Time as a power of one size, others fixed: least squares through the logarithms of the medians.",
+            "",
+            "| in | library | exponent | over the upper half |",
+            "|---|---|---|---|",
+            *(f"| {' | '.join(row)} |" for row in exponents),
+        ]
+    if plots:
+        lines += ["", "## Plots", "", *(f"![{path.stem.replace('_', ' ')}]({path.name})" for path in plots)]
+    for one in results.tables:
+        lines += ["", f"## {one.name}: {one.description}", ""]
+        if facts := _facts(one):
+            lines += [facts, ""]
+        if "MiB by N" in one.facts:
+            lines += [_memory(one), ""]
+        if one.rows:
+            lines.append(table(one.rows))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _memory(one: Table) -> str:
+    series = one.facts["MiB by N"]
+    sizes = list(next(iter(series.values())))
+    head = [f"| MiB | {' | '.join(f'N = M = {n}' for n in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    return "\n".join(
+        [
+            *head,
+            *(
+                f"| {name} | {' | '.join(f'{by_n[n]:.2f}' if n in by_n else '-' for n in sizes)} |"
+                for name, by_n in series.items()
+            ),
+        ]
+    )

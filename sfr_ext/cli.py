@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Exit codes: 0 success, 1 a run that could not be done (one sentence on stderr), 2 wrong usage, 130
     interrupted.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "bench":  # whose options are those of `python -m benchmarks`
+        arguments.options = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         code: int = arguments.function(arguments)
     except TrainError as error:
@@ -58,6 +65,19 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "benchmarks" / "__main__.py").is_file():
+        raise TrainError(
+            "bench runs from a checkout, since the benchmarks are not installed: clone the repository, and there run "
+            "`make bench`, or `pip install -e '.[bench]'` and this command again"
+        )
+    # A process of its own: the harness sets up threads before torch is loaded.
+    command = [sys.executable, "-m", "benchmarks", *arguments.options]
+    search = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": search}).returncode
+
+
 def _config(arguments: argparse.Namespace) -> TrainConfig:
     options = {k: v for k, v in vars(arguments).items() if k not in ("function", "command")}
     if options["layers"] is not None:
@@ -74,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="how this installation was built")
     info.set_defaults(function=_info)
+    bench = commands.add_parser(
+        "bench", add_help=False, help="speed beside other libraries (options: those of python -m benchmarks)"
+    )
+    bench.set_defaults(function=_bench)
     train = commands.add_parser(
         "train",
         help="train an image classifier, with or without SFR",

@@ -41,7 +41,21 @@ def test_help_names_every_flag(capsys):
         assert f"--{flag}" in text
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["train", "--arm", "kd"], ["train", "--epochs", "many"]])
+def test_bench_hands_its_options_on(capfd):
+    assert cli.main(["bench", "--suite", "huge"]) == 2
+    said = capfd.readouterr().err
+    assert "usage: python -m benchmarks" in said and "'huge'" in said
+
+
+def test_bench_without_a_checkout(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "sfr_ext" / "cli.py"))
+    assert cli.main(["bench", "--suite", "quick"]) == 1
+    assert "clone the repository" in one_sentence(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["train", "--fly"], ["train", "--arm", "kd"], ["train", "--epochs", "many"]]
+)
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)

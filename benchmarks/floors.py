@@ -1,0 +1,48 @@
+"""The least that a workload can take on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from .limits import Limits
+from .workloads import Problem
+
+EXPONENTIAL = 10  # multiply-adds: reduction of the argument, a polynomial of degree 6, assembly
+PLAN_EVALUATIONS = 3  # for the first iteration, at the end, and in backward
+
+
+@dataclasses.dataclass(frozen=True)
+class Floor:
+    multiply_adds: float
+    bytes: float
+    milliseconds: float
+
+
+def step_floor(problem: Problem, iterations: int, limits: Limits) -> Floor:
+    """Of forward and backward of a batch whose problems took so many iterations together.
+
+    In multiply-adds, for B problems of N x M patches of C channels:
+
+    * distances: B N M C, and again in backward, which does not find them in memory. (Each is also a difference. On
+      processors that add beside multiplying, as those of the last decade do, that is free; elsewhere it doubles this.)
+    * gradients of the features: B N M C for each side.
+    * iterations: 2 N M each, both passes over the plan.
+    * evaluations of the plan: 3 B N M exponentials of 10 multiply-adds. None where there are no iterations (exact).
+
+    Bytes: both features read in forward and in backward, and their gradients written. The two can overlap, so the
+    larger counts: multiply-adds over the measured peak, bytes over the measured copy. In float64 the peak is half.
+    """
+    count, n, m, c = problem.sizes()
+    entries = float(count * n * m)
+    operations = 4 * entries * c + 2 * float(iterations) * n * m
+    if iterations:
+        operations += PLAN_EVALUATIONS * EXPONENTIAL * entries
+    size = 3 * sum(t.numel() * t.element_size() for t in (problem.x, problem.y))
+    wide = 2 if problem.x.dtype == torch.float64 else 1
+    return floor_of(operations * wide, size, limits)
+
+
+def floor_of(multiply_adds: float, size: float, limits: Limits) -> Floor:
+    return Floor(multiply_adds, size, 1e3 * max(multiply_adds / limits.multiply_adds, size / limits.copy_bytes))
