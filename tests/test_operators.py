@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import features, value_and_gradients, weights
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfr_ext import _C, build_info, cost_matrix, emd_l2, ops, solve
 
@@ -42,6 +43,35 @@ def test_opcheck_backward() -> None:
         torch.ops.sfr_ext.cost_backward.default,
         (torch.ones(2, 5, 5), cost_matrix(x, y), x, y, 0, 1, True, True),
     )
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operators that pass by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_who_asks_sees_operators_and_gets_the_same_bits() -> None:
+    """On plain tensors no operator is called; under a dispatch mode, and where a graph is recorded, they are."""
+    x, y, a = features(2, 5, 3, 3, grad=True), features(2, 5, 2, 3), weights(2, 9, grad=True)
+    value, grads = value_and_gradients(emd_l2, x, y, student_weight=a, reduction="none")
+    with Seen() as seen:
+        other, other_grads = value_and_gradients(emd_l2, x, y, student_weight=a, reduction="none")
+    assert {"sfr_ext.emd_forward.default", "sfr_ext.emd_backward.default"} <= seen.names
+    assert torch.equal(value, other) and all(map(torch.equal, grads, other_grads))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_trace_is_of_the_operator() -> None:
+    y, other = features(2, 5, 2, 3), features(2, 5, 3, 3)
+    traced = torch.jit.trace(lambda x: emd_l2(x, y), features(2, 5, 3, 3), check_trace=False)
+    assert torch.equal(traced(other), emd_l2(other, y))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

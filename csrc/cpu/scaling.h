@@ -142,11 +142,13 @@ class Relaxation {
 
   T factor() const { return factor_; }
 
-  // Would a dozen more iterations, which is what a Newton step costs, bring this error below tol? `last` is that of
-  // four iterations ago.
+  // Would iterations bring this error below tol as soon as Newton steps, each of which squares it and costs twenty?
+  // `last` is the error four iterations ago.
   static bool soon(T error, T last, T tol) {
     const T fall = error / last;
-    return error * fall * fall * fall <= tol;
+    T iterated = error;
+    for (T squared = error; squared > tol; squared *= squared) iterated *= fall * fall * fall * fall * fall;
+    return iterated <= tol;
   }
 
   // The error after `window` more iterations.

@@ -59,7 +59,7 @@ def differentiable(name: str, setup_context: SetupContext, backward: Backward) -
         function.__name__ = function.__qualname__ = name
 
     def call(*inputs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return operator(*inputs)
         # Private names, the same since torch 2.1: nothing public tells.
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
