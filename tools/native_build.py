@@ -238,11 +238,12 @@ def write_ninja(root: Path, build_dir: Path, module: str, tools: Toolchain, cuda
     if cuda:
         nvcc = [*_nvcc(build_dir, cuda), *cuda.compile_flags, f"-I{csrc}"]
         nvcc += cuda_toolchain.WERROR_FLAGS if werror else []
-        # nvcc goes over the architectures at once by itself, and each takes up to 1 GB of memory.
+        # nvcc goes over the architectures at once by itself, and each takes up to 1 GB of memory; a second one makes
+        # PTX, which is one thread's work, while the first assembles.
         jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
         lines += [
             "pool nvcc",
-            f"  depth = {max(1, jobs // len(cuda.archs))}",
+            f"  depth = {max(2, jobs // len(cuda.archs))}",
             "",
             "rule nvcc",
             f"  command = {_words(nvcc)} $flags --threads $${{MAX_JOBS:-0}} -MMD -MF $out.d -c $in -o $out",
