@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from cases import EPS_SCALES, HALVES, METRICS, OBJECTIVES, error, features, weights
+from cases import EPS_SCALES, HALVES, METRICS, OBJECTIVES, error, features, value_and_gradients, weights
 
 import sfr_ext
 from sfr_ext import emd_l2, reference, solve, solve_sample
@@ -109,6 +109,19 @@ def test_weight_zero_removes_a_patch_to_the_bit() -> None:
         assert torch.equal(grad[:, keep], expected)
         assert grad.count_nonzero() == expected.count_nonzero()
     assert grads[2].isfinite().all() and (grads[2][:, [1, 4]] == 0).all()
+
+
+@pytest.mark.parametrize(("kept", "padded"), [(60, 120), (64, 70), (96, 130), (97, 98)])
+def test_padding_to_another_size_changes_no_bit(kept: int, padded: int) -> None:
+    """How a problem is laid out and iterated on follows from the patches that it has."""
+    x, y = features(2, kept, 4, grad=True), features(2, kept, 4, grad=True)
+    value, grads = value_and_gradients(emd_l2, x, y, reduction="none")
+    more = torch.full((2, padded - kept, 4), torch.nan)
+    wide = [torch.cat([t.detach(), more], 1).requires_grad_() for t in (x, y)]
+    mask = (torch.arange(padded) < kept).float().expand(2, -1)
+    other, others = value_and_gradients(emd_l2, *wide, student_weight=mask, teacher_weight=mask, reduction="none")
+    assert torch.equal(value, other)
+    assert all(torch.equal(grad, wider[:, :kept]) for grad, wider in zip(grads, others, strict=True))
 
 
 def test_masked_windows_ignore_nan_in_uncovered_pixels() -> None:

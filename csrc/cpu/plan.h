@@ -18,7 +18,7 @@ namespace sfr::cpu::SFR_ISA {
 
 // Rows in a block of the team's work; a small problem is one block. A multiple of every vector's lanes.
 constexpr int64_t block_rows = 32, single_block_rows = 96;
-// Up to so many rows and columns the plan is kept in both orientations, which together still fit next to the processor.
+// Up to so many rows and columns the plan is kept in both orientations, which together still fit an L1 cache.
 constexpr int64_t small_side = 64;
 // Columns in a block, likewise.
 constexpr int64_t block_columns = 64;
@@ -118,7 +118,7 @@ struct Plan {
   void reserve(Arena& arena, int64_t n, int64_t m) {
     const int64_t size = whole_vectors<T>(n), most = size / block_rows + 1, wide = padded<T>(m);
     P = arena.take<T>(size * wide);
-    if (size <= small_side && wide <= small_side) transposed = arena.take<T>(wide * size);
+    transposed = arena.take<T>(small_side * small_side);
     rows.reserve(arena, size);
     columns.reserve(arena, wide);
     partial = arena.take<T>(most * wide);
@@ -134,8 +134,8 @@ struct Plan {
     for (int64_t k = n * ld; k < rows.size * ld; ++k) P[k] = 0;
   }
 
-  // Some problems of a batch may have fewer patches than others, but not more.
-  bool small() const { return transposed; }
+  // By the patches that are left of it: a problem has the bits of one that never had the others.
+  bool small() const { return rows.size <= small_side && ld <= small_side; }
   // Is there a reach?
   bool soft() const { return rows.soft > 0 || columns.soft > 0; }
   int64_t block() const { return rows.size <= single_block_rows ? rows.size : block_rows; }

@@ -25,6 +25,7 @@ LEFT_OUT = {
     "test_every_instruction_set": "about the CPU's instruction sets",
     "test_unknown_instruction_set_is_refused": "about the CPU's instruction sets",
     "test_nothing_is_cast_down_under_autocast": "autocast of the CPU; that of the GPU is in test_cuda_device.py",
+    "test_padding_to_another_size_changes_no_bit": "padding stays where it is: within rounding",
     "test_weight_zero_removes_a_patch_to_the_bit": "it stays where it is, with no mass: within rounding, which is in "
     "test_cuda_against_cpu.py",
     "test_weights_are_only_refused_where_they_are": "contents of weights are not looked at: they give NaN",
