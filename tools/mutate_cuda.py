@@ -47,7 +47,7 @@ REASON = re.compile(r"//.*?\bmutant: (.*)")
 
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
 QUICK = [*PYTEST, "tests/simt", "-m", "quick"]
-ALL = [*PYTEST, "tests/simt/test_kernels.py", "-m", "not quick"]
+ALL = [*PYTEST, "tests/simt/test_kernels.py", "tests/simt/test_exact_kernels.py", "-m", "not quick"]
 # In device.cuh, which all kernels include: whether deletion `number` is on. Not watched by the race flavour.
 SWITCH = """
 #include <cstdlib>
