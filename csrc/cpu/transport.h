@@ -263,4 +263,11 @@ bool transport_backward(const Team& whole_team, Transport<T>& work, const T* cos
   return true;
 }
 
+// Compiled once, in transport.cpp.
+#define SFR_TRANSPORT(prefix, T)                                                                       \
+  prefix template void transport_forward(const Team&, Transport<T>&, const T*, const Solve&, int64_t); \
+  prefix template bool transport_backward(const Team&, Transport<T>&, const T*, const SolveGrad&, int64_t);
+SFR_TRANSPORT(extern, float)
+SFR_TRANSPORT(extern, double)
+
 }  // namespace sfr::cpu::SFR_ISA
