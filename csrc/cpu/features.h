@@ -2,6 +2,8 @@
 // accumulator type, a block of channels at a time, and gradients back.
 #pragma once
 
+#include <type_traits>
+
 #include "../types.h"
 #include "simd.h"
 
@@ -10,11 +12,16 @@ namespace sfr::cpu::SFR_ISA {
 // Channels in a panel: two panels of 49 patches, and a matrix of 49 x 49, fit a 32 KiB L1 cache.
 constexpr int64_t panel_channels = 48;
 
+template <class T>
+constexpr int64_t whole_vectors(int64_t n) {
+  return (n + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
+
 // Row length for n values: whole vectors, and an odd number of them, so that walking down a column visits
 // every set of the cache.
 template <class T>
 constexpr int64_t padded(int64_t n) {
-  const int64_t vectors = (n + lanes<T> - 1) / lanes<T>;
+  const int64_t vectors = whole_vectors<T>(n) / lanes<T>;
   return (vectors + (vectors > 2 && vectors % 2 == 0)) * lanes<T>;
 }
 
@@ -149,23 +156,30 @@ void pack_elements(const E* map, int64_t stride_c, const Pixels& pixels, int64_t
   } else if (stride_c == 1) {
     T rows[L][panel_channels];
     for (int64_t p = 0; p < ld; p += L) {
+      const T* row[L];  // converted, or where it is
       for (int r = 0; r < L; ++r) {
-        if (p + r < n) {
+        row[r] = rows[r];
+        // The next panel's piece of the row, which no hardware guesses.
+        for (int64_t c = 0; p + r < n && c < panel_channels; c += 64 / int64_t(sizeof(E)))
+          __builtin_prefetch(map + pixels.offset[p + r] + channels + c, 0, 2);
+        if (p + r >= n) {
+          for (int64_t c = 0; c < channels; ++c) rows[r][c] = 0;
+        } else if constexpr (std::is_same_v<T, E>) {
+          row[r] = map + pixels.offset[p + r];
+        } else {
           const E* in = map + pixels.offset[p + r];
           for (int64_t c = 0; c < channels; ++c) rows[r][c] = convert_in<T>(in[c]);
-        } else {
-          for (int64_t c = 0; c < channels; ++c) rows[r][c] = 0;
         }
       }
       int64_t c = 0;
       for (; c + L <= channels; c += L) {
         Vec<T> square[L];
-        for (int r = 0; r < L; ++r) square[r] = load(&rows[r][c]);
+        for (int r = 0; r < L; ++r) square[r] = load(row[r] + c);
         transpose<T>(square);
         for (int r = 0; r < L; ++r) store(panel + (c + r) * ld + p, square[r]);
       }
       for (; c < channels; ++c)
-        for (int r = 0; r < L; ++r) panel[c * ld + p + r] = rows[r][c];
+        for (int r = 0; r < L; ++r) panel[c * ld + p + r] = row[r][c];
     }
   } else {
     for (int64_t c = 0; c < channels; ++c) {

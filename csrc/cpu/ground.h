@@ -7,6 +7,14 @@
 
 namespace sfr::cpu::SFR_ISA {
 
+// Some channels of one side: rows of pixels, a row `ld` after the other. What follows the last pixel of a row, up to a
+// whole vector, can be read and means nothing.
+template <class T>
+struct Panel {
+  const T* data;
+  int64_t ld;
+};
+
 // One side of a problem: its map, and the patches of it that take part.
 template <class T>
 struct Side {
@@ -56,12 +64,19 @@ struct Side {
     return p / columns() * view->W + p % columns();
   }
 
-  void read(int64_t c, int64_t channels, T* panel) const {
-    pack(*view, map, pixels, c, channels, panel, ld);
-    if (patch > 1 && kept)
-      for (int64_t k = 0; k < channels; ++k)
-        for (int64_t p = 0; p < pixels.count; ++p)
-          if (unused[p]) panel[k * ld + p] = 0;
+  // Channels c .. c + channels of `all`: where they lie, if they lie as panels do, else a copy.
+  Panel<T> read(int64_t c, int64_t channels, int64_t all, T* copy) const {
+    const bool hidden = patch > 1 && kept, same = view->dtype == (sizeof(T) == 4 ? DType::float32 : DType::float64);
+    // Up to a whole vector, a row's end is followed by a part of the next.
+    const int64_t beyond = whole_vectors<T>(pixels.count) - pixels.count;
+    const bool followed = beyond == 0 || (c + channels < all && view->stride_c >= beyond);
+    if (same && pixels.adjacent && followed && !hidden)
+      return {static_cast<const T*>(view->data) + map + c * view->stride_c, view->stride_c};
+    pack(*view, map, pixels, c, channels, copy, ld);
+    for (int64_t k = 0; hidden && k < channels; ++k)
+      for (int64_t p = 0; p < pixels.count; ++p)
+        if (unused[p]) copy[k * ld + p] = 0;
+    return {copy, ld};
   }
 };
 
@@ -104,11 +119,14 @@ struct Ground {
 };
 
 template <class T>
-void add_squares(const T* panel, int64_t ld, int64_t channels, T* squares, bool first) {
-  for (int64_t p = 0; p < ld; p += lanes<T>) {
-    Vec<T> sum = first ? Vec<T>{} : load(squares + p);
-    for (int64_t c = 0; c < channels; ++c) sum += load(panel + c * ld + p) * load(panel + c * ld + p);
-    store(squares + p, sum);
+void add_squares(const Side<T>& side, Panel<T> panel, int64_t channels, bool first) {
+  for (int64_t p = 0; p < side.pixels.count; p += lanes<T>) {
+    Vec<T> sum = first ? Vec<T>{} : load(side.squares + p);
+    for (int64_t c = 0; c < channels; ++c) {
+      const Vec<T> x = load(panel.data + c * panel.ld + p);
+      sum += x * x;
+    }
+    store(side.squares + p, sum);
   }
 }
 
@@ -168,26 +186,27 @@ void ground_forward(const Team& team, Ground<T>& ground) {
   T* sums = windows ? ground.pixel_cost : ground.cost;
   const int64_t ld = windows ? y.ld : ground.ld;
   Arena own(team.own);
-  T* x_panel = own.take<T>(panel_channels * x.ld);
-  T* y_panel = own.take<T>(panel_channels * y.ld);
-  const int64_t vectors = (y.pixels.count + lanes<T> - 1) / lanes<T>;
+  T* x_copy = own.take<T>(panel_channels * x.ld);
+  T* y_copy = own.take<T>(panel_channels * y.ld);
+  const int64_t vectors = whole_vectors<T>(y.pixels.count) / lanes<T>;
 
   for (int64_t c = 0; c < p.C; c += panel_channels) {
     const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
-    x.read(c, channels, x_panel);
-    y.read(c, channels, y_panel);
+    const Panel<T> of_x = x.read(c, channels, p.C, x_copy), of_y = y.read(c, channels, p.C, y_copy);
     if (cosine && team.rank == 0) {
-      add_squares(x_panel, x.ld, channels, x.squares, c == 0);
-      add_squares(y_panel, y.ld, channels, y.squares, c == 0);
+      add_squares(x, of_x, channels, c == 0);
+      add_squares(y, of_y, channels, c == 0);
     }
     team.blocks((x.pixels.count + pixel_rows - 1) / pixel_rows, [&](int64_t block) {
       const int64_t i = block * pixel_rows, left = x.pixels.count - i;
       const int64_t rows = left < pixel_rows ? left : pixel_rows;
+      const auto add = [&](auto pair_sums) {
+        pair_sums(of_x.data + i, of_x.ld, rows, of_y.data, of_y.ld, vectors, channels, sums + i * ld, ld, c == 0);
+      };
       if (cosine)
-        pair_sums<Pair::product>(x_panel + i, x.ld, rows, y_panel, y.ld, vectors, channels, sums + i * ld, ld, c == 0);
+        add(pair_sums<Pair::product, T>);
       else
-        pair_sums<Pair::difference>(x_panel + i, x.ld, rows, y_panel, y.ld, vectors, channels, sums + i * ld, ld,
-                                    c == 0);
+        add(pair_sums<Pair::difference, T>);
     });
   }
   if (cosine && team.rank == 0) {
@@ -196,7 +215,7 @@ void ground_forward(const Team& team, Ground<T>& ground) {
   }
   team.barrier();
   team.blocks(x.patches, [&](int64_t i) {
-    if (windows) sum_windows(ground, i, ground.cost + i * ground.ld, y_panel);  // the panel is done with
+    if (windows) sum_windows(ground, i, ground.cost + i * ground.ld, y_copy);  // nothing is read from it any more
     finish_row(ground, i);
   });
   team.barrier();
@@ -207,11 +226,10 @@ template <class T>
 void ground_norms(const Team& team, Ground<T>& ground) {
   if (team.rank == 0)
     for (Side<T>* side : {&ground.x, &ground.y}) {
-      T* panel = Arena(team.own).take<T>(panel_channels * side->ld);
+      T* copy = Arena(team.own).take<T>(panel_channels * side->ld);
       for (int64_t c = 0; c < ground.params->C; c += panel_channels) {
         const int64_t left = ground.params->C - c, channels = left < panel_channels ? left : panel_channels;
-        side->read(c, channels, panel);
-        add_squares(panel, side->ld, channels, side->squares, c == 0);
+        add_squares(*side, side->read(c, channels, ground.params->C, copy), channels, c == 0);
       }
       invert_norms(*side);
     }
@@ -300,18 +318,17 @@ void scatter_windows(const Ground<T>& ground, const T* weight, T* pixel_weight) 
 
 // One gradient panel: W is [pixels of from][ldw], lanes over the pixels of `to`; added to what `out` has unless first.
 template <class T>
-void pull_side(Metric metric, const Side<T>& to, const T* to_panel, const Side<T>& from, const T* from_panel,
-               const T* W, int64_t ldw, int64_t channels, T* out, bool first) {
-  const int64_t vectors = (to.pixels.count + lanes<T> - 1) / lanes<T>;
-  if (metric != Metric::cosine) {
-    pull<Pair::difference>(to_panel, to.ld, vectors, from_panel, from.ld, from.pixels.count, W, ldw, channels, out,
-                           to.ld, first);
-    return;
-  }
-  pull<Pair::product>(to_panel, to.ld, vectors, from_panel, from.ld, from.pixels.count, W, ldw, channels, out, to.ld,
-                      first);
+void pull_side(Metric metric, const Side<T>& to, Panel<T> of_to, const Side<T>& from, Panel<T> of_from, const T* W,
+               int64_t ldw, int64_t channels, T* out, bool first) {
+  const int64_t vectors = whole_vectors<T>(to.pixels.count) / lanes<T>;
+  const auto add = [&](auto pull) {
+    pull(of_to.data, of_to.ld, vectors, of_from.data, of_from.ld, from.pixels.count, W, ldw, channels, out, to.ld,
+         first);
+  };
+  if (metric != Metric::cosine) return add(pull<Pair::difference, T>);
+  add(pull<Pair::product, T>);
   for (int64_t c = 0; c < channels; ++c)
-    for (int64_t i = 0; i < to.pixels.count; ++i) out[c * to.ld + i] += to.own[i] * to_panel[c * to.ld + i];
+    for (int64_t i = 0; i < to.pixels.count; ++i) out[c * to.ld + i] += to.own[i] * of_to.data[c * of_to.ld + i];
 }
 
 template <class T>
@@ -353,26 +370,32 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
   }
 
   Arena own(team.own);
-  T* x_panel = own.take<T>(panel_channels * x.ld);
-  T* y_panel = own.take<T>(panel_channels * y.ld);
+  T* x_copy = own.take<T>(panel_channels * x.ld);
+  T* y_copy = own.take<T>(panel_channels * y.ld);
   T* gy_panel = own.take<T>(panel_channels * y.ld);
   team.blocks((p.C + panel_channels - 1) / panel_channels, [&](int64_t block) {
     const int64_t c = block * panel_channels;
     const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
-    x.read(c, channels, x_panel);
-    y.read(c, channels, y_panel);
+    const Panel<T> of_x = x.read(c, channels, p.C, x_copy), of_y = y.read(c, channels, p.C, y_copy);
     if (work.x.data) {
       T* gx_panel = work.gathered + c * x.ld;
-      pull_side(p.metric, x, x_panel, y, y_panel, work.transposed, x.ld, channels, gx_panel, ground.g == 0);
+      pull_side(p.metric, x, of_x, y, of_y, work.transposed, x.ld, channels, gx_panel, ground.g == 0);
       if (ground.g == p.G - 1)
         write_side(x, gx_panel, c, channels, work.x, work.x_pixels, map_offset(work.x, ground.b, 0));
     }
     if (work.y.data) {
-      pull_side(p.metric, y, y_panel, x, x_panel, weight, ld, channels, gy_panel, true);
+      pull_side(p.metric, y, of_y, x, of_x, weight, ld, channels, gy_panel, true);
       write_side(y, gy_panel, c, channels, work.y, work.y_pixels, map_offset(work.y, ground.b, ground.g));
     }
   });
   team.barrier();
 }
+
+// Compiled once, in ground.cpp.
+#define SFR_GROUND(prefix, T)                                   \
+  prefix template void ground_forward(const Team&, Ground<T>&); \
+  prefix template void ground_backward(const Team&, Ground<T>&, GroundGrad<T>&, T*);
+SFR_GROUND(extern, float)
+SFR_GROUND(extern, double)
 
 }  // namespace sfr::cpu::SFR_ISA

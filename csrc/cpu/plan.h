@@ -34,11 +34,6 @@ T exponential_minus_1(T x) {
   return T(__builtin_expm1(double(x)));
 }
 
-template <class T>
-int64_t whole_vectors(int64_t n) {
-  return (n + lanes<T> - 1) / lanes<T> * lanes<T>;
-}
-
 // One side's vectors, each `size` long.
 template <class T>
 struct Margin {
