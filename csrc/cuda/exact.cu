@@ -42,7 +42,7 @@ SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64
       }
     }
   });
-  lanes.sync();
+  lanes.sync();  // mutant: the shuffles below are meetings too, but order no memory
   return over_lanes<Max>(sound ? 0.0f : 1.0f, warp_threads) == 0;
 }
 
@@ -59,7 +59,6 @@ __global__ void __launch_bounds__(warp_threads)
       write<T>(lanes, p, item, work, solve(lanes, work));
     else
       write_nan<T>(lanes, p, item);
-    lanes.sync();
   }
 }
 
@@ -108,7 +107,6 @@ SFR_KERNEL exact_backward_kernel(const __grid_constant__ Work<ExactBackwardParam
     T* grad_b = p.grad_b ? static_cast<T*>(p.grad_b) + item * p.M : nullptr;
     weight_gradient(team, board, p.a, b, g, int(p.N), f, up, grad_a);
     weight_gradient(team, board, p.b, b, g, int(p.M), h, up, grad_b);
-    team.sync();
   }
 }
 

@@ -42,7 +42,7 @@ struct Lanes {
 #pragma unroll 1
     for (int64_t k = lane; k < count; k += warp_threads) total += f(k);
     total = over_lanes<Sum>(total, warp_threads);
-    sync();
+    sync();  // mutant: the shuffles above are meetings too, but order no memory
     return total;
   }
 };
@@ -142,7 +142,7 @@ SFR_DEVICE void column_minima(const Lanes& lanes, const S* cost, int64_t n, int6
     v[j] = double(least);
     from[j] = where;
   }
-  sync_warp();
+  sync_warp();  // mutant: callers meet again before they look
 }
 
 // u = the least of each row of cost - v.
@@ -153,7 +153,7 @@ SFR_DEVICE void row_minima(const Lanes& lanes, const S* cost, const double* v, i
     const double least = nearest(lanes, cost + i * ld, v, ld).value;
     if (lanes.first) u[i] = least;
   }
-  sync_warp();
+  sync_warp();  // mutant: callers meet again before they look
 }
 
 }  // namespace sfr::cuda

@@ -18,6 +18,7 @@ from simt.test_kernels import FLAVOUR, SEEDS, cases, emulated
 # name: B, N, M, weights
 SHAPES = {
     "square": (2, 9, 9, False),
+    "more than a warp": (1, 41, 41, False),
     "weighted": (1, 12, 12, True),
     "wide": (1, 5, 37, True),
     "long": (2, 34, 6, False),
