@@ -52,11 +52,10 @@ class Stopwatch:
 class TimedRegularizer(SelfFeatureRegularizer):
     """A regulariser that measures its own forward and backward.
 
-    Forward: from the features to the loss. Backward: from the moment autograd has the gradient of the loss to
-        the moment
-    it has the last gradient that the loss sends to a feature map. Autograd runs the youngest operations
-    first, and the operations of the loss are created together, so nothing else runs in between. Pooling,
-    grouping and scaling belong to the loss and are included; the network's own backward is not.
+    Forward: from the features to the loss. Backward: from the moment autograd has the gradient of the loss to the
+    moment it has the last gradient that the loss sends to a feature map. Autograd runs the youngest operations first,
+    and the operations of the loss are created together, so nothing else runs in between. Pooling, grouping and scaling
+    belong to the loss and are included; the network's own backward is not.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
