@@ -40,7 +40,14 @@ MAPS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]] = {
 }
 COSTS = {"small": (3, 9, 8), "square": (1, 33, 33), "long": (1, 70, 6), "wide": (2, 5, 130), "thirds": (1, 40, 70)}
 # What else a problem can be: with reaches of its sides, an eps of its own, symmetric; and how it may be iterated on.
-BALANCED = {"reach": (0.0, 0.0), "relative": True, "given": False, "symmetric": False, "method": "automatic"}
+BALANCED = {
+    "eps": 0.2,
+    "reach": (0.0, 0.0),
+    "relative": True,
+    "given": False,
+    "symmetric": False,
+    "method": "automatic",
+}
 KINDS: dict[str, dict[str, Any]] = {
     "reach": {"reach": (0.5, 0.8)},
     "one reach": {"reach": (0.0, 1.0), "relative": False, "method": "relaxed"},
@@ -48,6 +55,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "given, reach": {"reach": (0.7, 0.0), "given": True},
     "symmetric": {"given": True, "symmetric": True},
     "symmetric, reach": {"reach": (0.7, 0.7), "symmetric": True},
+    "small": {"eps": 0.03},  # which is approached from larger ones
+    "small, reach": {"eps": 0.03, "reach": (0.0, 0.7)},
 }
 SEEDS = [None, 1, 2]
 
@@ -115,7 +124,7 @@ def of_kind(name: str, dtype: torch.dtype) -> list[Tensor]:
     # The second is so small that scalings alone would not do.
     given = torch.tensor([[0.5], [0.05]], dtype=dtype) if kind["given"] else None
     tol = 1e-9 if dtype == torch.float64 else 1e-5
-    problem = (0.2, kind["relative"], *kind["reach"])
+    problem = (kind["eps"], kind["relative"], *kind["reach"])
     with forced(method=kind["method"]):
         options = options_for(problem, tol, 3000, kind["symmetric"], given)
     out = solve_features(x, y, a, b, None, 0, 1, options, "")
@@ -203,7 +212,13 @@ def test_costs_under_every_schedule(strategy: str, name: str) -> None:
 
 
 KIND_CASES = list(itertools.product(FORCED, KINDS))
-QUICK_KINDS = {("several", "one reach"), ("team", "reach"), ("block", "symmetric"), ("stream", "symmetric, reach")}
+QUICK_KINDS = {
+    ("several", "one reach"),
+    ("team", "reach"),
+    ("block", "symmetric"),
+    ("stream", "symmetric, reach"),
+    ("block", "small, reach"),
+}
 
 
 @pytest.mark.parametrize(("strategy", "name"), cases(KIND_CASES, QUICK_KINDS))
