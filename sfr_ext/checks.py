@@ -122,7 +122,7 @@ def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, 
         sizes = f"B = {x.shape[0]} and C = {x.shape[channel]} (from {x_name})"
         refuse(ValueError, where, y_name, f"of shape {kind} with {sizes}", shape_of(y))
     for name, value in ((x_name, x), (y_name, y)):
-        if any(size == 0 for size in value.shape[1:]):
+        if 0 in value.shape[1:]:
             refuse(ValueError, where, name, "to have no empty axis but the batch", shape_of(value))
     if patch_size == 1:
         return

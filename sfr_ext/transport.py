@@ -267,11 +267,10 @@ def solve_sample(
 def weights_of(
     where: str, a: tuple[str, Any], b: tuple[str, Any], x: Tensor, y: Tensor, patch_size: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    grid_x, grid_y = ops.patch_grids(x, y, patch_size)
-    return (
-        checks.weight(where, *a, ops.problems(x, y), grid_x, (x, y)),
-        checks.weight(where, *b, ops.problems(x, y), grid_y, (x, y)),
-    )
+    if a[1] is None and b[1] is None:
+        return None, None
+    lead, grids = ops.problems(x, y), ops.patch_grids(x, y, patch_size)
+    return checks.weight(where, *a, lead, grids[0], (x, y)), checks.weight(where, *b, lead, grids[1], (x, y))
 
 
 def exact_between(

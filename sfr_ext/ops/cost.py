@@ -87,7 +87,6 @@ def _cost_autograd(ctx: Any, grad_cost: Tensor) -> tuple[Tensor | None, ...]:
 def _cost_second_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     grad_cost, _, x, y, ctx.metric, ctx.patch_size, _, _ = inputs
     ctx.save_for_backward(grad_cost, x, y)
-    ctx.set_materialize_grads(False)
 
 
 def _cost_second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -16,24 +16,45 @@ SetupContext = Callable[..., None]
 Backward = Callable[..., Any]
 
 
-def differentiable(name: str, setup_context: SetupContext, backward: Backward) -> Callable[..., Any]:
+def differentiable(
+    name: str, setup_context: SetupContext, backward: Backward, values: int | None = None
+) -> Callable[..., Any]:
     """Registers the autograd of an operator and returns the operator, to be called as a function.
+
+    Only the first ``values`` outputs carry gradients (None: all); ``backward`` gets None for one that is not used.
 
     There are three ways to call it, made of the same functions. Compilers and dispatch modes see the operator. What
     torch registers for an operator knows nothing of ``torch.func`` (and forward mode would drop tangents in silence),
     so calls under its transforms take an ``autograd.Function``. And on plain tensors the dispatcher would cost more
     than a small problem: there another ``autograd.Function`` calls the implementation itself.
 
-    Every tensor that the operator takes has the batch in front: an axis that ``vmap`` adds is folded into it.
+    The tensors that the operator takes come first, and have the batch in front: an axis that ``vmap`` adds is folded
+    into it.
     """
     operator = getattr(torch.ops.sfr_ext, name).default
     implementation = implementations[name]
-    torch.library.register_autograd(f"sfr_ext::{name}", backward, setup_context=setup_context, lib=library)
+    tensors = sum("Tensor" in str(argument.type) for argument in operator._schema.arguments)
+
+    def context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup_context(ctx, inputs, output)
+        if values is not None:
+            ctx.mark_non_differentiable(*output[values:])
+        ctx.set_materialize_grads(False)
+
+    def pull(ctx: Any, *grads: Any) -> Any:
+        if all(grad is None for grad in grads[:values]):
+            return (None,) * len(operator._schema.arguments)
+        return backward(ctx, *grads)
+
+    torch.library.register_autograd(f"sfr_ext::{name}", pull, setup_context=context, lib=library)
 
     class Transformed(torch.autograd.Function):
         @staticmethod
         def forward(*inputs: Any) -> Any:
             return operator(*inputs)
+
+        setup_context = staticmethod(context)
+        backward = staticmethod(pull)
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
@@ -47,26 +68,40 @@ def differentiable(name: str, setup_context: SetupContext, backward: Backward) -
             )
 
     class Eager(torch.autograd.Function):
+        """Told of no more than autograd has to know: it takes time for every input and output."""
+
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            inputs, others = arguments[-1]
             output = implementation(*inputs)
             setup_context(ctx, inputs, output)
-            return output
+            ctx.set_materialize_grads(False)
+            if values is None:
+                return output
+            others.extend(output[values:])
+            return output[:values]
 
-    Transformed.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
-    for function in (Transformed, Eager):
-        function.backward = staticmethod(backward)  # type: ignore[method-assign]
-        function.__name__ = function.__qualname__ = name
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return (*pull(ctx, *grads)[:tensors], None)
+
+    # By the operator's name, which is what a tensor's grad_fn shows.
+    transformed: Any = type(name, (Transformed,), {"__module__": __name__})
+    eager: Any = type(name, (Eager,), {"__module__": __name__})
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return operator(*inputs)
         # Private names, the same since torch 2.1: nothing public tells.
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return Transformed.apply(*inputs)
+            return transformed.apply(*inputs)
         if torch._C._len_torch_dispatch_stack() or not _plain(inputs):
             return operator(*inputs)
-        return Eager.apply(*inputs) if torch.is_grad_enabled() else implementation(*inputs)
+        if not torch.is_grad_enabled():
+            return implementation(*inputs)
+        others: list[Tensor] = []
+        output = eager.apply(*inputs[:tensors], (inputs, others))
+        return (*output, *others) if others else output
 
     call.__name__ = call.__qualname__ = name
     return call

@@ -295,18 +295,14 @@ def _divergence_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     x, y, a, b, teacher_value, _, *ctx.how = inputs[:12]
     ctx.teacher_given = teacher_value is not None
     ctx.save_for_backward(x, y, a, b, *output[1:9])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
 
 
-def _divergence_autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _divergence_autograd(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:4]
-    if grad is None:
-        return (None,) * 15
     gradients = divergence_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.how, ctx.teacher_given, *wanted)
     return (*named(gradients, wanted), *[None] * 11)
 
 
 divergence_backward = no_second_derivative("divergence_backward")
-divergence_forward = differentiable("divergence_forward", _divergence_context, _divergence_autograd)
+divergence_forward = differentiable("divergence_forward", _divergence_context, _divergence_autograd, values=1)
 self_forward = torch.ops.sfr_ext.self_forward.default

@@ -12,7 +12,7 @@ from .. import implicit, reference
 from .derivatives import differentiable, second_derivatives
 from .gradients import feature_gradients, fold_groups, named, weight_gradients
 from .launch import implement, library, run
-from .solved import NEEDS, OPTIONS, OUTPUTS, PROBLEM, SOLVED, options_for, set_solved, solve_outputs
+from .solved import NEEDS, OPTIONS, OUTPUTS, PROBLEM, SOLVED, VALUES, options_for, solve_outputs
 from .views import address, compute_dtype, features_of, metric_name, patch_grids, problems, weight_view
 from .weights import check_status
 
@@ -192,7 +192,6 @@ def _(
 def _emd_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, y, a, b, _, ctx.metric, ctx.patch_size, *ctx.problem, _, _, _ = inputs
     ctx.save_for_backward(x, y, a, b, *output[2:6])
-    set_solved(ctx, output)
 
 
 def _emd_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -205,7 +204,6 @@ def _emd_second_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     *tensors, ctx.metric, ctx.patch_size, eps, relative, reach_a, reach_b, _, _, _, _ = inputs
     ctx.problem = implicit.Problem(eps, relative, reach_a, reach_b)
     ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)
 
 
 def _emd_second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -221,4 +219,4 @@ def _emd_second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]
 
 
 emd_backward = differentiable("emd_backward", _emd_second_context, _emd_second)
-emd_forward = differentiable("emd_forward", _emd_context, _emd_autograd)
+emd_forward = differentiable("emd_forward", _emd_context, _emd_autograd, values=VALUES)

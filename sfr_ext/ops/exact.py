@@ -107,14 +107,10 @@ def _exact_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     cost, a, b, _ = inputs
     ctx.cost_dtype = cost.dtype
     ctx.save_for_backward(cost, a, b, *output[1:6])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
 
 
-def _exact_autograd(ctx: Any, grad_value: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
+def _exact_autograd(ctx: Any, grad_value: Tensor, *others: None) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:3]
-    if grad_value is None:
-        return (None,) * 4
     grad_cost, grad_a, grad_b = named(exact_backward(grad_value, *ctx.saved_tensors, *wanted), wanted)
     if grad_cost is not None:
         grad_cost = grad_cost.to(ctx.cost_dtype)
@@ -125,7 +121,6 @@ def _exact_second_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tenso
     f, g, *plan = inputs[4:9]
     ctx.sizes = f.shape[-1], g.shape[-1]
     ctx.save_for_backward(*plan)
-    ctx.set_materialize_grads(False)
 
 
 def _exact_second(ctx: Any, grad_cost: Tensor | None, *of_weights: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -141,7 +136,7 @@ def _exact_second(ctx: Any, grad_cost: Tensor | None, *of_weights: Tensor | None
 
 
 exact_backward = differentiable("exact_backward", _exact_second_context, _exact_second)
-exact_forward = differentiable("exact_forward", _exact_context, _exact_autograd)
+exact_forward = differentiable("exact_forward", _exact_context, _exact_autograd, values=1)
 
 
 def exact_plan(rows: Tensor, columns: Tensor, mass: Tensor, n: int, m: int) -> Tensor:

@@ -11,7 +11,7 @@ from .. import implicit
 from .derivatives import differentiable, second_derivatives
 from .gradients import named, nothing, weight_gradients
 from .launch import implement, library, run
-from .solved import NEEDS, OPTIONS, OUTPUTS, PROBLEM, SOLVED, options_for, set_solved, solve_outputs
+from .solved import NEEDS, OPTIONS, OUTPUTS, PROBLEM, SOLVED, VALUES, options_for, solve_outputs
 from .views import DTYPES, address, compute_dtype, weight_view
 from .weights import check_status
 
@@ -133,7 +133,6 @@ def _sinkhorn_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
     cost, a, b, _, *ctx.problem, _, _, _ = inputs
     ctx.cost_dtype = cost.dtype
     ctx.save_for_backward(cost, a, b, *output[2:6])
-    set_solved(ctx, output)
 
 
 def _sinkhorn_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -149,7 +148,6 @@ def _sinkhorn_second_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Te
     *tensors, eps, relative, reach_a, reach_b, _, _, _ = inputs
     ctx.problem = implicit.Problem(eps, relative, reach_a, reach_b)
     ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)
 
 
 def _sinkhorn_second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -165,4 +163,4 @@ def _sinkhorn_second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None,
 
 
 sinkhorn_backward = differentiable("sinkhorn_backward", _sinkhorn_second_context, _sinkhorn_second)
-sinkhorn_forward = differentiable("sinkhorn_forward", _sinkhorn_context, _sinkhorn_autograd)
+sinkhorn_forward = differentiable("sinkhorn_forward", _sinkhorn_context, _sinkhorn_autograd, values=VALUES)

@@ -15,6 +15,7 @@ PROBLEM = "float eps, bool relative, float reach_a, float reach_b"
 OPTIONS = f"{PROBLEM}, float tol, int max_iter, str caller"
 # transport, entropic, f, g, eps, mean, n_iter, error
 OUTPUTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+VALUES = 2  # carry gradients
 SOLVED = "Tensor f, Tensor g, Tensor eps_used, Tensor mean"
 NEEDS = "bool need_a, bool need_b"
 
@@ -47,9 +48,3 @@ def solve_outputs(like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: to
         n_iter,
         torch.empty_like(value),
     )
-
-
-def set_solved(ctx: Any, output: tuple[Tensor, ...]) -> None:
-    """Only the two values carry gradients, and one that is not used costs nothing."""
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.set_materialize_grads(False)
