@@ -22,6 +22,9 @@ SHAPES = {
     "weighted": (1, 12, 12, True),
     "wide": (1, 5, 37, True),
     "long": (2, 34, 6, False),
+    # More than run at the same time: a block that works in global memory takes one after the other.
+    "many": (66, 3, 3, False),
+    "many, weighted": (66, 3, 4, True),
 }
 CASES = list(itertools.product(["several", "block", "stream"], SHAPES))
 QUICK = {("several", "square"), ("block", "weighted"), ("stream", "long")}
