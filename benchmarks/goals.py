@@ -164,18 +164,18 @@ def training(run: Run) -> Table:
     for name in SETTINGS:
         whole = _row(f"training step{name}")
         table.rows += [whole, _row(f"of it, EMD loss{name}", base=whole.name)]
-    for training in trainings:
-        training.step()
-        training.step()
+    for each in trainings:
+        each.step()
+        each.step()
     for round_ in range(run.rounds):
         table.calibration.append(run.calibration.milliseconds())
-        for training, whole, loss in zip(trainings, table.rows[::2], table.rows[1::2], strict=True):
-            before = training.watch.seconds()
-            whole.take(round_, run.device, training.step)
-            loss.milliseconds.append(1e3 * (training.watch.seconds() - before))
+        for each, whole, loss in zip(trainings, table.rows[::2], table.rows[1::2], strict=True):
+            before = each.watch.seconds()
+            whole.take(round_, run.device, each.step)
+            loss.milliseconds.append(1e3 * (each.watch.seconds() - before))
             loss.rounds.append(round_)
-    for training in trainings:
-        training.sfr.remove()
+    for each in trainings:
+        each.sfr.remove()
     set_ratios(table.rows)
     share = 100 * statistics.median(table.rows[1].ratios)
     table.verdicts = [Verdict("the EMD loss takes under 15 % of a training step", f"{share:.1f} %", share < 15)]
