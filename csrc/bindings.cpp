@@ -6,11 +6,11 @@
 #include <array>
 #include <tuple>
 
-#include "cost.h"
+#include "contracts/cost.h"
+#include "contracts/emd.h"
+#include "contracts/exact.h"
+#include "contracts/sinkhorn.h"
 #include "cpu/dispatch.h"
-#include "emd.h"
-#include "exact.h"
-#include "sinkhorn.h"
 #ifdef SFR_CUDA
 #include "cuda/cuda.h"
 #include "cuda/runtime.h"
@@ -226,7 +226,7 @@ void on_gpu(py::module_& m, const char* name, Params (*params)(Arguments...),
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Kernels of sfr_ext; the contracts are csrc/*.h.";
+  m.doc() = "Kernels of sfr_ext; the contracts are csrc/contracts/*.h.";
   on_cpu(m, "cost_forward", cost_forward_params, sfr::cpu::cost_forward);
   on_cpu(m, "cost_backward", cost_backward_params, sfr::cpu::cost_backward);
   on_cpu(m, "sinkhorn_forward", sinkhorn_forward_params, sfr::cpu::sinkhorn_forward);

@@ -1,4 +1,4 @@
-"""Types of the compiled module; what its kernels take is stated in csrc/*.h."""
+"""Types of the compiled module; what its kernels take is stated in csrc/contracts/*.h."""
 
 from typing import Any
 

@@ -92,7 +92,7 @@ def solution(
 def values(
     cost: Tensor, a: Tensor | None, b: Tensor | None, solved: tuple[Tensor, ...], problem: Problem
 ) -> tuple[Tensor, Tensor]:
-    """(transport, entropic) of csrc/sinkhorn.h, ``[...]``, as `solution` takes its arguments."""
+    """(transport, entropic) of csrc/contracts/sinkhorn.h, ``[...]``, as `solution` takes its arguments."""
     plan, f, g, eps, a, b = solution(cost, a, b, solved, problem)
     transport = (plan * torch.where(plan > 0, cost.double(), 0.0)).sum((-2, -1))
     slack = a.sum(-1) * b.sum(-1) - plan.sum((-2, -1))

@@ -1,4 +1,4 @@
-#include "../emd.h"
+#include "../contracts/emd.h"
 
 #include "ground.h"
 #include "transport.h"

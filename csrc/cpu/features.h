@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "../types.h"
+#include "../contracts/types.h"
 #include "simd.h"
 
 namespace sfr::cpu::SFR_ISA {

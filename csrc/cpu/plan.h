@@ -10,7 +10,7 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "../sinkhorn.h"
+#include "../contracts/sinkhorn.h"
 #include "features.h"
 #include "team.h"
 

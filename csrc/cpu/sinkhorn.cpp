@@ -1,4 +1,4 @@
-#include "../sinkhorn.h"
+#include "../contracts/sinkhorn.h"
 
 #include "transport.h"
 #include "variant.h"

@@ -1,10 +1,10 @@
 // Every operation of this folder, declared once per instruction set it may be compiled for.
 #pragma once
 
-#include "../cost.h"
-#include "../emd.h"
-#include "../exact.h"
-#include "../sinkhorn.h"
+#include "../contracts/cost.h"
+#include "../contracts/emd.h"
+#include "../contracts/exact.h"
+#include "../contracts/sinkhorn.h"
 
 #define SFR_DECLARE_VARIANT(isa)                           \
   namespace sfr::cpu::isa {                                \

@@ -1,4 +1,4 @@
-#include "../cost.h"
+#include "../contracts/cost.h"
 
 #include "ground.cuh"
 

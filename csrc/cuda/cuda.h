@@ -1,8 +1,8 @@
-// The operations of csrc/*.h on a GPU: the same parameters, and where to run. `threads` is not looked at.
+// The operations of csrc/contracts/*.h on a GPU: the same parameters, and where to run. `threads` is not looked at.
 #pragma once
 
-#include "../emd.h"
-#include "../exact.h"
+#include "../contracts/emd.h"
+#include "../contracts/exact.h"
 
 namespace sfr::cuda {
 

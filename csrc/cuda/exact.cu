@@ -1,4 +1,4 @@
-#include "../exact.h"
+#include "../contracts/exact.h"
 
 #include "scan.cuh"
 // After what it is made of.

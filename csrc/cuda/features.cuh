@@ -5,7 +5,7 @@
 // `commit` converts them once they have come, and arithmetic on the panel before hides their way.
 #pragma once
 
-#include "../types.h"
+#include "../contracts/types.h"
 #include "team.cuh"
 
 namespace sfr::cuda {

@@ -1,7 +1,7 @@
 // The ground cost of one problem: pixels to patches to cost, and the way back to the features.
 #pragma once
 
-#include "../cost.h"
+#include "../contracts/cost.h"
 #include "problem.cuh"
 
 namespace sfr::cuda {

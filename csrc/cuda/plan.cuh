@@ -8,7 +8,7 @@
 // 0 stays where it is: its potential is -inf, its row or column of P is 0, and nobody looks at its sums.
 #pragma once
 
-#include "../sinkhorn.h"
+#include "../contracts/sinkhorn.h"
 #include "pairwise.cuh"
 
 namespace sfr::cuda {

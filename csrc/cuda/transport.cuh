@@ -1,7 +1,7 @@
 // One transport problem from its weights to its outputs, and back: what sinkhorn.cu and emd.cu share.
 #pragma once
 
-#include "../cost.h"
+#include "../contracts/cost.h"
 #include "adjoint.cuh"
 #include "problem.cuh"
 #include "solver.cuh"

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <limits>
 
-#include "../types.h"
+#include "../contracts/types.h"
 
 namespace SFR_EXACT_NAMESPACE {
 

@@ -1,7 +1,7 @@
 // One problem: its weights and costs in a workspace, the solver that fits, and its outputs.
 #pragma once
 
-#include "../exact.h"
+#include "../contracts/exact.h"
 #include "assignment.h"
 #include "masses.h"
 #include "transportation.h"

@@ -1,6 +1,6 @@
 """The operators ``torch.ops.sfr_ext.*``: what they are called, how each device runs them, their fakes, their autograd.
 
-Arguments have been checked by :mod:`sfr_ext.checks`; formulas and shapes are stated once, in ``csrc/*.h``. An
+Arguments have been checked by :mod:`sfr_ext.checks`; formulas and shapes are stated once, in ``csrc/contracts/*.h``. An
 operator allocates its outputs with torch and hands addresses, sizes and strides to :mod:`sfr_ext._C`, which knows
 nothing of torch.
 """

@@ -1,4 +1,4 @@
-"""``cost_forward``: the ground costs of every pair of patches. Contract: csrc/cost.h."""
+"""``cost_forward``: the ground costs of every pair of patches. Contract: csrc/contracts/cost.h."""
 
 from __future__ import annotations
 

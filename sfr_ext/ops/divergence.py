@@ -1,4 +1,4 @@
-"""``divergence_forward``: the debiased divergence, three problems of csrc/emd.h with one eps.
+"""``divergence_forward``: the debiased divergence, three problems of csrc/contracts/emd.h with one eps.
 
 ``S = E(x, y) - E(x, x) / 2 - E(y, y) / 2 + eps / 2 (|a| - |b|)^2`` of entropic values (Feydy et al., 2019; the last
 term, for masses that differ: Sejourne et al., 2019). With a relative eps all three share that of ``E(x, y)``. A problem

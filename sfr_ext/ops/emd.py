@@ -1,4 +1,4 @@
-"""``emd_forward``: from features and weights to solved problems, no cost matrix kept. Contract: csrc/emd.h."""
+"""``emd_forward``: from features and weights to solved problems, no cost matrix kept. Contract: contracts/emd.h."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``exact_forward``: exact transport for costs that are given. Contract: csrc/exact.h."""
+"""``exact_forward``: exact transport for costs that are given. Contract: csrc/contracts/exact.h."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sinkhorn_forward``: entropic transport for costs that are given. Contract: csrc/sinkhorn.h."""
+"""``sinkhorn_forward``: entropic transport for costs that are given. Contract: csrc/contracts/sinkhorn.h."""
 
 from __future__ import annotations
 

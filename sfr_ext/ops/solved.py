@@ -19,7 +19,7 @@ VALUES = 2  # carry gradients
 SOLVED = "Tensor f, Tensor g, Tensor eps_used, Tensor mean"
 NEEDS = "bool need_a, bool need_b"
 
-METHODS = {"automatic": 0, "relaxed": 1, "plain": 2}  # csrc/sinkhorn.h
+METHODS = {"automatic": 0, "relaxed": 1, "plain": 2}  # csrc/contracts/sinkhorn.h
 
 
 def options_for(

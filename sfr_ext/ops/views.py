@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-METRICS = {"l2": 0, "sqeuclidean": 1, "cosine": 2}  # csrc/types.h
+METRICS = {"l2": 0, "sqeuclidean": 1, "cosine": 2}  # csrc/contracts/types.h
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 
 
