@@ -126,17 +126,18 @@ def make(size: tuple[int, int, int], device: Device, dtype: torch.dtype) -> Prob
 def own(problem: Problem, device: Device, most: Ceilings, rounds: int) -> dict[str, Any]:
     """Forward and backward apart, launched and replayed, and what a call costs the host."""
     x, y = problem.x, problem.y
-    kind = (problem.eps, False, 0.0, 0.0)  # absolute, no reach
+    pair, ground = ops.Pair(x, y, None, None), ops.Ground(ops.METRICS["l2"], 1)
+    options = ops.SolverOptions(eps=problem.eps, relative=False, tol=problem.tol, max_iter=MAX_ITER)
 
-    def forward() -> tuple[Tensor, ...]:
-        return ops.emd_forward(x, y, None, None, None, 0, 1, *kind, problem.tol, MAX_ITER, "benchmark")
+    def forward() -> ops.Solved:
+        return ops.Solved(*ops.emd_forward(*pair, None, *ground, *options, "benchmark"))
 
     solved = forward()
-    upstream = torch.full_like(solved[0], 1 / len(x))
+    upstream = torch.full_like(solved.transport, 1 / len(x))
 
     def backward() -> tuple[Tensor, ...]:
         return torch.ops.sfr_ext.emd_backward.default(
-            upstream, None, x, y, None, None, *solved[2:6], 0, 1, *kind, True, True, False, False
+            upstream, None, *pair, *ops.saved(solved), *ground, *options, True, True, False, False
         )
 
     runs = {"forward": forward, "backward": backward}
@@ -173,12 +174,12 @@ def own(problem: Problem, device: Device, most: Ceilings, rounds: int) -> dict[s
         returned, done = device.wall(public)
         samples.setdefault("eager call, host", []).append(returned)
         samples.setdefault("eager call, wall", []).append(done)
-    n_iter = solved[6]
+    n_iter = solved.n_iter
     return {
         "eps": problem.eps,
         "tol": problem.tol,
         "n_iter": {"median": int(n_iter.median()), "largest": int(n_iter.max())},
-        "marginal_error": float(solved[7].max()),
+        "marginal_error": float(solved.error.max()),
         "floors": floors(problem, int(n_iter.max()), most),
         "milliseconds": samples,
         "notes": notes,

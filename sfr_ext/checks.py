@@ -9,12 +9,10 @@ import functools
 import math
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
-from .ops import METRICS, compute_dtype
+from .ops import DTYPES, METRICS, SolverOptions, compute_dtype, forced_method
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SOLVERS = ("sinkhorn", "exact")
 OBJECTIVES = ("transport", "entropic", "divergence")
 EPS_SCALES = ("std", "absolute")
@@ -45,7 +43,8 @@ def tensor(where: str, name: str, value: Any, like: Tensor | None = None) -> Non
     if not isinstance(value, Tensor):
         refuse(TypeError, where, name, "to be a Tensor", type(value).__name__)
     if value.dtype not in DTYPES:
-        refuse(TypeError, where, name, "to be float16, bfloat16, float32 or float64", value.dtype)
+        *names, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        refuse(TypeError, where, name, f"to be {', '.join(names)} or {last}", value.dtype)
     if value.device.type not in ("cpu", "meta", "cuda"):
         refuse(ValueError, where, name, "on the CPU or a CUDA device", f"a tensor on {value.device}")
     if value.device.type == "cuda" and (reason := _why_not_on_gpu(value.device.index or 0)):
@@ -85,8 +84,7 @@ def whole(where: str, name: str, value: Any, least: int) -> None:
 
 def solver_options(
     where: str, solver: Any, eps: Any, eps_scale: Any, reach: Any, tol: Any, max_iter: Any
-) -> tuple[float, float]:
-    """Returns the reach of both sides, 0 for none."""
+) -> SolverOptions:
     choice(where, "solver", solver, SOLVERS)
     number(where, "eps", eps, positive=True)
     choice(where, "eps_scale", eps_scale, EPS_SCALES)
@@ -103,7 +101,15 @@ def solver_options(
             number(where, "reach", side_reach, positive=True)
     if solver == "exact" and sides != (None, None):
         refuse(ValueError, where, "reach", 'to be None for solver="exact"', reach)
-    return sides[0] or 0.0, sides[1] or 0.0
+    return SolverOptions(
+        eps=eps,
+        relative=eps_scale == "std",
+        reach_a=sides[0] or 0.0,
+        reach_b=sides[1] or 0.0,
+        tol=tol,
+        max_iter=max_iter,
+        method=forced_method(),
+    )
 
 
 def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, patch_size: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from . import checks, ops
-from .implicit import Problem
+from .transport import ground
 
 
 class SelfTerm(NamedTuple):
@@ -64,45 +64,39 @@ def self_term(
     grid = ops.patch_grids(each, each, patch_size)[1]
     weight = checks.weight(where, "teacher_weight", teacher_weight, lead, grid, (each,))
     each, weight = ops.flat(teacher_feat, weight, lead)
-    own, _ = checks.solver_options(where, "sinkhorn", eps, "absolute", reach, 0.0, max_iter)
-    solved = ops.self_forward(each.detach(), weight, ops.METRICS[metric], patch_size, eps, own, max_iter, where)
+    options = checks.solver_options(where, "sinkhorn", eps, "absolute", reach, 0.0, max_iter)
+    costs = ground(metric, patch_size)
+    solved = ops.self_forward(each.detach(), weight, *costs, *options, where)
     value, potential, error = (t.unflatten(0, lead) for t in solved)
-    return SelfTerm(value, potential, error, (metric, patch_size, eps, own))
+    return SelfTerm(value, potential, error, (metric, patch_size, eps, options.reach_b))
 
 
 def divergence_between(
     where: str,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    metric: str,
-    patch_size: int,
-    problem: Problem,
-    tol: float,
-    max_iter: int,
+    pair: ops.Pair,
+    costs: ops.Ground,
+    options: ops.SolverOptions,
     teacher: SelfTerm | None,
-) -> tuple[Tensor, Tensor]:
-    """Values and marginal errors of the divergence."""
-    given = (None, None) if teacher is None else _given(where, x, y, metric, patch_size, problem, teacher)
-    out = ops.divergence_forward(x, y, a, b, *given, ops.METRICS[metric], patch_size, *problem, tol, max_iter, where)
-    return out[0], out[-1]
+) -> ops.Divergence:
+    """Values of the divergence."""
+    given = (None, None) if teacher is None else _given(where, pair, costs, options, teacher)
+    return ops.Divergence(*ops.divergence_forward(*pair, *given, *costs, *options, where))
 
 
 def _given(
-    where: str, x: Tensor, y: Tensor, metric: str, patch_size: int, problem: Problem, teacher: SelfTerm
+    where: str, pair: ops.Pair, costs: ops.Ground, options: ops.SolverOptions, teacher: SelfTerm
 ) -> tuple[Tensor, Tensor]:
     if not isinstance(teacher, SelfTerm):
         checks.refuse(TypeError, where, "teacher_self", "to be a SelfTerm, from self_term", type(teacher).__name__)
-    if problem.relative:
+    if options.relative:
         wanted = 'to come with eps_scale="absolute" (a relative eps depends on the student)'
         checks.refuse(ValueError, where, "teacher_self", wanted, 'eps_scale="std"')
-    options = (metric, patch_size, problem.eps, problem.reach_b)
-    if teacher.options != options:
-        wanted = f"to be computed with (metric, patch_size, eps, reach) = {options}"
+    computed = (ops.METRIC_NAMES[costs.metric], costs.patch_size, options.eps, options.reach_b)
+    if teacher.options != computed:
+        wanted = f"to be computed with (metric, patch_size, eps, reach) = {computed}"
         checks.refuse(ValueError, where, "teacher_self", wanted, teacher.options)
-    lead, dtype = ops.problems(x, y), ops.compute_dtype(x, y)
-    count = math.prod(ops.patch_grids(x, y, patch_size)[1])
+    lead, dtype = ops.problems(pair.x, pair.y), ops.compute_dtype(pair.x, pair.y)
+    count = math.prod(ops.patch_grids(pair.x, pair.y, costs.patch_size)[1])
     if teacher.potential.shape != (*lead, count):
         wanted = f"for a teacher of {[*lead, count]} patches"
         checks.refuse(ValueError, where, "teacher_self", wanted, list(teacher.potential.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -10,8 +11,7 @@ from torch import Tensor, nn
 
 from . import checks, ops
 from .divergence import SelfTerm, divergence_between
-from .implicit import Problem
-from .transport import Reach, exact_between, solved_between, weights_of
+from .transport import Reach, exact_between, ground, solved_between, weights_of
 
 
 class ConvergenceWarning(UserWarning):
@@ -117,20 +117,20 @@ def emd_l2(
     where = "emd_l2"
     checks.features(where, "student_feat", student_feat, "teacher_feat", teacher_feat, metric, patch_size)
     checks.choice(where, "objective", objective, checks.OBJECTIVES)
-    reaches = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
+    options = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
     checks.choice(where, "reduction", reduction, checks.REDUCTIONS)
     named = ("student_weight", student_weight), ("teacher_weight", teacher_weight)
     a, b = weights_of(where, *named, student_feat, teacher_feat, patch_size)
-    pair = student_feat, teacher_feat, a, b, metric, patch_size
+    pair, costs = ops.Pair(student_feat, teacher_feat, a, b), ground(metric, patch_size)
     if solver == "exact":
-        value = exact_between(where, *pair)[0].view(ops.problems(student_feat, teacher_feat))
+        value = exact_between(where, pair, costs).value.view(ops.problems(student_feat, teacher_feat))
     else:
-        problem = Problem(eps, eps_scale == "std", *reaches)
         if objective == "divergence":
-            value, error = divergence_between(where, *pair, problem, tol, max_iter, teacher_self)
+            divergence = divergence_between(where, pair, costs, options, teacher_self)
+            value, error = divergence.value, divergence.error
         else:
-            transport, entropic, *_, error = solved_between(where, *pair, problem, tol, max_iter, None)
-            value = transport if objective == "transport" else entropic
+            solved = solved_between(where, pair, costs, options)
+            value, error = solved.transport if objective == "transport" else solved.entropic, solved.error
         if _warn and not torch.compiler.is_compiling():
             _check_convergence(error, tol, max_iter)
     if reduction == "none":
@@ -163,18 +163,10 @@ class EMDL2Loss(nn.Module):
     0
     """
 
-    _OPTIONS = (
-        "metric",
-        "patch_size",
-        "solver",
-        "objective",
-        "eps",
-        "eps_scale",
-        "reach",
-        "tol",
-        "max_iter",
-        "reduction",
-        "teacher_self",
+    _OPTIONS = tuple(
+        name
+        for name, parameter in inspect.signature(emd_l2).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in ("student_weight", "teacher_weight")
     )
 
     def __init__(self, **options: Any) -> None:

@@ -20,7 +20,7 @@ looks at, second derivatives): float64, dense, O(N M min(N, M)). First derivativ
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,13 +33,17 @@ CostMatrix = Callable[..., Tensor]
 _RIDGE = 1e-12
 
 
-class Problem(NamedTuple):
-    """How a problem was regularised, as the operators take it."""
+class Problem(Protocol):
+    """How a problem was regularised: what `SolverOptions` says of it."""
 
-    eps: float
-    relative: bool
-    reach_a: float = 0.0
-    reach_b: float = 0.0
+    @property
+    def eps(self) -> float: ...
+    @property
+    def relative(self) -> bool: ...
+    @property
+    def reach_a(self) -> float: ...
+    @property
+    def reach_b(self) -> float: ...
 
 
 class Solution(NamedTuple):

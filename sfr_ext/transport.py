@@ -42,7 +42,7 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
              [5.]]])
     """
     checks.features("cost_matrix", "x", x, "y", y, metric, patch_size)
-    return ops.cost_forward(x, y, ops.METRICS[metric], patch_size)
+    return ops.cost_forward(x, y, *ground(metric, patch_size))
 
 
 def solve(
@@ -111,7 +111,7 @@ def solve(
     checks.tensor(where, "cost", cost)
     if cost.dim() < 2 or cost.shape[-1] == 0 or cost.shape[-2] == 0:
         checks.refuse(ValueError, where, "cost", "of shape [..., N, M] with N, M at least 1", checks.shape_of(cost))
-    reaches = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
+    options = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
     lead, (n, m) = tuple(cost.shape[:-2]), tuple(cost.shape[-2:])
     lead = checks.side(where, "a", a, lead, n, cost)
     lead = checks.side(where, "b", b, lead, m, cost)
@@ -122,71 +122,60 @@ def solve(
         init_g = init[1].to(ops.compute_dtype(cost))
     given, grids = (_four_axes(cost, 2), _four_axes(a, 1), _four_axes(b, 1)), ((n,), (m,))
     if solver == "exact":
-        return _exact_result(ops.exact_forward(*given, where), lead, tol, (a, b), grids)
-    problem = implicit.Problem(eps, eps_scale == "std", *reaches)
-    solved = ops.sinkhorn_forward(
-        *given,
-        init_g,
-        *problem,
-        tol,
-        max_iter,
-        where,
-    )
-    solved = tuple(t.view((*lead, *t.shape[2:])) for t in solved)
+        return _exact_result(ops.ExactSolved(*ops.exact_forward(*given, where)), lead, tol, (a, b), grids)
+    flat = ops.sinkhorn_forward(*given, init_g, *options, where)
+    solved = ops.Solved(*(t.view((*lead, *t.shape[2:])) for t in flat))
 
     def plan() -> Tensor:
-        return implicit.solution(cost, a, b, solved[2:6], problem).plan.to(solved[2].dtype)
+        return implicit.solution(cost, a, b, ops.saved(solved), options).plan.to(solved.f.dtype)
 
-    return _result(solved, problem, tol, plan, (a, b), grids)
+    return _result(solved, options, plan, (a, b), grids)
 
 
 def _result(
-    solved: tuple[Tensor, ...],
-    problem: implicit.Problem,
-    tol: float,
+    solved: ops.Solved,
+    options: ops.SolverOptions,
     plan: Callable[[], Tensor],
     weights: tuple[Tensor | None, Tensor | None],
     grids: tuple[Grid, Grid],
 ) -> OTResult:
-    transport, entropic, f, g, eps, mean, n_iter, error = solved
-    half = mean[..., None] / 2  # the solver's potentials are those of the centred costs
+    half = solved.mean[..., None] / 2  # the solver's potentials are those of the centred costs
     return OTResult(
-        transport_cost=transport,
-        entropic_cost=entropic,
-        f=f + half,
-        g=g + half,
-        eps=eps,
-        n_iter=n_iter,
-        marginal_error=error,
-        tol=tol,
+        transport_cost=solved.transport,
+        entropic_cost=solved.entropic,
+        f=solved.f + half,
+        g=solved.g + half,
+        eps=solved.eps,
+        n_iter=solved.n_iter,
+        marginal_error=solved.error,
+        tol=options.tol,
         plan=plan,
         weights=weights,
-        balanced=not (problem.reach_a or problem.reach_b),
+        balanced=not (options.reach_a or options.reach_b),
         grids=grids,
     )
 
 
 def _exact_result(
-    solved: tuple[Tensor, ...],
+    solved: ops.ExactSolved,
     lead: tuple[int, ...],
     tol: float,
     weights: tuple[Tensor | None, Tensor | None],
     grids: tuple[Grid, Grid],
 ) -> OTResult:
-    """Of what `ops.exact_forward` returned for problems of any leading axes."""
-    value, f, g, rows, columns, mass, n_iter, _, error = solved
-    n, m = f.shape[-1], g.shape[-1]
-    value = value.view(lead)
+    """For problems of any leading axes."""
+    n, m = solved.f.shape[-1], solved.g.shape[-1]
+    value = solved.value.view(lead)
     return OTResult(
         transport_cost=value,
         entropic_cost=value,
-        f=f.view(*lead, n),
-        g=g.view(*lead, m),
+        f=solved.f.view(*lead, n),
+        g=solved.g.view(*lead, m),
         eps=torch.zeros_like(value),
-        n_iter=n_iter.view(lead),
-        marginal_error=error.view(lead),
+        n_iter=solved.n_iter.view(lead),
+        marginal_error=solved.error.view(lead),
         tol=tol,
-        plan=lambda: ops.exact_plan(rows, columns, mass, n, m).view(*lead, n, m),
+        plan=lambda: ops.exact_plan(solved.rows, solved.columns, solved.mass, n, m).view(*lead, n, m),
         weights=weights,
         balanced=True,
         grids=grids,
@@ -249,19 +238,21 @@ def solve_sample(
     where = "solve_sample"
     checks.features(where, "x", x, "y", y, metric, patch_size)
     a, b = weights_of(where, ("a", a), ("b", b), x, y, patch_size)
-    reaches = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
-    grids = ops.patch_grids(x, y, patch_size)
+    options = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
+    grids, pair, costs = ops.patch_grids(x, y, patch_size), ops.Pair(x, y, a, b), ground(metric, patch_size)
     if solver == "exact":
-        solved = exact_between(where, x, y, a, b, metric, patch_size)
-        return _exact_result(solved, ops.problems(x, y), tol, (a, b), grids)
-    problem = implicit.Problem(eps, eps_scale == "std", *reaches)
-    solved = solved_between(where, x, y, a, b, metric, patch_size, problem, tol, max_iter, init)
+        return _exact_result(exact_between(where, pair, costs), ops.problems(x, y), tol, (a, b), grids)
+    solved = solved_between(where, pair, costs, options, init)
 
     def plan() -> Tensor:
-        cost = implicit.costs(x, y, a, b, metric, patch_size, cost_matrix)
-        return implicit.solution(cost, a, b, solved[2:6], problem).plan.to(solved[2].dtype)
+        cost = costs_between(pair, costs)
+        return implicit.solution(cost, a, b, ops.saved(solved), options).plan.to(solved.f.dtype)
 
-    return _result(solved, problem, tol, plan, (a, b), grids)
+    return _result(solved, options, plan, (a, b), grids)
+
+
+def ground(metric: str, patch_size: int) -> ops.Ground:
+    return ops.Ground(ops.METRICS[metric], patch_size)
 
 
 def weights_of(
@@ -273,32 +264,30 @@ def weights_of(
     return checks.weight(where, *a, lead, grids[0], (x, y)), checks.weight(where, *b, lead, grids[1], (x, y))
 
 
-def exact_between(
-    where: str, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, metric: str, patch_size: int
-) -> tuple[Tensor, ...]:
+def costs_between(pair: ops.Pair, costs: ops.Ground) -> Tensor:
+    """Costs of features, differentiable."""
+    metric = ops.METRIC_NAMES[costs.metric]
+    return implicit.costs(*pair, metric, costs.patch_size, cost_matrix)
+
+
+def exact_between(where: str, pair: ops.Pair, costs: ops.Ground) -> ops.ExactSolved:
     """What `ops.exact_forward` returns for features."""
-    cost = implicit.costs(x, y, a, b, metric, patch_size, cost_matrix)
-    return ops.exact_forward(cost if cost.dim() == 4 else cost.unsqueeze(1), a, b, where)
+    cost = costs_between(pair, costs)
+    return ops.ExactSolved(*ops.exact_forward(cost if cost.dim() == 4 else cost.unsqueeze(1), pair.a, pair.b, where))
 
 
 def solved_between(
     where: str,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    metric: str,
-    patch_size: int,
-    problem: implicit.Problem,
-    tol: float,
-    max_iter: int,
-    init: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, ...]:
+    pair: ops.Pair,
+    costs: ops.Ground,
+    options: ops.SolverOptions,
+    init: tuple[Tensor, Tensor] | None = None,
+) -> ops.Solved:
     """What `ops.emd_forward` returns for features."""
     init_g = None
     if init is not None:
-        n, m = map(math.prod, ops.patch_grids(x, y, patch_size))
-        lead = ops.problems(x, y)
-        checks.potentials(where, init, (*lead, n), (*lead, m), x)
-        init_g = init[1].to(ops.compute_dtype(x, y))
-    return ops.emd_forward(x, y, a, b, init_g, ops.METRICS[metric], patch_size, *problem, tol, max_iter, where)
+        n, m = map(math.prod, ops.patch_grids(pair.x, pair.y, costs.patch_size))
+        lead = ops.problems(pair.x, pair.y)
+        checks.potentials(where, init, (*lead, n), (*lead, m), pair.x)
+        init_g = init[1].to(ops.compute_dtype(pair.x, pair.y))
+    return ops.Solved(*ops.emd_forward(*pair, init_g, *costs, *options, where))

@@ -8,6 +8,7 @@ from cases import EPS_SCALES, METRICS, error, features, value_and_gradients, wei
 from torch import Tensor
 
 from sfr_ext import emd_l2, reference, self_term
+from sfr_ext.ops import SolverOptions
 
 DIVERGENCE = {"objective": "divergence", "reduction": "none"}
 
@@ -148,5 +149,6 @@ def test_operators_are_sound(options: dict[str, object]) -> None:
     assert torch.equal(eager, traced) and torch.equal(slopes[0], same[0])
     relative = "eps_scale" not in options
     reach = float(options.get("reach", 0.0))  # type: ignore[arg-type]
-    arguments = (x, y, None, None, None, None, 0, 1, 0.1, relative, reach, reach, 1e-3, 100, "emd_l2")
+    solve = SolverOptions(eps=0.1, relative=relative, reach_a=reach, reach_b=reach, tol=1e-3, max_iter=100)
+    arguments = (x, y, None, None, None, None, 0, 1, *solve, "emd_l2")
     torch.library.opcheck(torch.ops.sfr_ext.divergence_forward.default, arguments)

@@ -15,8 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfr_ext import _C, build_info, cost_matrix, emd_l2, ops, solve
 
-PROBLEM = (0.3, True, 0.0, 0.0)
-SOLVE = (*PROBLEM, 1e-3, 100)
+OPTIONS = ops.SolverOptions(eps=0.3, relative=True, tol=1e-3, max_iter=100)
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -24,20 +23,20 @@ def test_opcheck_forward(grad: bool) -> None:
     x, y = features(2, 5, 3, 3, grad=grad), features(2, 2, 5, 2, 3, grad=grad)
     a, b = weights(2, 9, grad=grad), weights(2, 2, 6, grad=grad)
     opcheck(torch.ops.sfr_ext.cost_forward.default, (x, y, 0, 1))
-    opcheck(torch.ops.sfr_ext.emd_forward.default, (x, y, a, b, None, 0, 1, *SOLVE, "emd_l2"))
-    opcheck(torch.ops.sfr_ext.emd_forward.default, (x, y, None, None, torch.zeros(2, 2, 6), 2, 2, *SOLVE, "emd_l2"))
+    opcheck(torch.ops.sfr_ext.emd_forward.default, (x, y, a, b, None, 0, 1, *OPTIONS, "emd_l2"))
+    opcheck(torch.ops.sfr_ext.emd_forward.default, (x, y, None, None, torch.zeros(2, 2, 6), 2, 2, *OPTIONS, "emd_l2"))
     cost = torch.rand(2, 1, 4, 5, requires_grad=grad)
     opcheck(
-        torch.ops.sfr_ext.sinkhorn_forward.default, (cost, weights(2, 1, 4, grad=grad), None, None, *SOLVE, "solve")
+        torch.ops.sfr_ext.sinkhorn_forward.default, (cost, weights(2, 1, 4, grad=grad), None, None, *OPTIONS, "solve")
     )
 
 
 def test_opcheck_backward() -> None:
     x, y = features(2, 5, 9), features(2, 5, 9)
     a, b = weights(2, 5), weights(2, 5)
-    solved = ops.emd_forward(x, y, a, b, None, 0, 1, *SOLVE, "emd_l2")
+    solved = ops.emd_forward(x, y, a, b, None, 0, 1, *OPTIONS, "emd_l2")
     value = torch.ones(2)
-    args: tuple[Any, ...] = (value, None, x, y, a, b, *solved[2:6], 0, 1, *PROBLEM, True, False, True, True)
+    args: tuple[Any, ...] = (value, None, x, y, a, b, *solved[2:6], 0, 1, *OPTIONS, True, False, True, True)
     opcheck(torch.ops.sfr_ext.emd_backward.default, args)
     opcheck(
         torch.ops.sfr_ext.cost_backward.default,

@@ -19,31 +19,39 @@
 
 namespace sfr {
 
+// `compute` is the accumulator, and type of the cost: float32 | float64.
+#define SFR_COST_PARAMS(FIELD)          \
+  FIELD(int64_t, B, 0)                  \
+  FIELD(int64_t, G, 0)                  \
+  FIELD(int64_t, C, 0)                  \
+  FIELD(int64_t, patch, 1)              \
+  FIELD(Metric, metric, Metric::l2)     \
+  FIELD(DType, compute, DType::float32) \
+  FIELD(FeatureView, x, {})             \
+  FIELD(FeatureView, y, {})             \
+  FIELD(int, threads, 1)
 struct CostParams {
-  int64_t B = 0, G = 0, C = 0;
-  int64_t patch = 1;
-  Metric metric = Metric::l2;
-  DType compute = DType::float32;  // float32 | float64: accumulator, and type of the cost
-  FeatureView x, y;
-  int threads = 1;
+  SFR_FIELDS(CostParams, SFR_COST_PARAMS)
 
   int64_t N() const { return (x.H - patch + 1) * (x.W - patch + 1); }
   int64_t M() const { return (y.H - patch + 1) * (y.W - patch + 1); }
 };
 
+#define SFR_COST_FORWARD(FIELD, BASE) BASE(CostParams, problem) FIELD(void*, cost, nullptr)  // [B, G, N, M] out
 struct CostForwardParams : CostParams {
-  void* cost = nullptr;  // [B, G, N, M] out
+  SFR_DERIVED_FIELDS(CostForwardParams, SFR_COST_FORWARD)
 };
 
+// cost as forward returned it and grad_cost are contiguous; grad_x and grad_y, out, have the shapes of x and y.
+// No data: not wanted.
+#define SFR_COST_BACKWARD(FIELD, BASE)   \
+  BASE(CostParams, problem)              \
+  FIELD(const void*, cost, nullptr)      \
+  FIELD(const void*, grad_cost, nullptr) \
+  FIELD(FeatureView, grad_x, {})         \
+  FIELD(FeatureView, grad_y, {})
 struct CostBackwardParams : CostParams {
-  const void* cost = nullptr;       // [B, G, N, M] as forward returned it
-  const void* grad_cost = nullptr;  // [B, G, N, M] contiguous
-  FeatureView grad_x, grad_y;       // out, shapes of x and y; no data: not wanted
+  SFR_DERIVED_FIELDS(CostBackwardParams, SFR_COST_BACKWARD)
 };
-
-namespace cpu {
-Status cost_forward(const CostForwardParams&);  // always ok
-Status cost_backward(const CostBackwardParams&);
-}  // namespace cpu
 
 }  // namespace sfr

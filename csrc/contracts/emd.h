@@ -10,18 +10,19 @@
 
 namespace sfr {
 
+#define SFR_EMD_FORWARD(FIELD, BASE) BASE(CostParams, problem) FIELD(Solve, solve, {})
 struct EmdForwardParams : CostParams {
-  Solve solve;
+  SFR_DERIVED_FIELDS(EmdForwardParams, SFR_EMD_FORWARD)
 };
 
+// grad_x and grad_y, out, have the shapes of x and y. No data: not wanted.
+#define SFR_EMD_BACKWARD(FIELD, BASE) \
+  BASE(CostParams, problem)           \
+  FIELD(SolveGrad, solve, {})         \
+  FIELD(FeatureView, grad_x, {})      \
+  FIELD(FeatureView, grad_y, {})
 struct EmdBackwardParams : CostParams {
-  SolveGrad solve;
-  FeatureView grad_x, grad_y;  // out, shapes of x and y; no data: not wanted
+  SFR_DERIVED_FIELDS(EmdBackwardParams, SFR_EMD_BACKWARD)
 };
-
-namespace cpu {
-Status emd_forward(const EmdForwardParams&);
-Status emd_backward(const EmdBackwardParams&);
-}  // namespace cpu
 
 }  // namespace sfr

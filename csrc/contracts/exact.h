@@ -31,36 +31,63 @@
 
 namespace sfr {
 
+// `compute` is the type of weights, outputs and gradients.
+#define SFR_EXACT_PARAMS(FIELD)         \
+  FIELD(int64_t, B, 0)                  \
+  FIELD(int64_t, G, 0)                  \
+  FIELD(int64_t, N, 0)                  \
+  FIELD(int64_t, M, 0)                  \
+  FIELD(DType, compute, DType::float32) \
+  FIELD(WeightView, a, {})              \
+  FIELD(WeightView, b, {})              \
+  FIELD(int, threads, 1)
 struct ExactParams {
-  int64_t B = 0, G = 0, N = 0, M = 0;
-  DType compute = DType::float32;  // of weights, outputs and gradients
-  WeightView a, b;
-  int threads = 1;
+  SFR_FIELDS(ExactParams, SFR_EXACT_PARAMS)
 };
 
-struct ExactForwardParams : ExactParams {
-  const void* cost = nullptr;
-  DType cost_dtype = DType::float32;
-  int64_t stride_b = 0, stride_g = 0, stride_n = 0, stride_m = 0;
-  void *value = nullptr, *f = nullptr, *g = nullptr;
-  int32_t *rows = nullptr, *columns = nullptr;
-  void* mass = nullptr;
-  int64_t* n_iter = nullptr;
-  void *gap = nullptr, *error = nullptr;
+#define SFR_EXACT_SOLVED(FIELD)     \
+  FIELD(void*, value, nullptr)      \
+  FIELD(void*, f, nullptr)          \
+  FIELD(void*, g, nullptr)          \
+  FIELD(int32_t*, rows, nullptr)    \
+  FIELD(int32_t*, columns, nullptr) \
+  FIELD(void*, mass, nullptr)       \
+  FIELD(int64_t*, n_iter, nullptr)  \
+  FIELD(void*, gap, nullptr)        \
+  FIELD(void*, error, nullptr)
+struct ExactSolved {
+  SFR_FIELDS(ExactSolved, SFR_EXACT_SOLVED)
 };
 
-struct ExactBackwardParams : ExactParams {
-  const void *f = nullptr, *g = nullptr;  // as forward returned them
-  const int32_t *rows = nullptr, *columns = nullptr;
-  const void* mass = nullptr;
-  const void* grad_value = nullptr;  // [B, G]
-  void *grad_cost = nullptr, *grad_a = nullptr,
-       *grad_b = nullptr;  // [B, G, N, M], [B, G, N], [B, G, M] out, contiguous; absent: not wanted
+// Of these, what backward reads again.
+#define SFR_EXACT_SAVED(FIELD)            \
+  FIELD(const void*, f, nullptr)          \
+  FIELD(const void*, g, nullptr)          \
+  FIELD(const int32_t*, rows, nullptr)    \
+  FIELD(const int32_t*, columns, nullptr) \
+  FIELD(const void*, mass, nullptr)
+struct ExactSaved {
+  SFR_FIELDS(ExactSaved, SFR_EXACT_SAVED)
 };
 
-namespace cpu {
-Status exact_forward(const ExactForwardParams&);
-Status exact_backward(const ExactBackwardParams&);
-}  // namespace cpu
+#define SFR_EXACT_FORWARD(FIELD, BASE) \
+  BASE(ExactParams, problem)           \
+  BASE(ExactSolved, solved)            \
+  FIELD(CostView, cost, {})
+struct ExactForwardParams : ExactParams, ExactSolved {
+  SFR_DERIVED_FIELDS(ExactForwardParams, SFR_EXACT_FORWARD)
+};
+
+// Out, contiguous: grad_cost [B, G, N, M], grad_a [B, G, N], grad_b [B, G, M]; absent: not wanted.
+#define SFR_EXACT_BACKWARD(FIELD, BASE)   \
+  BASE(ExactParams, problem)              \
+  BASE(ExactSaved, saved)                 \
+  FIELD(const void*, grad_value, nullptr) \
+  FIELD(void*, grad_cost, nullptr)        \
+  FIELD(void*, grad_a, nullptr)           \
+  FIELD(void*, grad_b, nullptr)
+struct ExactBackwardParams : ExactParams, ExactSaved {
+  SFR_DERIVED_FIELDS(ExactBackwardParams, SFR_EXACT_BACKWARD)
+};
 
 }  // namespace sfr

@@ -52,63 +52,93 @@
 
 namespace sfr {
 
-// How a problem is iterated on, numbered as in sfr_ext/ops. What is not automatic is there to be measured against.
-enum class Method : int32_t {
-  automatic = 0,  // over-relaxed iterations, then Newton steps
-  relaxed = 1,    // over-relaxed iterations
-  plain = 2,      // Sinkhorn's own
-};
+// How a problem is iterated on. What is not automatic is there to be measured against.
+//   automatic   over-relaxed iterations, then Newton steps
+//   relaxed     over-relaxed iterations
+//   plain       Sinkhorn's own
+#define SFR_METHODS(ONE) ONE(automatic) ONE(relaxed) ONE(plain)
+SFR_CHOICES(Method, SFR_METHODS)
 
+//   relative    eps is in units of the standard deviation of the cost under a (x) b
+//   reach       in units of the cost; 0: the marginal is met
+#define SFR_SOLVER_OPTIONS(FIELD) \
+  FIELD(double, eps, 0.05)        \
+  FIELD(bool, relative, true)     \
+  FIELD(double, reach_a, 0)       \
+  FIELD(double, reach_b, 0)       \
+  FIELD(double, tol, 1e-4)        \
+  FIELD(int64_t, max_iter, 1000)  \
+  FIELD(bool, symmetric, false)   \
+  FIELD(Method, method, Method::automatic)
 struct SolverOptions {
-  double eps = 0.05;
-  bool relative = true;  // eps in units of the standard deviation of the cost under a (x) b
-  double tol = 1e-3;
-  int64_t max_iter = 1000;
-  double reach_a = 0, reach_b = 0;  // in units of the cost; 0: the marginal is met
-  bool symmetric = false;
-  Method method = Method::automatic;
+  SFR_FIELDS(SolverOptions, SFR_SOLVER_OPTIONS)
 };
 
-// What a solve takes beside its costs, and what it returns; all outputs contiguous, in the accumulator type.
-struct Solve {
-  SolverOptions options;
-  WeightView a, b;
-  const void* eps_given = nullptr;  // contiguous
-  const void* init_g = nullptr;     // contiguous, of the cost itself, not centred
-  void *transport = nullptr, *entropic = nullptr, *f = nullptr, *g = nullptr;
-  void *eps = nullptr, *mean = nullptr, *error = nullptr;
-  int64_t* n_iter = nullptr;
+// All contiguous, in the accumulator type. Backward reads f, g, eps and mean again, and is given no others.
+#define SFR_SOLVED(FIELD)          \
+  FIELD(void*, transport, nullptr) \
+  FIELD(void*, entropic, nullptr)  \
+  FIELD(void*, f, nullptr)         \
+  FIELD(void*, g, nullptr)         \
+  FIELD(void*, eps, nullptr)       \
+  FIELD(void*, mean, nullptr)      \
+  FIELD(int64_t*, n_iter, nullptr) \
+  FIELD(void*, error, nullptr)
+struct Solved {
+  SFR_FIELDS(Solved, SFR_SOLVED)
 };
 
-// The same for backward: f, g, eps, mean of Solve are read, not written.
+// What a solve takes beside its costs, and what it returns. eps_given and init_g (of the cost itself, not centred) are
+// contiguous.
+#define SFR_SOLVE(FIELD, BASE)           \
+  BASE(Solved, solved)                   \
+  FIELD(SolverOptions, options, {})      \
+  FIELD(WeightView, a, {})               \
+  FIELD(WeightView, b, {})               \
+  FIELD(const void*, eps_given, nullptr) \
+  FIELD(const void*, init_g, nullptr)
+struct Solve : Solved {
+  SFR_DERIVED_FIELDS(Solve, SFR_SOLVE)
+};
+
+// The same for backward. Upstream gradients [B, G], 0 where they are absent: of both values, and of the relative eps
+// that was used. Out, where wanted: grad_a [B, G, N], grad_b [B, G, M], grad_eps_given [B, G].
+#define SFR_SOLVE_GRAD(FIELD, BASE)           \
+  BASE(Solve, solve)                          \
+  FIELD(const void*, grad_transport, nullptr) \
+  FIELD(const void*, grad_entropic, nullptr)  \
+  FIELD(const void*, grad_eps, nullptr)       \
+  FIELD(void*, grad_a, nullptr)               \
+  FIELD(void*, grad_b, nullptr)               \
+  FIELD(void*, grad_eps_given, nullptr)
 struct SolveGrad : Solve {
-  const void *grad_transport = nullptr, *grad_entropic = nullptr;  // [B, G]; absent: 0
-  const void* grad_eps = nullptr;             // [B, G] of the relative eps that was used; absent: 0
-  void *grad_a = nullptr, *grad_b = nullptr;  // [B, G, N], [B, G, M] out; absent: not wanted
-  void* grad_eps_given = nullptr;             // [B, G] out; absent: not wanted
+  SFR_DERIVED_FIELDS(SolveGrad, SFR_SOLVE_GRAD)
 };
 
+#define SFR_SINKHORN_PARAMS(FIELD)      \
+  FIELD(int64_t, B, 0)                  \
+  FIELD(int64_t, G, 0)                  \
+  FIELD(int64_t, N, 0)                  \
+  FIELD(int64_t, M, 0)                  \
+  FIELD(DType, compute, DType::float32) \
+  FIELD(CostView, cost, {})             \
+  FIELD(int, threads, 1)
 struct SinkhornParams {
-  int64_t B = 0, G = 0, N = 0, M = 0;
-  DType compute = DType::float32;
-  const void* cost = nullptr;
-  DType cost_dtype = DType::float32;
-  int64_t stride_b = 0, stride_g = 0, stride_n = 0, stride_m = 0;
-  int threads = 1;
+  SFR_FIELDS(SinkhornParams, SFR_SINKHORN_PARAMS)
 };
 
+#define SFR_SINKHORN_FORWARD(FIELD, BASE) BASE(SinkhornParams, problem) FIELD(Solve, solve, {})
 struct SinkhornForwardParams : SinkhornParams {
-  Solve solve;
+  SFR_DERIVED_FIELDS(SinkhornForwardParams, SFR_SINKHORN_FORWARD)
 };
 
+// grad_cost: [B, G, N, M] out, contiguous, of the accumulator type; absent: not wanted.
+#define SFR_SINKHORN_BACKWARD(FIELD, BASE) \
+  BASE(SinkhornParams, problem)            \
+  FIELD(SolveGrad, solve, {})              \
+  FIELD(void*, grad_cost, nullptr)
 struct SinkhornBackwardParams : SinkhornParams {
-  SolveGrad solve;
-  void* grad_cost = nullptr;  // [B, G, N, M] out, contiguous, of the accumulator type; absent: not wanted
+  SFR_DERIVED_FIELDS(SinkhornBackwardParams, SFR_SINKHORN_BACKWARD)
 };
-
-namespace cpu {
-Status sinkhorn_forward(const SinkhornForwardParams&);
-Status sinkhorn_backward(const SinkhornBackwardParams&);
-}  // namespace cpu
 
 }  // namespace sfr

@@ -1,32 +1,57 @@
 // The few types every contract speaks in: element types, metrics, and views of tensors that somebody else owns.
 #pragma once
 
-#include <cstdint>
+#include "lists.h"
 
 namespace sfr {
 
-// Element types, numbered as in sfr_ext/ops/views.py.
-enum class DType : int32_t { float16 = 0, bfloat16 = 1, float32 = 2, float64 = 3 };
+// Element types, by torch's names.
+#define SFR_DTYPES(ONE) ONE(float16) ONE(bfloat16) ONE(float32) ONE(float64)
+SFR_CHOICES(DType, SFR_DTYPES)
 
-// Ground costs, numbered as in sfr_ext/ops/views.py.
+// Ground costs.
 //   l2            C = |x - y|          gradient 0 where x = y
 //   sqeuclidean   C = |x - y|^2
 //   cosine        C = 1 - x.y / (|x| |y|), 1 where x or y is 0, with gradient 0 there
-enum class Metric : int32_t { l2 = 0, sqeuclidean = 1, cosine = 2 };
+#define SFR_METRICS(ONE) ONE(l2) ONE(sqeuclidean) ONE(cosine)
+SFR_CHOICES(Metric, SFR_METRICS)
 
 // Features [B, G, C, H, W] with any strides, in elements: maps in either memory format and tokens
 // (C, 1, N) are all read in place.
+#define SFR_FEATURE_VIEW(FIELD)       \
+  FIELD(void*, data, nullptr)         \
+  FIELD(DType, dtype, DType::float32) \
+  FIELD(int64_t, H, 0)                \
+  FIELD(int64_t, W, 0)                \
+  FIELD(int64_t, stride_b, 0)         \
+  FIELD(int64_t, stride_g, 0)         \
+  FIELD(int64_t, stride_c, 0)         \
+  FIELD(int64_t, stride_h, 0)         \
+  FIELD(int64_t, stride_w, 0)
 struct FeatureView {
-  void* data = nullptr;
-  DType dtype = DType::float32;
-  int64_t H = 0, W = 0;
-  int64_t stride_b = 0, stride_g = 0, stride_c = 0, stride_h = 0, stride_w = 0;
+  SFR_FIELDS(FeatureView, SFR_FEATURE_VIEW)
+};
+
+// Costs [B, G, N, M] with any strides, in elements.
+#define SFR_COST_VIEW(FIELD)          \
+  FIELD(const void*, data, nullptr)   \
+  FIELD(DType, dtype, DType::float32) \
+  FIELD(int64_t, stride_b, 0)         \
+  FIELD(int64_t, stride_g, 0)         \
+  FIELD(int64_t, stride_n, 0)         \
+  FIELD(int64_t, stride_m, 0)
+struct CostView {
+  SFR_FIELDS(CostView, SFR_COST_VIEW)
 };
 
 // Weights [B, G, N] with any strides, in elements of the accumulator type. No data: uniform, 1 / N.
+#define SFR_WEIGHT_VIEW(FIELD)      \
+  FIELD(const void*, data, nullptr) \
+  FIELD(int64_t, stride_b, 0)       \
+  FIELD(int64_t, stride_g, 0)       \
+  FIELD(int64_t, stride_n, 0)
 struct WeightView {
-  const void* data = nullptr;
-  int64_t stride_b = 0, stride_g = 0, stride_n = 0;
+  SFR_FIELDS(WeightView, SFR_WEIGHT_VIEW)
 };
 
 // What a call came to. The weights' contents can only be seen here; Python turns these into errors

@@ -14,16 +14,16 @@ bool read_cost(const ExactForwardParams& p, int64_t item, ExactWork<double>& wor
   const Masses &a = work.a, &b = work.b;
   work.ld = padded<double>(b.count);
   Places unsound{};
-  with_element(p.cost_dtype, [&](auto element) {
+  with_element(p.cost.dtype, [&](auto element) {
     using E = decltype(element);
-    const E* cost = static_cast<const E*>(p.cost) + item / p.G * p.stride_b + item % p.G * p.stride_g;
+    const E* cost = first_of<E>(p.cost, item / p.G, item % p.G);
     for (int64_t i = 0; i < a.count; ++i) {
-      const E* in = cost + a.index(i) * p.stride_n;
+      const E* in = cost + a.index(i) * p.cost.stride_n;
       double* out = work.cost + i * work.ld;
-      if (p.stride_m == 1 && !b.kept)
+      if (p.cost.stride_m == 1 && !b.kept)
         for (int64_t j = 0; j < b.count; ++j) out[j] = convert_in<double>(in[j]);
       else
-        for (int64_t j = 0; j < b.count; ++j) out[j] = convert_in<double>(in[b.index(j) * p.stride_m]);
+        for (int64_t j = 0; j < b.count; ++j) out[j] = convert_in<double>(in[b.index(j) * p.cost.stride_m]);
       for (int64_t j = b.count; j < work.ld; ++j) out[j] = 0;
       for (int64_t j = 0; j < work.ld; j += lanes<double>) unsound |= ~(vabs<double>(load(out + j)) <= largest_cost);
       for (int64_t j = b.count; j < work.ld; ++j) out[j] = infinity;

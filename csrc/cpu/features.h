@@ -140,6 +140,12 @@ inline int64_t map_offset(const FeatureView& view, int64_t b, int64_t g) {
   return b * view.stride_b + g * view.stride_g;
 }
 
+// The first cost of a problem.
+template <class E>
+const E* first_of(const CostView& view, int64_t b, int64_t g) {
+  return static_cast<const E*>(view.data) + b * view.stride_b + g * view.stride_g;
+}
+
 template <class T, class E>
 void pack_elements(const E* map, int64_t stride_c, const Pixels& pixels, int64_t c0, int64_t channels, T* panel,
                    int64_t ld) {

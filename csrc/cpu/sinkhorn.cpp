@@ -22,13 +22,13 @@ template <class T>
 void read_cost(const Team& team, const SinkhornParams& p, int64_t item, Work<T>& work) {
   const Weights<T>&a = work.transport.a, &b = work.transport.b;
   const int64_t ld = padded<T>(b.count);
-  with_element(p.cost_dtype, [&](auto element) {
+  with_element(p.cost.dtype, [&](auto element) {
     using E = decltype(element);
-    const E* cost = static_cast<const E*>(p.cost) + item / p.G * p.stride_b + item % p.G * p.stride_g;
+    const E* cost = first_of<E>(p.cost, item / p.G, item % p.G);
     team.blocks(a.count, [&](int64_t i) {
       T* out = work.cost + i * ld;
-      const E* in = cost + a.index(i) * p.stride_n;
-      for (int64_t j = 0; j < b.count; ++j) out[j] = convert_in<T>(in[b.index(j) * p.stride_m]);
+      const E* in = cost + a.index(i) * p.cost.stride_n;
+      for (int64_t j = 0; j < b.count; ++j) out[j] = convert_in<T>(in[b.index(j) * p.cost.stride_m]);
       for (int64_t j = b.count; j < ld; ++j) out[j] = 0;
     });
   });

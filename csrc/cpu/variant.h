@@ -1,21 +1,23 @@
 // Every operation of this folder, declared once per instruction set it may be compiled for.
 #pragma once
 
-#include "../contracts/cost.h"
-#include "../contracts/emd.h"
-#include "../contracts/exact.h"
-#include "../contracts/sinkhorn.h"
+#include "../contracts/operations.h"
 
-#define SFR_DECLARE_VARIANT(isa)                           \
-  namespace sfr::cpu::isa {                                \
-  Status cost_forward(const CostForwardParams&);           \
-  Status cost_backward(const CostBackwardParams&);         \
-  Status sinkhorn_forward(const SinkhornForwardParams&);   \
-  Status sinkhorn_backward(const SinkhornBackwardParams&); \
-  Status emd_forward(const EmdForwardParams&);             \
-  Status emd_backward(const EmdBackwardParams&);           \
-  Status exact_forward(const ExactForwardParams&);         \
-  Status exact_backward(const ExactBackwardParams&);       \
+namespace sfr::cpu {
+
+#define SFR_POINTER(name, Params) Status (*name)(const Params&);
+struct Operations {
+  SFR_OPERATIONS(SFR_POINTER)
+};
+
+}  // namespace sfr::cpu
+
+#define SFR_DECLARE(name, Params) Status name(const Params&);
+#define SFR_NAME(name, Params) name,
+#define SFR_DECLARE_VARIANT(isa)                                \
+  namespace sfr::cpu::isa {                                     \
+  SFR_OPERATIONS(SFR_DECLARE)                                   \
+  constexpr Operations operations = {SFR_OPERATIONS(SFR_NAME)}; \
   }
 
 SFR_DECLARE_VARIANT(baseline)

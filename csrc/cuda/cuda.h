@@ -1,44 +1,38 @@
 // The operations of csrc/contracts/*.h on a GPU: the same parameters, and where to run. `threads` is not looked at.
 #pragma once
 
-#include "../contracts/emd.h"
-#include "../contracts/exact.h"
+#include "../contracts/operations.h"
 
 namespace sfr::cuda {
 
-// Strategies, numbered as in sfr_ext/ops/launch.py. One of them can be forced, for tests and benchmarks.
+// One of these can be forced, for tests and benchmarks.
 //   several   one warp to a problem, several problems to a block    up to 32 x 32
 //   block     one block to a problem, plan in shared memory         while it fits
 //   team      blocks that wait for each other, each with a slab of the plan in its shared memory
 //   stream    the same with everything in global memory             any size
-enum class Strategy : int32_t { automatic = 0, several = 1, block = 2, team = 3, stream = 4 };
+#define SFR_STRATEGIES(ONE) ONE(automatic) ONE(several) ONE(block) ONE(team) ONE(stream)
+SFR_CHOICES(Strategy, SFR_STRATEGIES)
 
+// `queue` is the address of the CUDA stream, scratch is global memory.
+#define SFR_WHERE(FIELD)                         \
+  FIELD(int, device, 0)                          \
+  FIELD(int64_t, queue, 0)                       \
+  FIELD(Strategy, strategy, Strategy::automatic) \
+  FIELD(void*, scratch, nullptr)                 \
+  FIELD(int64_t, scratch_bytes, 0)
 struct Where {
-  int device = 0;
-  void* stream = nullptr;
-  Strategy strategy = Strategy::automatic;
-  void* scratch = nullptr;  // global memory
-  int64_t scratch_bytes = 0;
+  SFR_FIELDS(Where, SFR_WHERE)
+
+  void* stream() const { return reinterpret_cast<void*>(queue); }
 };
 
 // Each launches and returns 0; or launches nothing and returns the bytes of scratch that it needs, where it was given
 // fewer. Throws std::runtime_error when a launch fails. Unsound weights give NaN for their problem.
 // T is p.compute. Each file of kernels is compiled twice, for T = SFR_REAL = float and double.
-template <class T>
-int64_t cost_forward(const CostForwardParams&, const Where&);
-template <class T>
-int64_t cost_backward(const CostBackwardParams&, const Where&);
-template <class T>
-int64_t sinkhorn_forward(const SinkhornForwardParams&, const Where&);
-template <class T>
-int64_t sinkhorn_backward(const SinkhornBackwardParams&, const Where&);
-template <class T>
-int64_t emd_forward(const EmdForwardParams&, const Where&);
-template <class T>
-int64_t emd_backward(const EmdBackwardParams&, const Where&);
-template <class T>
-int64_t exact_forward(const ExactForwardParams&, const Where&);
-template <class T>
-int64_t exact_backward(const ExactBackwardParams&, const Where&);
+#define SFR_DECLARE(name, Params) \
+  template <class T>              \
+  int64_t name(const Params&, const Where&);
+SFR_OPERATIONS(SFR_DECLARE)
+#undef SFR_DECLARE
 
 }  // namespace sfr::cuda

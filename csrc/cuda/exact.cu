@@ -26,16 +26,16 @@ SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64
   const Masses &a = work.a, &b = work.b;
   work.ld = b.count;
   bool sound = true;
-  with_element(p.cost_dtype, [&](auto element) {
+  with_element(p.cost.dtype, [&](auto element) {
     using E = decltype(element);
     if constexpr (sizeof(T) >= sizeof(E)) {
-      const E* cost = static_cast<const E*>(p.cost) + item / p.G * p.stride_b + item % p.G * p.stride_g;
+      const E* cost = first_of<E>(p.cost, item / p.G, item % p.G);
 #pragma unroll 1
       for (int64_t i = 0; i < a.count; ++i) {
-        const E* in = cost + a.index(i) * p.stride_n;
+        const E* in = cost + a.index(i) * p.cost.stride_n;
 #pragma unroll 4
         for (int64_t j = lanes.lane; j < b.count; j += warp_threads) {
-          const T x = T(to_float(in[b.index(j) * p.stride_m]));
+          const T x = T(to_float(in[b.index(j) * p.cost.stride_m]));
           sound = sound && fabs(double(x)) <= largest_cost;
           work.cost[i * work.ld + j] = x;
         }

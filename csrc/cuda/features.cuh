@@ -33,6 +33,12 @@ SFR_BOTH int64_t map_offset(const FeatureView& view, int64_t b, int64_t g) {
   return b * view.stride_b + g * view.stride_g;
 }
 
+// The first cost of a problem.
+template <class E>
+SFR_DEVICE const E* first_of(const CostView& view, int64_t b, int64_t g) {
+  return static_cast<const E*>(view.data) + b * view.stride_b + g * view.stride_g;
+}
+
 // i / n for i up to 2^22, without a division.
 struct Divider {
   int n;

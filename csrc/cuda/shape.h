@@ -262,10 +262,10 @@ int64_t start(Kernel<Work<Params>> kernel, const Params& params, const Task& tas
   work.teams = layout.teams;
   work.scratch = static_cast<unsigned char*>(where.scratch);
   if (layout.counters > 0)
-    check(cudaMemsetAsync(where.scratch, 0, size_t(layout.counters), static_cast<cudaStream_t>(where.stream)),
+    check(cudaMemsetAsync(where.scratch, 0, size_t(layout.counters), static_cast<cudaStream_t>(where.stream())),
           "clearing memory failed");
   allow_shared(kernel, where.device);
-  launch(kernel, {layout.blocks, shape.threads * shape.teams, size_t(layout.shared), shape.blocks > 1, where.stream},
+  launch(kernel, {layout.blocks, shape.threads * shape.teams, size_t(layout.shared), shape.blocks > 1, where.stream()},
          work);
   return 0;
 }

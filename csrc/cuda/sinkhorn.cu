@@ -12,16 +12,16 @@ SFR_PHASE void read_cost(Site site, const SinkhornParams& p, int64_t item) {
   const Team& team = problem.team;
   const Shape& s = site.shape;
   T* out = problem.cost();
-  with_element(p.cost_dtype, [&](auto element) {
+  with_element(p.cost.dtype, [&](auto element) {
     using E = decltype(element);
     if constexpr (sizeof(T) >= sizeof(E)) {
-      const E* cost = static_cast<const E*>(p.cost) + item / p.G * p.stride_b + item % p.G * p.stride_g;
+      const E* cost = first_of<E>(p.cost, item / p.G, item % p.G);
 #pragma unroll 1
       for (int i = team.warp(); i < problem.rows; i += team.warps())
 #pragma unroll 4
         for (int j = team.lane(); j < s.M; j += warp_threads) {
           const bool kept = problem.at.row_weight[i] > 0 && problem.at.column_weight[j] > 0;
-          const E* from = cost + (problem.first + i) * p.stride_n + j * p.stride_m;
+          const E* from = cost + (problem.first + i) * p.cost.stride_n + j * p.cost.stride_m;
           out[int64_t(i) * s.ld + j] = kept ? T(to_float(*from)) : T(0);
         }
     }

@@ -108,11 +108,11 @@ SFR_LANES void write(const Lanes& lanes, const ExactForwardParams& p, int64_t it
 
   T *f = static_cast<T*>(p.f) + item * p.N, *g = static_cast<T*>(p.g) + item * p.M;
   if (a.kept || b.kept)
-    with_element(p.cost_dtype, [&](auto element) {
+    with_element(p.cost.dtype, [&](auto element) {
       using E = decltype(element);
-      const E* cost = static_cast<const E*>(p.cost) + item / p.G * p.stride_b + item % p.G * p.stride_g;
-      lanes.each(p.N, [&](int64_t i) { f[i] = T(slope(cost + i * p.stride_n, p.stride_m, b, solved.v)); });
-      lanes.each(p.M, [&](int64_t j) { g[j] = T(slope(cost + j * p.stride_m, p.stride_n, a, solved.u)); });
+      const E* cost = first_of<E>(p.cost, item / p.G, item % p.G);
+      lanes.each(p.N, [&](int64_t i) { f[i] = T(slope(cost + i * p.cost.stride_n, p.cost.stride_m, b, solved.v)); });
+      lanes.each(p.M, [&](int64_t j) { g[j] = T(slope(cost + j * p.cost.stride_m, p.cost.stride_n, a, solved.u)); });
     });
   lanes.each(a.count, [&](int64_t i) { f[a.index(i)] = T(solved.u[i]); });
   lanes.each(b.count, [&](int64_t j) { g[b.index(j)] = T(solved.v[j]); });

@@ -1,21 +1,32 @@
 """The operators ``torch.ops.sfr_ext.*``: what they are called, how each device runs them, their fakes, their autograd.
 
 Arguments have been checked by :mod:`sfr_ext.checks`; formulas and shapes are stated once, in ``csrc/contracts/*.h``. An
-operator allocates its outputs with torch and hands addresses, sizes and strides to :mod:`sfr_ext._C`, which knows
+operator allocates its outputs with torch and hands them, with sizes and strides, to :mod:`sfr_ext._C`, which knows
 nothing of torch.
 """
 
+from .contracts import DTYPES, METRIC_NAMES, METRICS, STRATEGIES, ExactSolved, Solved, SolverOptions
 from .cost import cost_forward
-from .divergence import divergence_forward, flat, self_forward
+from .divergence import Divergence, SelfSolved, divergence_forward, flat, self_forward
 from .emd import emd_forward
 from .exact import exact_forward, exact_plan
-from .launch import STRATEGIES, forced
+from .launch import forced, forced_method
 from .sinkhorn import sinkhorn_forward
-from .views import METRICS, compute_dtype, patch_grids, problems
+from .solved import saved
+from .views import Ground, Pair, compute_dtype, patch_grids, problems
 
 __all__ = [
+    "DTYPES",
     "METRICS",
+    "METRIC_NAMES",
     "STRATEGIES",
+    "Divergence",
+    "ExactSolved",
+    "Ground",
+    "Pair",
+    "SelfSolved",
+    "Solved",
+    "SolverOptions",
     "compute_dtype",
     "cost_forward",
     "divergence_forward",
@@ -24,8 +35,10 @@ __all__ = [
     "exact_plan",
     "flat",
     "forced",
+    "forced_method",
     "patch_grids",
     "problems",
+    "saved",
     "self_forward",
     "sinkhorn_forward",
 ]

@@ -3,103 +3,99 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from .. import reference
+from .. import formulas
+from .contracts import METRIC_NAMES, CostBackwardParams, CostForwardParams
 from .derivatives import differentiable, second_derivatives
 from .gradients import feature_gradients, named
-from .launch import implement, library, run
-from .views import compute_dtype, features_of, metric_name, patch_grids, problems
+from .launch import run
+from .operator import Operator
+from .views import Ground, compute_dtype, cost_params, patch_grids, problems, view_of
 
-library.define("cost_forward(Tensor x, Tensor y, int metric, int patch_size) -> Tensor")
-library.define(
-    "cost_backward(Tensor grad_cost, Tensor cost, Tensor x, Tensor y, int metric, int patch_size, bool need_x, "
-    "bool need_y) -> (Tensor, Tensor)"
+
+class Features(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+class Need(NamedTuple):
+    need_x: bool
+    need_y: bool
+
+
+FORWARD = Operator("cost_forward", "Tensor", features=Features, ground=Ground)
+BACKWARD = Operator(
+    "cost_backward",
+    "(Tensor, Tensor)",
+    grad_cost="Tensor",
+    cost="Tensor",
+    features=Features,
+    ground=Ground,
+    need=Need,
 )
 
 
-def _cost_like(x: Tensor, y: Tensor, patch: int) -> Tensor:
-    shape = (*problems(x, y), *map(math.prod, patch_grids(x, y, patch)))
+@FORWARD.fake
+def _room(features: Features, ground: Ground) -> Tensor:
+    x, y = features
+    shape = (*problems(x, y), *map(math.prod, patch_grids(x, y, ground.patch_size)))
     return x.new_empty(shape, dtype=compute_dtype(x, y))
 
 
-def _cost_forward(x: Tensor, y: Tensor, metric: int, patch_size: int) -> Tensor:
-    cost = _cost_like(x, y, patch_size)
-    sizes, x_view, y_view, _ = features_of(x, y, metric, patch_size, cost.dtype)
-    run("cost_forward", x, sizes, x_view, y_view, cost.data_ptr())
+@FORWARD.kernel
+def _forward(features: Features, ground: Ground) -> Tensor:
+    cost = _room(features, ground)
+    run("cost_forward", cost, CostForwardParams(cost_params(*features, ground, cost.dtype), cost))
     return cost
 
 
-def _cost_backward(
-    grad_cost: Tensor,
-    cost: Tensor,
-    x: Tensor,
-    y: Tensor,
-    metric: int,
-    patch_size: int,
-    need_x: bool,
-    need_y: bool,
-) -> tuple[Tensor, Tensor]:
-    grad_x, grad_y = feature_gradients(x, y, need_x, need_y)
-    sizes, x_view, y_view, view = features_of(x, y, metric, patch_size, cost.dtype)
-    grad_cost = grad_cost.contiguous()
-    run(
-        "cost_backward",
-        x,
-        sizes,
-        x_view,
-        y_view,
-        cost.data_ptr(),
-        grad_cost.data_ptr(),
-        view(grad_x if need_x else None),
-        view(grad_y if need_y else None),
-    )
-    return grad_x, grad_y
+@BACKWARD.kernel
+def _backward(grad_cost: Tensor, cost: Tensor, features: Features, ground: Ground, need: Need) -> tuple[Tensor, Tensor]:
+    gradients = feature_gradients(*features, *need)
+    view = view_of(features.x)
+    grad_x, grad_y = map(view, named(gradients, need))
+    problem = cost_params(*features, ground, cost.dtype)
+    run("cost_backward", cost, CostBackwardParams(problem, cost, grad_cost.contiguous(), grad_x, grad_y))
+    return gradients
 
 
-implement(_cost_forward, _cost_backward)
+@BACKWARD.fake
+def _(grad_cost: Tensor, cost: Tensor, features: Features, ground: Ground, need: Need) -> tuple[Tensor, Tensor]:
+    return feature_gradients(*features, *need)
 
 
-@torch.library.register_fake("sfr_ext::cost_forward", lib=library)
-def _(x: Tensor, y: Tensor, metric: int, patch_size: int) -> Tensor:
-    return _cost_like(x, y, patch_size)
+def _save(ctx: Any, cost: Tensor, features: Features, ground: Ground) -> None:
+    ctx.ground = ground
+    ctx.save_for_backward(cost, *features)
 
 
-@torch.library.register_fake("sfr_ext::cost_backward", lib=library)
-def _(grad_cost: Tensor, cost: Tensor, x: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return feature_gradients(x, y, *rest[-2:])
-
-
-def _cost_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, y, ctx.metric, ctx.patch_size = inputs
-    ctx.save_for_backward(output, x, y)
-
-
-def _cost_autograd(ctx: Any, grad_cost: Tensor) -> tuple[Tensor | None, ...]:
+def _pull(ctx: Any, grad_cost: Tensor) -> list[Tensor | None]:
     wanted = ctx.needs_input_grad[:2]
-    gradients = cost_backward(grad_cost, *ctx.saved_tensors, ctx.metric, ctx.patch_size, *wanted)
-    return (*named(gradients, wanted), None, None)
+    return named(cost_backward(grad_cost, *ctx.saved_tensors, *ctx.ground, *wanted), wanted)
 
 
-def _cost_second_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad_cost, _, x, y, ctx.metric, ctx.patch_size, _, _ = inputs
-    ctx.save_for_backward(grad_cost, x, y)
+def _save_again(
+    ctx: Any, output: Any, grad_cost: Tensor, cost: Tensor, features: Features, ground: Ground, need: Need
+) -> None:
+    ctx.ground = ground
+    ctx.save_for_backward(grad_cost, *features)
 
 
-def _cost_second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    grad_cost, x, y = ctx.saved_tensors
+def _pull_again(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    grad_cost, *features = ctx.saved_tensors
 
     def values(x: Tensor, y: Tensor) -> tuple[Tensor]:
-        return (reference.cost_matrix(x, y, metric=metric_name(ctx.metric), patch_size=ctx.patch_size),)
+        metric = METRIC_NAMES[ctx.ground.metric]
+        return (formulas.cost_matrix(x, y, metric=metric, patch_size=ctx.ground.patch_size),)
 
     # The cost itself was an argument too, as forward's output; here it is a function of x and y.
     needed = ctx.needs_input_grad
-    grad_grad, grad_x, grad_y = second_derivatives(values, (grad_cost,), (x, y), upstream, (needed[0], *needed[2:4]))
-    return (grad_grad, None, grad_x, grad_y, *[None] * 4)
+    found = second_derivatives(values, (grad_cost,), tuple(features), upstream, (needed[0], *needed[2:4]))
+    return (found[0], None, *found[1:])
 
 
-cost_backward = differentiable("cost_backward", _cost_second_context, _cost_second)
-cost_forward = differentiable("cost_forward", _cost_context, _cost_autograd)
+cost_backward = differentiable(BACKWARD, _save_again, _pull_again)
+cost_forward = differentiable(FORWARD, _save, _pull)

@@ -10,18 +10,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from .launch import implementations, library
+from .operator import Operator, library
 
 SetupContext = Callable[..., None]
 Backward = Callable[..., Any]
 
 
 def differentiable(
-    name: str, setup_context: SetupContext, backward: Backward, values: int | None = None
+    operator: Operator, setup_context: SetupContext, backward: Backward, values: int | None = None
 ) -> Callable[..., Any]:
     """Registers the autograd of an operator and returns the operator, to be called as a function.
 
-    Only the first ``values`` outputs carry gradients (None: all); ``backward`` gets None for one that is not used.
+    ``setup_context(ctx, output, *groups)`` keeps what ``backward(ctx, *grads)`` needs. Only the first ``values``
+    outputs carry gradients (None: all); ``backward`` gets None for one that is not used, and returns gradients for the
+    first arguments.
 
     There are three ways to call it, made of the same functions. Compilers and dispatch modes see the operator. What
     torch registers for an operator knows nothing of ``torch.func`` (and forward mode would drop tangents in silence),
@@ -31,27 +33,26 @@ def differentiable(
     The tensors that the operator takes come first, and have the batch in front: an axis that ``vmap`` adds is folded
     into it.
     """
-    operator = getattr(torch.ops.sfr_ext, name).default
-    implementation = implementations[name]
-    tensors = sum("Tensor" in str(argument.type) for argument in operator._schema.arguments)
+    name, registered, tensors = operator.name, operator.registered, operator.tensors
 
     def context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        setup_context(ctx, inputs, output)
+        setup_context(ctx, operator.result(output), *operator.split(inputs))
         if values is not None:
             ctx.mark_non_differentiable(*output[values:])
         ctx.set_materialize_grads(False)
 
     def pull(ctx: Any, *grads: Any) -> Any:
         if all(grad is None for grad in grads[:values]):
-            return (None,) * len(operator._schema.arguments)
-        return backward(ctx, *grads)
+            return (None,) * operator.count
+        found = backward(ctx, *grads)
+        return (*found, *(None,) * (operator.count - len(found)))
 
     torch.library.register_autograd(f"sfr_ext::{name}", pull, setup_context=context, lib=library)
 
     class Transformed(torch.autograd.Function):
         @staticmethod
         def forward(*inputs: Any) -> Any:
-            return operator(*inputs)
+            return registered(*inputs)
 
         setup_context = staticmethod(context)
         backward = staticmethod(pull)
@@ -73,8 +74,9 @@ def differentiable(
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:
             inputs, others = arguments[-1]
-            output = implementation(*inputs)
-            setup_context(ctx, inputs, output)
+            groups = operator.split(inputs)
+            output = operator.function(*groups)
+            setup_context(ctx, output, *groups)
             ctx.set_materialize_grads(False)
             if values is None:
                 return output
@@ -91,14 +93,14 @@ def differentiable(
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return operator(*inputs)
+            return registered(*inputs)
         # Private names, the same since torch 2.1: nothing public tells.
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return transformed.apply(*inputs)
         if torch._C._len_torch_dispatch_stack() or not _plain(inputs):
-            return operator(*inputs)
+            return registered(*inputs)
         if not torch.is_grad_enabled():
-            return implementation(*inputs)
+            return operator.function(*operator.split(inputs))
         others: list[Tensor] = []
         output = eager.apply(*inputs[:tensors], (inputs, others))
         return (*output, *others) if others else output
@@ -117,18 +119,18 @@ def _plain(inputs: tuple[Any, ...]) -> bool:
     return not next(value for value in inputs if isinstance(value, Tensor)).is_meta
 
 
-def no_second_derivative(name: str) -> Callable[..., Any]:
+def no_second_derivative(operator: Operator) -> Callable[..., Any]:
     """The operator of a first derivative that has none of its own."""
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Any, output: Any, *groups: Any) -> None:
         pass
 
     def backward(ctx: Any, *grads: Tensor) -> NoReturn:
         raise NotImplementedError(
-            f"sfr_ext.{name}: second derivatives are not implemented; call backward without create_graph=True"
+            f"sfr_ext.{operator.name}: second derivatives are not implemented; call backward without create_graph=True"
         )
 
-    return differentiable(name, setup_context, backward)
+    return differentiable(operator, setup_context, backward)
 
 
 def second_derivatives(

@@ -5,218 +5,161 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .. import implicit, reference
+from .. import formulas, implicit
+from .contracts import METRIC_NAMES, EmdBackwardParams, EmdForwardParams, Solve, Solved, SolveGrad, SolverOptions
 from .derivatives import differentiable, second_derivatives
-from .gradients import feature_gradients, fold_groups, named, weight_gradients
-from .launch import implement, library, run
-from .solved import NEEDS, OPTIONS, OUTPUTS, PROBLEM, SOLVED, VALUES, options_for, solve_outputs
-from .views import address, compute_dtype, features_of, metric_name, patch_grids, problems, weight_view
+from .gradients import NeedPair, feature_gradients, fold_groups, named, weight_gradients
+from .launch import run
+from .operator import Operator
+from .solved import VALUES, Saved, Upstream, again, room, saved
+from .views import Ground, Pair, compute_dtype, cost_params, dense, patch_grids, problems, view_of, weight_view
 from .weights import check_status
 
-library.define(
-    "emd_forward(Tensor x, Tensor y, Tensor? a, Tensor? b, Tensor? init_g, int metric, int patch_size, "
-    f"{OPTIONS}) -> {OUTPUTS}"
+FORWARD = Operator(
+    "emd_forward", Solved, pair=Pair, init_g="Tensor?", ground=Ground, options=SolverOptions, caller="str"
 )
-library.define(
-    "emd_backward(Tensor? grad_transport, Tensor? grad_entropic, Tensor x, Tensor y, Tensor? a, Tensor? b, "
-    f"{SOLVED}, int metric, int patch_size, {PROBLEM}, bool need_x, bool need_y, {NEEDS}) -> "
-    "(Tensor, Tensor, Tensor, Tensor)"
+BACKWARD = Operator(
+    "emd_backward",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    upstream=Upstream,
+    pair=Pair,
+    saved=Saved,
+    ground=Ground,
+    options=SolverOptions,
+    need=NeedPair,
 )
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _emd_outputs(x: Tensor, y: Tensor, patch_size: int) -> tuple[Tensor, ...]:
-    n, m = map(math.prod, patch_grids(x, y, patch_size))
-    return solve_outputs(x, problems(x, y), n, m, compute_dtype(x, y))
+def _room(pair: Pair, ground: Ground) -> Solved:
+    n, m = map(math.prod, patch_grids(pair.x, pair.y, ground.patch_size))
+    return room(pair.x, problems(pair.x, pair.y), n, m, compute_dtype(pair.x, pair.y))
 
 
-def _emd_forward(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    init_g: Tensor | None,
-    metric: int,
-    patch_size: int,
-    eps: float,
-    relative: bool,
-    reach_a: float,
-    reach_b: float,
-    tol: float,
-    max_iter: int,
-    caller: str,
-) -> tuple[Tensor, ...]:
-    options = options_for((eps, relative, reach_a, reach_b), tol, max_iter)
-    return solve_features(x, y, a, b, init_g, metric, patch_size, options, caller)
+@FORWARD.fake
+def _(pair: Pair, init_g: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> Solved:
+    return _room(pair, ground)
+
+
+@FORWARD.kernel
+def _forward(pair: Pair, init_g: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> Solved:
+    return solve_features(pair, ground, options, caller, init_g=init_g)
 
 
 def solve_features(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    init_g: Tensor | None,
-    metric: int,
-    patch_size: int,
-    options: tuple[Any, ...],
+    pair: Pair,
+    ground: Ground,
+    options: SolverOptions,
     caller: str,
-) -> tuple[Tensor, ...]:
-    """Calls the forward kernel; ``options`` as `options_for` makes them."""
-    out = _emd_outputs(x, y, patch_size)
-    sizes, x_view, y_view, _ = features_of(x, y, metric, patch_size, out[0].dtype)
-    init_g = None if init_g is None else init_g.contiguous()
-    status = run(
-        "emd_forward",
-        x,
-        sizes,
-        x_view,
-        y_view,
-        weight_view(a),
-        weight_view(b),
-        options,
-        address(init_g),
-        tuple(t.data_ptr() for t in out),
+    *,
+    init_g: Tensor | None = None,
+    eps_given: Tensor | None = None,
+) -> Solved:
+    """Calls the forward kernel; ``eps_given`` of each problem, instead of that of the options."""
+    out = _room(pair, ground)
+    solve = Solve(
+        solved=out,
+        options=options,
+        a=weight_view(pair.a),
+        b=weight_view(pair.b),
+        eps_given=eps_given,
+        init_g=dense(init_g),
     )
-    check_status(status, caller, a, b)
+    params = EmdForwardParams(cost_params(pair.x, pair.y, ground, out.f.dtype), solve)
+    check_status(run("emd_forward", pair.x, params), caller, pair.a, pair.b)
     return out
 
 
-def _emd_gradients(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    f: Tensor,
-    g: Tensor,
-    need: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x, grad_y = feature_gradients(x, y, *need[:2])
-    grad_a, grad_b = weight_gradients(a, b, f, g, *need[2:])
-    return grad_x, grad_y, grad_a, grad_b
+def _gradients(pair: Pair, saved: Saved, need: NeedPair) -> Gradients:
+    grad_x, grad_y = feature_gradients(pair.x, pair.y, need.need_x, need.need_y)
+    return (grad_x, grad_y, *weight_gradients(saved.f, saved.g, need.need_a, need.need_b))
 
 
-def _emd_backward(
-    grad_transport: Tensor | None,
-    grad_entropic: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    f: Tensor,
-    g: Tensor,
-    eps_used: Tensor,
-    mean: Tensor,
-    metric: int,
-    patch_size: int,
-    eps: float,
-    relative: bool,
-    reach_a: float,
-    reach_b: float,
-    need_x: bool,
-    need_y: bool,
-    need_a: bool,
-    need_b: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    need = (need_x, need_y, need_a, need_b)
-    options = options_for((eps, relative, reach_a, reach_b))
-    upstream = (grad_transport, grad_entropic, None)
-    return features_backward(upstream, x, y, a, b, (f, g, eps_used, mean), metric, patch_size, options, need)
-
-
-def features_backward(
-    upstream: tuple[Tensor | None, Tensor | None, Tensor | None],
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    solved: tuple[Tensor, Tensor, Tensor, Tensor],
-    metric: int,
-    patch_size: int,
-    options: tuple[Any, ...],
-    need: tuple[bool, bool, bool, bool],
-    grad_eps_given: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Calls the backward kernel. ``upstream`` of transport, entropic, eps; ``solved``: f, g, eps, mean."""
-    grad_x, grad_y, grad_a, grad_b = _emd_gradients(x, y, a, b, *solved[:2], need)
-    need_x, need_y, need_a, need_b = need
-    sizes, x_view, y_view, view = features_of(x, y, metric, patch_size, solved[0].dtype)
-    kept = [None if grad is None else grad.contiguous() for grad in upstream]
-    run(
-        "emd_backward",
-        x,
-        sizes,
-        x_view,
-        y_view,
-        weight_view(a),
-        weight_view(b),
-        options,
-        (
-            *(t.data_ptr() for t in solved),
-            *map(address, kept),
-            address(grad_a if need_a else None),
-            address(grad_b if need_b else None),
-            address(grad_eps_given),
-        ),
-        view(grad_x if need_x else None),
-        view(grad_y if need_y else None),
-    )
-    return grad_x, grad_y, fold_groups(grad_a, a), fold_groups(grad_b, b)
-
-
-implement(_emd_forward, _emd_backward)
-
-
-@torch.library.register_fake("sfr_ext::emd_forward", lib=library)
-def _(x: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _emd_outputs(x, y, rest[4])
-
-
-@torch.library.register_fake("sfr_ext::emd_backward", lib=library)
+@BACKWARD.fake
 def _(
-    grad_transport: Tensor | None,
-    grad_entropic: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    f: Tensor,
-    g: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x, grad_y, grad_a, grad_b = _emd_gradients(x, y, a, b, f, g, rest[-4:])
-    return grad_x, grad_y, fold_groups(grad_a, a), fold_groups(grad_b, b)
+    upstream: Upstream, pair: Pair, saved: Saved, ground: Ground, options: SolverOptions, need: NeedPair
+) -> Gradients:
+    grad_x, grad_y, grad_a, grad_b = _gradients(pair, saved, need)
+    return grad_x, grad_y, fold_groups(grad_a, pair.a), fold_groups(grad_b, pair.b)
 
 
-def _emd_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, y, a, b, _, ctx.metric, ctx.patch_size, *ctx.problem, _, _, _ = inputs
-    ctx.save_for_backward(x, y, a, b, *output[2:6])
+@BACKWARD.kernel
+def features_backward(
+    upstream: Upstream,
+    pair: Pair,
+    saved: Saved,
+    ground: Ground,
+    options: SolverOptions,
+    need: NeedPair,
+    *,
+    grad_eps: Tensor | None = None,
+    eps_given: Tensor | None = None,
+    grad_eps_given: Tensor | None = None,
+) -> Gradients:
+    """Calls the backward kernel. ``grad_eps``: upstream, of the eps that was used; ``grad_eps_given``: out."""
+    gradients = _gradients(pair, saved, need)
+    grad_x, grad_y, grad_a, grad_b = named(gradients, need)
+    solve = SolveGrad(
+        solve=Solve(again(saved), options, weight_view(pair.a), weight_view(pair.b), eps_given),
+        grad_transport=dense(upstream.grad_transport),
+        grad_entropic=dense(upstream.grad_entropic),
+        grad_eps=dense(grad_eps),
+        grad_a=grad_a,
+        grad_b=grad_b,
+        grad_eps_given=grad_eps_given,
+    )
+    view = view_of(pair.x)
+    problem = cost_params(pair.x, pair.y, ground, saved.f.dtype)
+    run("emd_backward", pair.x, EmdBackwardParams(problem, solve, view(grad_x), view(grad_y)))
+    return *gradients[:2], fold_groups(gradients[2], pair.a), fold_groups(gradients[3], pair.b)
 
 
-def _emd_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _save(
+    ctx: Any,
+    solved: Solved,
+    pair: Pair,
+    init_g: Tensor | None,
+    ground: Ground,
+    options: SolverOptions,
+    caller: str,
+) -> None:
+    ctx.ground, ctx.options = ground, options
+    ctx.save_for_backward(*pair, *saved(solved))
+
+
+def _pull(ctx: Any, *grads: Tensor | None) -> list[Tensor | None]:
     wanted = ctx.needs_input_grad[:4]
-    gradients = emd_backward(*grads[:2], *ctx.saved_tensors, ctx.metric, ctx.patch_size, *ctx.problem, *wanted)
-    return (*named(gradients, wanted), *[None] * 10)
+    gradients = emd_backward(*grads[:VALUES], *ctx.saved_tensors, *ctx.ground, *ctx.options, *wanted)
+    return named(gradients, wanted)
 
 
-def _emd_second_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.metric, ctx.patch_size, eps, relative, reach_a, reach_b, _, _, _, _ = inputs
-    ctx.problem = implicit.Problem(eps, relative, reach_a, reach_b)
-    ctx.save_for_backward(*tensors)
+def _save_again(
+    ctx: Any,
+    output: Gradients,
+    upstream: Upstream,
+    pair: Pair,
+    saved: Saved,
+    ground: Ground,
+    options: SolverOptions,
+    need: NeedPair,
+) -> None:
+    ctx.ground, ctx.options = ground, options
+    ctx.save_for_backward(*upstream, *pair, *saved)
 
 
-def _emd_second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+def _pull_again(ctx: Any, *above: Tensor | None) -> list[Tensor | None]:
     tensors = ctx.saved_tensors
-    grads, inputs, solved = tensors[:2], tensors[2:6], tensors[6:]
+    upstream, pair, saved = Upstream(*tensors[:2]), Pair(*tensors[2:6]), Saved(*tensors[6:])
 
     def values(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
-        cost = implicit.costs(x, y, a, b, metric_name(ctx.metric), ctx.patch_size, reference.cost_matrix)
-        return implicit.values(cost, a, b, solved, ctx.problem)
+        metric, patch_size = METRIC_NAMES[ctx.ground.metric], ctx.ground.patch_size
+        cost = implicit.costs(x, y, a, b, metric, patch_size, formulas.cost_matrix)
+        return implicit.values(cost, a, b, saved, ctx.options)
 
-    found = second_derivatives(values, grads, inputs, upstream, ctx.needs_input_grad[:6])
-    return (*found, *[None] * 14)
+    return second_derivatives(values, upstream, pair, above, ctx.needs_input_grad[:6])
 
 
-emd_backward = differentiable("emd_backward", _emd_second_context, _emd_second)
-emd_forward = differentiable("emd_forward", _emd_context, _emd_autograd, values=VALUES)
+emd_backward = differentiable(BACKWARD, _save_again, _pull_again)
+emd_forward = differentiable(FORWARD, _save, _pull, values=VALUES)

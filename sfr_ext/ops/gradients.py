@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,23 @@ from torch import Tensor
 def nothing(like: Tensor) -> Tensor:
     """Stands for a gradient that nobody asked for: an operator has to return tensors."""
     return like.new_empty(0)
+
+
+class NeedPair(NamedTuple):
+    """Which gradients are wanted of `Pair`."""
+
+    need_x: bool
+    need_y: bool
+    need_a: bool
+    need_b: bool
+
+
+class NeedGiven(NamedTuple):
+    """Which gradients are wanted of costs and weights."""
+
+    need_cost: bool
+    need_a: bool
+    need_b: bool
 
 
 def named(gradients: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor | None]:
@@ -19,9 +38,7 @@ def feature_gradients(x: Tensor, y: Tensor, need_x: bool, need_y: bool) -> tuple
     return (torch.empty_like(x) if need_x else nothing(x)), (torch.empty_like(y) if need_y else nothing(y))
 
 
-def weight_gradients(
-    a: Tensor | None, b: Tensor | None, f: Tensor, g: Tensor, need_a: bool, need_b: bool
-) -> tuple[Tensor, Tensor]:
+def weight_gradients(f: Tensor, g: Tensor, need_a: bool, need_b: bool) -> tuple[Tensor, Tensor]:
     """One gradient a problem; `fold_groups` brings them to the shape of the weights."""
     return (torch.empty_like(f) if need_a else nothing(f)), (torch.empty_like(g) if need_b else nothing(g))
 

@@ -8,159 +8,120 @@ import torch
 from torch import Tensor
 
 from .. import implicit
+from .contracts import (
+    DTYPES,
+    SinkhornBackwardParams,
+    SinkhornForwardParams,
+    SinkhornParams,
+    Solve,
+    Solved,
+    SolveGrad,
+    SolverOptions,
+)
 from .derivatives import differentiable, second_derivatives
-from .gradients import named, nothing, weight_gradients
-from .launch import implement, library, run
-from .solved import NEEDS, OPTIONS, OUTPUTS, PROBLEM, SOLVED, VALUES, options_for, solve_outputs
-from .views import DTYPES, address, compute_dtype, weight_view
+from .gradients import NeedGiven, named, nothing, weight_gradients
+from .launch import run
+from .operator import Operator
+from .solved import VALUES, Given, Saved, Upstream, again, room, saved
+from .views import compute_dtype, cost_view, dense, weight_view
 from .weights import check_status
 
-# cost [B, G, N, M], a [B, G, N], b [B, G, M]
-library.define(f"sinkhorn_forward(Tensor cost, Tensor? a, Tensor? b, Tensor? init_g, {OPTIONS}) -> {OUTPUTS}")
-library.define(
-    "sinkhorn_backward(Tensor? grad_transport, Tensor? grad_entropic, Tensor cost, Tensor? a, Tensor? b, "
-    f"{SOLVED}, {PROBLEM}, bool need_cost, {NEEDS}) -> (Tensor, Tensor, Tensor)"
+FORWARD = Operator("sinkhorn_forward", Solved, given=Given, init_g="Tensor?", options=SolverOptions, caller="str")
+BACKWARD = Operator(
+    "sinkhorn_backward",
+    "(Tensor, Tensor, Tensor)",
+    upstream=Upstream,
+    given=Given,
+    saved=Saved,
+    options=SolverOptions,
+    need=NeedGiven,
 )
+Gradients = tuple[Tensor, Tensor, Tensor]
 
 
-def _sinkhorn_sizes(cost: Tensor, compute: torch.dtype) -> tuple[Any, Any]:
-    sizes = (*cost.shape, DTYPES[compute], torch.get_num_threads())
-    return sizes, (cost.data_ptr(), DTYPES[cost.dtype], *cost.stride())
+def _problem(cost: Tensor, compute: torch.dtype) -> SinkhornParams:
+    B, G, N, M = cost.shape
+    return SinkhornParams(B, G, N, M, DTYPES[compute], cost_view(cost), torch.get_num_threads())
 
 
-def _sinkhorn_outputs(cost: Tensor) -> tuple[Tensor, ...]:
-    lead, (n, m) = tuple(cost.shape[:2]), cost.shape[2:]
-    return solve_outputs(cost, lead, n, m, compute_dtype(cost))
+@FORWARD.fake
+def _room(given: Given, *_: Any) -> Solved:
+    lead, (n, m) = tuple(given.cost.shape[:2]), given.cost.shape[2:]
+    return room(given.cost, lead, n, m, compute_dtype(given.cost))
 
 
-def _sinkhorn_forward(
-    cost: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    init_g: Tensor | None,
-    eps: float,
-    relative: bool,
-    reach_a: float,
-    reach_b: float,
-    tol: float,
-    max_iter: int,
-    caller: str,
-) -> tuple[Tensor, ...]:
-    out = _sinkhorn_outputs(cost)
-    init_g = None if init_g is None else init_g.contiguous()
-    status = run(
-        "sinkhorn_forward",
-        cost,
-        *_sinkhorn_sizes(cost, out[0].dtype),
-        weight_view(a),
-        weight_view(b),
-        options_for((eps, relative, reach_a, reach_b), tol, max_iter),
-        address(init_g),
-        tuple(t.data_ptr() for t in out),
+@FORWARD.kernel
+def _forward(given: Given, init_g: Tensor | None, options: SolverOptions, caller: str) -> Solved:
+    out = _room(given)
+    solve = Solve(
+        solved=out,
+        options=options,
+        a=weight_view(given.a),
+        b=weight_view(given.b),
+        init_g=dense(init_g),
     )
-    check_status(status, caller, a, b)
+    params = SinkhornForwardParams(_problem(given.cost, out.f.dtype), solve)
+    check_status(run("sinkhorn_forward", given.cost, params), caller, given.a, given.b)
     return out
 
 
-def _sinkhorn_gradients(
-    cost: Tensor, a: Tensor | None, b: Tensor | None, f: Tensor, g: Tensor, need: tuple[bool, bool, bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_cost = cost.new_empty(cost.shape, dtype=f.dtype) if need[0] else nothing(f)
-    return (grad_cost, *weight_gradients(a, b, f, g, *need[1:]))
+@BACKWARD.fake
+def _gradients(upstream: Upstream, given: Given, saved: Saved, options: SolverOptions, need: NeedGiven) -> Gradients:
+    f, g = saved.f, saved.g
+    grad_cost = f.new_empty((*f.shape, g.shape[-1])) if need.need_cost else nothing(f)
+    return (grad_cost, *weight_gradients(f, g, need.need_a, need.need_b))
 
 
-def _sinkhorn_backward(
-    grad_transport: Tensor | None,
-    grad_entropic: Tensor | None,
-    cost: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    f: Tensor,
-    g: Tensor,
-    eps_used: Tensor,
-    mean: Tensor,
-    eps: float,
-    relative: bool,
-    reach_a: float,
-    reach_b: float,
-    need_cost: bool,
-    need_a: bool,
-    need_b: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    need = (need_cost, need_a, need_b)
-    gradients = _sinkhorn_gradients(cost, a, b, f, g, need)
-    upstream = [None if grad is None else grad.contiguous() for grad in (grad_transport, grad_entropic)]
+@BACKWARD.kernel
+def _backward(upstream: Upstream, given: Given, saved: Saved, options: SolverOptions, need: NeedGiven) -> Gradients:
+    gradients = _gradients(upstream, given, saved, options, need)
     grad_cost, grad_a, grad_b = named(gradients, need)
-    run(
-        "sinkhorn_backward",
-        cost,
-        *_sinkhorn_sizes(cost, f.dtype),
-        weight_view(a),
-        weight_view(b),
-        options_for((eps, relative, reach_a, reach_b)),
-        (
-            *(t.data_ptr() for t in (f, g, eps_used, mean)),
-            *map(address, (*upstream, None, grad_a, grad_b, None)),
-        ),
-        address(grad_cost),
+    solve = SolveGrad(
+        solve=Solve(again(saved), options, weight_view(given.a), weight_view(given.b)),
+        grad_transport=dense(upstream.grad_transport),
+        grad_entropic=dense(upstream.grad_entropic),
+        grad_eps=None,
+        grad_a=grad_a,
+        grad_b=grad_b,
+        grad_eps_given=None,
     )
+    params = SinkhornBackwardParams(_problem(given.cost, saved.f.dtype), solve, grad_cost)
+    run("sinkhorn_backward", given.cost, params)
     return gradients
 
 
-implement(_sinkhorn_forward, _sinkhorn_backward)
+def _save(ctx: Any, solved: Solved, given: Given, init_g: Tensor | None, options: SolverOptions, caller: str) -> None:
+    ctx.options = options
+    ctx.cost_dtype = given.cost.dtype
+    ctx.save_for_backward(*given, *saved(solved))
 
 
-@torch.library.register_fake("sfr_ext::sinkhorn_forward", lib=library)
-def _(cost: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _sinkhorn_outputs(cost)
-
-
-@torch.library.register_fake("sfr_ext::sinkhorn_backward", lib=library)
-def _(
-    grad_transport: Tensor | None,
-    grad_entropic: Tensor | None,
-    cost: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    f: Tensor,
-    g: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _sinkhorn_gradients(cost, a, b, f, g, rest[-3:])
-
-
-def _sinkhorn_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    cost, a, b, _, *ctx.problem, _, _, _ = inputs
-    ctx.cost_dtype = cost.dtype
-    ctx.save_for_backward(cost, a, b, *output[2:6])
-
-
-def _sinkhorn_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _pull(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:3]
-    gradients = sinkhorn_backward(*grads[:2], *ctx.saved_tensors, *ctx.problem, *wanted)
+    gradients = sinkhorn_backward(*grads[:VALUES], *ctx.saved_tensors, *ctx.options, *wanted)
     grad_cost, grad_a, grad_b = named(gradients, wanted)
     if grad_cost is not None:
         grad_cost = grad_cost.to(ctx.cost_dtype)
-    return (grad_cost, grad_a, grad_b, *[None] * 8)
+    return (grad_cost, grad_a, grad_b)
 
 
-def _sinkhorn_second_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, eps, relative, reach_a, reach_b, _, _, _ = inputs
-    ctx.problem = implicit.Problem(eps, relative, reach_a, reach_b)
-    ctx.save_for_backward(*tensors)
+def _save_again(
+    ctx: Any, output: Gradients, upstream: Upstream, given: Given, saved: Saved, options: SolverOptions, need: NeedGiven
+) -> None:
+    ctx.options = options
+    ctx.save_for_backward(*upstream, *given, *saved)
 
 
-def _sinkhorn_second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    grad_transport, grad_entropic, cost, a, b, *solved = ctx.saved_tensors
+def _pull_again(ctx: Any, *above: Tensor | None) -> list[Tensor | None]:
+    tensors = ctx.saved_tensors
+    upstream, given, saved = Upstream(*tensors[:2]), Given(*tensors[2:5]), Saved(*tensors[5:])
 
     def values(cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
-        return implicit.values(cost, a, b, tuple(solved), ctx.problem)
+        return implicit.values(cost, a, b, saved, ctx.options)
 
-    inputs = (cost.to(solved[0].dtype), a, b)  # of the type that its gradient has
-    grads = (grad_transport, grad_entropic)
-    found = second_derivatives(values, grads, inputs, upstream, ctx.needs_input_grad[:5])
-    return (*found, *[None] * 11)
+    inputs = (given.cost.to(saved.f.dtype), given.a, given.b)  # of the type that its gradient has
+    return second_derivatives(values, upstream, inputs, above, ctx.needs_input_grad[:5])
 
 
-sinkhorn_backward = differentiable("sinkhorn_backward", _sinkhorn_second_context, _sinkhorn_second)
-sinkhorn_forward = differentiable("sinkhorn_forward", _sinkhorn_context, _sinkhorn_autograd, values=VALUES)
+sinkhorn_backward = differentiable(BACKWARD, _save_again, _pull_again)
+sinkhorn_forward = differentiable(FORWARD, _save, _pull, values=VALUES)

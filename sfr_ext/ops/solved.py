@@ -1,50 +1,61 @@
-"""What every solver takes and gives: options, the tuple that comes out, what backward needs of it."""
+"""What every solver takes and gives: room for its outputs, what backward needs of them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .launch import forced_to
-from .views import address
+from .contracts import Solved
 
-# What is solved, which backward needs as well, and how well.
-PROBLEM = "float eps, bool relative, float reach_a, float reach_b"
-OPTIONS = f"{PROBLEM}, float tol, int max_iter, str caller"
-# transport, entropic, f, g, eps, mean, n_iter, error
-OUTPUTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-VALUES = 2  # carry gradients
-SOLVED = "Tensor f, Tensor g, Tensor eps_used, Tensor mean"
-NEEDS = "bool need_a, bool need_b"
-
-METHODS = {"automatic": 0, "relaxed": 1, "plain": 2}  # csrc/contracts/sinkhorn.h
+VALUES = 2  # of `Solved` carry gradients: transport and entropic
 
 
-def options_for(
-    problem: tuple[float, bool, float, float],
-    tol: float = 0.0,
-    max_iter: int = 0,
-    symmetric: bool = False,
-    eps_given: Tensor | None = None,
-) -> tuple[Any, ...]:
-    """As `_C` takes them; a reach of 0 is none."""
-    eps, relative, reach_a, reach_b = problem
-    return (eps, relative, tol, max_iter, reach_a, reach_b, symmetric, METHODS[forced_to("method")], address(eps_given))
+class Given(NamedTuple):
+    """Costs ``[B,G,N,M]`` and weights ``[B,G,N]``, ``[B,G,M]`` (or, for the exact solver, ``[B,N]``, ``[B,M]``)."""
+
+    cost: Tensor
+    a: Tensor | None
+    b: Tensor | None
 
 
-def solve_outputs(like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+class Saved(NamedTuple):
+    """What backward reads again of `Solved`."""
+
+    f: Tensor
+    g: Tensor
+    eps: Tensor
+    mean: Tensor
+
+
+class Upstream(NamedTuple):
+    """Gradients of the values; None: not used."""
+
+    grad_transport: Tensor | None
+    grad_entropic: Tensor | None
+
+
+def saved(solved: Solved) -> Saved:
+    return Saved(solved.f, solved.g, solved.eps, solved.mean)
+
+
+def again(saved: Saved) -> Solved:
+    """What backward's kernel is given of `Solved`."""
+    absent: Any = None
+    return Solved(absent, absent, saved.f, saved.g, saved.eps, saved.mean, absent, absent)
+
+
+def room(like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype) -> Solved:
+    """For the outputs of problems of shape ``lead``, by name."""
     value = like.new_empty(lead, dtype=dtype)
-    f, g = like.new_empty((*lead, n), dtype=dtype), like.new_empty((*lead, m), dtype=dtype)
-    n_iter = like.new_empty(lead, dtype=torch.int64)
-    return (
-        value,
-        torch.empty_like(value),
-        f,
-        g,
-        torch.empty_like(value),
-        torch.empty_like(value),
-        n_iter,
-        torch.empty_like(value),
+    return Solved(
+        transport=value,
+        entropic=torch.empty_like(value),
+        f=like.new_empty((*lead, n), dtype=dtype),
+        g=like.new_empty((*lead, m), dtype=dtype),
+        eps=torch.empty_like(value),
+        mean=torch.empty_like(value),
+        n_iter=like.new_empty(lead, dtype=torch.int64),
+        error=torch.empty_like(value),
     )

@@ -19,9 +19,12 @@ from cases import METRICS, error, features, weights
 from torch import Tensor
 
 from sfr_ext import cost_matrix, solve, solve_sample
-from sfr_ext.ops import STRATEGIES, forced
+from sfr_ext.ops import STRATEGIES, Ground, Pair, SolverOptions, forced, saved
+from sfr_ext.ops.contracts import METHODS
+from sfr_ext.ops.contracts import METRICS as METRIC_NUMBERS
 from sfr_ext.ops.emd import features_backward, solve_features
-from sfr_ext.ops.solved import options_for
+from sfr_ext.ops.gradients import NeedPair
+from sfr_ext.ops.solved import Upstream
 from simt import build
 
 # What the sanitizers' process runs again with its own flavour.
@@ -124,18 +127,38 @@ def of_kind(name: str, dtype: torch.dtype) -> list[Tensor]:
     # The second is so small that scalings alone would not do.
     given = torch.tensor([[0.5], [0.05]], dtype=dtype) if kind["given"] else None
     tol = 1e-9 if dtype == torch.float64 else 1e-5
-    problem = (kind["eps"], kind["relative"], *kind["reach"])
-    with forced(method=kind["method"]):
-        options = options_for(problem, tol, 3000, kind["symmetric"], given)
-    out = solve_features(x, y, a, b, None, 0, 1, options, "")
+    options = SolverOptions(
+        kind["eps"],
+        kind["relative"],
+        *kind["reach"],
+        tol=tol,
+        max_iter=3000,
+        symmetric=kind["symmetric"],
+        method=METHODS[kind["method"]],
+    )
+    pair, ground = Pair(x, y, a, b), Ground(METRIC_NUMBERS["l2"], 1)
+    out = solve_features(pair, ground, options, "", eps_given=given)
     transport, entropic, grad_eps = torch.rand(3, 2, 1, dtype=dtype).unbind()
-    found = [*out[:2], out[4]]
+    found = [out.transport, out.entropic, out.eps]
     # The transport value of a set of patches with itself says little about the weights: hardly any mass moves.
-    for upstream in [(None, entropic, grad_eps), (transport, None, None)][: 1 if kind["symmetric"] else 2]:
+    for upstream, of_eps in [
+        (Upstream(None, entropic), grad_eps),
+        (Upstream(transport, None), None),
+    ][: 1 if kind["symmetric"] else 2]:
         slope = torch.empty_like(entropic)
-        found += features_backward(upstream, x, y, a, b, out[2:6], 0, 1, options, (True,) * 4, slope)
+        found += features_backward(
+            upstream,
+            pair,
+            saved(out),
+            ground,
+            options,
+            NeedPair(True, True, True, True),
+            grad_eps=of_eps,
+            eps_given=given,
+            grad_eps_given=slope,
+        )
         found.append(slope)
-    return [*found, *out[2:4]]
+    return [*found, out.f, out.g]
 
 
 def fits(strategy: str, *pixels: int) -> bool:

@@ -1,0 +1,15 @@
+// Every operation of the module, by the name that Python calls it by, with what it takes.
+#pragma once
+
+#include "emd.h"
+#include "exact.h"
+
+#define SFR_OPERATIONS(OPERATION)                      \
+  OPERATION(cost_forward, CostForwardParams)           \
+  OPERATION(cost_backward, CostBackwardParams)         \
+  OPERATION(sinkhorn_forward, SinkhornForwardParams)   \
+  OPERATION(sinkhorn_backward, SinkhornBackwardParams) \
+  OPERATION(emd_forward, EmdForwardParams)             \
+  OPERATION(emd_backward, EmdBackwardParams)           \
+  OPERATION(exact_forward, ExactForwardParams)         \
+  OPERATION(exact_backward, ExactBackwardParams)
