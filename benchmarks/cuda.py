@@ -127,17 +127,17 @@ def own(problem: Problem, device: Device, most: Ceilings, rounds: int) -> dict[s
     """Forward and backward apart, launched and replayed, and what a call costs the host."""
     x, y = problem.x, problem.y
     pair, ground = ops.Pair(x, y, None, None), ops.Ground(ops.METRICS["l2"], 1)
-    options = ops.SolverOptions(eps=problem.eps, relative=False, tol=problem.tol, max_iter=MAX_ITER)
+    solver = ops.SolverOptions(eps=problem.eps, relative=False, tol=problem.tol, max_iter=MAX_ITER)
 
     def forward() -> ops.Solved:
-        return ops.Solved(*ops.emd_forward(*pair, None, *ground, *options, "benchmark"))
+        return ops.Solved(*ops.emd_forward(*pair, None, *ground, *solver, "benchmark"))
 
     solved = forward()
     upstream = torch.full_like(solved.transport, 1 / len(x))
 
     def backward() -> tuple[Tensor, ...]:
         return torch.ops.sfr_ext.emd_backward.default(
-            upstream, None, *pair, *ops.saved(solved), *ground, *options, True, True, False, False
+            upstream, None, *pair, *ops.saved(solved), *ground, *solver, True, True, False, False
         )
 
     runs = {"forward": forward, "backward": backward}

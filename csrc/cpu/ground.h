@@ -105,6 +105,9 @@ struct Ground {
     ld = padded<T>(m);
   }
 
+  // v / (|x_i| |y_j|)
+  T scaled(T v, int64_t i, int64_t j) const { return v * x.inverse[i] * y.inverse[j]; }
+
   // Panels of one thread: x, y and a result as long as y.
   static int64_t thread_bytes(const CostParams& p) {
     Arena arena;
@@ -162,18 +165,12 @@ void sum_windows(const Ground<T>& ground, int64_t i, T* row, T* all) {
 
 template <class T>
 void finish_row(const Ground<T>& ground, int64_t i) {
-  constexpr int L = lanes<T>;
   T* row = ground.cost + i * ground.ld;
   const int64_t m = ground.y.patches;
-  if (ground.params->metric == Metric::l2) {
-    for (int64_t j = 0; j < ground.ld; j += L) store(row + j, vsqrt<T>(load(row + j)));
-  } else if (ground.params->metric == Metric::cosine) {
-    const T xi = ground.x.inverse[i];
-    for (int64_t j = 0; j < m; ++j) {
-      const T c = 1 - row[j] * xi * ground.y.inverse[j];
-      row[j] = c < 0 ? T(0) : c;
-    }
-  }
+  with_metric(ground.params->metric, [&](auto metric) {
+    for (int64_t j = 0; j < m; ++j)
+      row[j] = cost_of<decltype(metric)::value>(row[j], [&](T v) { return ground.scaled(v, i, j); });
+  });
   for (int64_t j = m; j < ground.ld; ++j) row[j] = 0;
 }
 
@@ -200,13 +197,10 @@ void ground_forward(const Team& team, Ground<T>& ground) {
     team.blocks((x.pixels.count + pixel_rows - 1) / pixel_rows, [&](int64_t block) {
       const int64_t i = block * pixel_rows, left = x.pixels.count - i;
       const int64_t rows = left < pixel_rows ? left : pixel_rows;
-      const auto add = [&](auto pair_sums) {
-        pair_sums(of_x.data + i, of_x.ld, rows, of_y.data, of_y.ld, vectors, channels, sums + i * ld, ld, c == 0);
-      };
-      if (cosine)
-        add(pair_sums<Pair::product, T>);
-      else
-        add(pair_sums<Pair::difference, T>);
+      with_pair(pair_of(p.metric), [&](auto pair) {
+        pair_sums<decltype(pair)::value>(of_x.data + i, of_x.ld, rows, of_y.data, of_y.ld, vectors, channels,
+                                         sums + i * ld, ld, c == 0);
+      });
     });
   }
   if (cosine && team.rank == 0) {
@@ -257,23 +251,16 @@ struct GroundGrad {
   }
 };
 
-// From d/dC (in place) to the weights of pairs of patches: grad_x_i = sum_j W_ij (x_i - y_j), or
-// grad_x_i = own_i x_i - sum_j W_ij y_j for cosine.
+// From d/dC (in place) to the weights of pairs of patches, such that grad_x_i = sum_j pull(W_ij, x_i, y_j), to which
+// cosine adds own_i x_i.
 template <class T>
 void weigh_row(const Ground<T>& ground, int64_t i, T* row) {
   const T* cost = ground.cost + i * ground.ld;
   const int64_t m = ground.y.patches;
-  switch (ground.params->metric) {
-    case Metric::l2:
-      for (int64_t j = 0; j < m; ++j) row[j] = cost[j] == 0 ? T(0) : row[j] / cost[j];
-      break;
-    case Metric::sqeuclidean:
-      for (int64_t j = 0; j < m; ++j) row[j] *= 2;
-      break;
-    case Metric::cosine:
-      for (int64_t j = 0; j < m; ++j) row[j] *= ground.x.inverse[i] * ground.y.inverse[j];
-      break;
-  }
+  with_metric(ground.params->metric, [&](auto metric) {
+    for (int64_t j = 0; j < m; ++j)
+      row[j] = weight_of<decltype(metric)::value>(row[j], cost[j], [&](T v) { return ground.scaled(v, i, j); });
+  });
   for (int64_t j = m; j < ground.ld; ++j) row[j] = 0;
 }
 
@@ -321,12 +308,12 @@ template <class T>
 void pull_side(Metric metric, const Side<T>& to, Panel<T> of_to, const Side<T>& from, Panel<T> of_from, const T* W,
                int64_t ldw, int64_t channels, T* out, bool first) {
   const int64_t vectors = whole_vectors<T>(to.pixels.count) / lanes<T>;
-  const auto add = [&](auto pull) {
-    pull(of_to.data, of_to.ld, vectors, of_from.data, of_from.ld, from.pixels.count, W, ldw, channels, out, to.ld,
-         first);
-  };
-  if (metric != Metric::cosine) return add(pull<Pair::difference, T>);
-  add(pull<Pair::product, T>);
+  const Pair pair = pair_of(metric);
+  with_pair(pair, [&](auto known) {
+    pull<decltype(known)::value>(of_to.data, of_to.ld, vectors, of_from.data, of_from.ld, from.pixels.count, W, ldw,
+                                 channels, out, to.ld, first);
+  });
+  if (pair != Pair::product) return;
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t i = 0; i < to.pixels.count; ++i) out[c * to.ld + i] += to.own[i] * of_to.data[c * of_to.ld + i];
 }

@@ -6,11 +6,13 @@
 
 #include "features.h"
 
+#define SFR_GROUND_NAMESPACE sfr::cpu::SFR_ISA
+#define SFR_GROUND_INLINE SFR_INLINE
+#include "../ground/metric.h"
+
 namespace sfr::cpu::SFR_ISA {
 
-enum class Pair { difference, product };
-
-// D[r][v] += sum_c (x_r - y_v)^2, or sum_c x_r y_v, for R pixels of x and V vectors of y.
+// D[r][v] += sum_c pair(x_r, y_v), for R pixels of x and V vectors of y.
 template <Pair P, int R, int V, class T>
 SFR_INLINE void pair_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, int64_t channels, T* D, int64_t ldd,
                           bool first) {
@@ -24,14 +26,7 @@ SFR_INLINE void pair_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, int6
     for (int v = 0; v < V; ++v) yv[v] = load(y + c * ldy + v * L);
     for (int r = 0; r < R; ++r) {
       const Vec<T> xr = splat(x[c * ldx + r]);
-      for (int v = 0; v < V; ++v) {
-        if constexpr (P == Pair::difference) {
-          const Vec<T> d = xr - yv[v];
-          sum[r][v] += d * d;
-        } else {
-          sum[r][v] += xr * yv[v];
-        }
-      }
+      for (int v = 0; v < V; ++v) add_pair<P>(sum[r][v], xr, yv[v]);
     }
   }
   for (int r = 0; r < R; ++r)
@@ -62,7 +57,7 @@ void pair_sums(const T* x, int64_t ldx, int64_t rows, const T* y, int64_t ldy, i
   if (v < vectors) pair_columns<P, 1>(x, ldx, rows, y + v * L, ldy, channels, D + v * L, ldd, first);
 }
 
-// out[c][i] (+)= sum_j W[j][i] (x[c][i] - y[c][j]), or -sum_j W[j][i] y[c][j]: lanes over i, R channels at once.
+// out[c][i] (+)= sum_j pull(W[j][i], x[c][i], y[c][j]), such as W (x - y): lanes over i, R channels at once.
 template <Pair P, int R, int V, class T>
 SFR_INLINE void pull_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, const T* W, int64_t ldw, int64_t count,
                           T* out, int64_t ldo, bool first) {
@@ -77,13 +72,8 @@ SFR_INLINE void pull_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, cons
     Vec<T> w[V];
     for (int v = 0; v < V; ++v) w[v] = load(W + j * ldw + v * L);
     for (int r = 0; r < R; ++r) {
-      const T yj = y[r * ldy + j];
-      for (int v = 0; v < V; ++v) {
-        if constexpr (P == Pair::difference)
-          sum[r][v] += w[v] * (xr[r][v] - yj);
-        else
-          sum[r][v] -= w[v] * yj;
-      }
+      const Vec<T> yj = splat(y[r * ldy + j]);
+      for (int v = 0; v < V; ++v) add_pull<P>(sum[r][v], w[v], xr[r][v], yj);
     }
   }
   for (int r = 0; r < R; ++r)

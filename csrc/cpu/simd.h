@@ -103,6 +103,11 @@ SFR_INLINE Vec<T> vsqrt(Vec<T> v) {
   return v;
 }
 
+template <class T>
+SFR_INLINE T sqrt_of(T x) {
+  return sizeof(T) == 4 ? T(__builtin_sqrtf(float(x))) : T(__builtin_sqrt(double(x)));
+}
+
 // In every group of `Width` lanes: the first halves of a's and b's group side by side, or the second halves.
 template <class T, int Width, bool Second>
 SFR_INLINE Vec<T> halves(Vec<T> a, Vec<T> b) {

@@ -33,6 +33,8 @@ struct Ground : Problem<T> {
   }
 
   SFR_DEVICE int patch() const { return int(params.patch); }
+  // v / (|x_i| |y_j|)
+  SFR_DEVICE T scaled(T v, int i, int j) const { return v * at.x_inverse[i] * at.y_inverse[j]; }
   // The first pixel of patch i of a map.
   SFR_DEVICE int corner(const FeatureView& view, int i) const {
     if (patch() == 1) return i;
@@ -137,8 +139,7 @@ SFR_PHASE unsigned ground_forward(Site site, const CostParams& params, int64_t b
     panels.clear_ends(team, count, shape.y_pixels);
     const Reader x(ground.x_region(begin, count), ground.x_used, shape.panel_channels);
     const Reader y(ground.y_region(0, shape.y_pixels), ground.y_used, shape.panel_channels);
-    pair_sums(team, p.metric == Metric::cosine ? Pair::product : Pair::difference, edge, x, y, int(p.C), panels, sums,
-              windows ? pixel_ld : ld);
+    pair_sums(team, pair_of(p.metric), edge, x, y, int(p.C), panels, sums, windows ? pixel_ld : ld);
   }
   if (windows) team.meet();
 
@@ -159,12 +160,9 @@ SFR_PHASE unsigned ground_forward(Site site, const CostParams& params, int64_t b
       } else {
         c = out[i * ld + j];
       }
-      if (p.metric == Metric::l2) c = sqrt_of(c);
-      if (p.metric == Metric::cosine) {
-        c = 1 - c * ground.at.x_inverse[first + i] * ground.at.y_inverse[j];
-        c = c < 0 ? T(0) : c;
-      }
-      out[i * ld + j] = c;
+      with_metric(p.metric, [&](auto metric) {
+        out[i * ld + j] = cost_of<decltype(metric)::value>(c, [&](T v) { return ground.scaled(v, first + i, j); });
+      });
     }
   }
   team.sync();
@@ -172,7 +170,7 @@ SFR_PHASE unsigned ground_forward(Site site, const CostParams& params, int64_t b
 }
 
 // From d/dC of a slab to the weights of pairs of patches, W [slab][ld] (may be in the place of either): grad_x_i =
-// sum_j W_ij (x_i - y_j), or own_i x_i - sum_j W_ij y_j for cosine. The ends of its rows, and the rows after the last
+// sum_j pull(W_ij, x_i, y_j), to which cosine adds own_i x_i. The ends of its rows, and the rows after the last
 // patch up to a multiple of 4, are 0. `broken`: NaN everywhere.
 template <class T>
 SFR_DEVICE void weigh(Ground<T>& ground, int first, int rows, const T* grad, int64_t ld_grad, const T* cost,
@@ -189,17 +187,9 @@ SFR_DEVICE void weigh(Ground<T>& ground, int first, int rows, const T* grad, int
       T w = 0;
       if (i < rows && j < shape.M) {
         const T c = cost[i * ld_cost + j], d = grad[i * ld_grad + j];
-        switch (ground.params.metric) {
-          case Metric::l2:
-            w = c == 0 ? T(0) : d / c;
-            break;
-          case Metric::sqeuclidean:
-            w = 2 * d;
-            break;
-          case Metric::cosine:
-            w = d * ground.at.x_inverse[first + i] * ground.at.y_inverse[j];
-            break;
-        }
+        with_metric(ground.params.metric, [&](auto metric) {
+          w = weight_of<decltype(metric)::value>(d, c, [&](T v) { return ground.scaled(v, first + i, j); });
+        });
         if (broken) w = nan;
       }
       W[i * ld + j] = w;
@@ -281,10 +271,10 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
   for (int unit = (team.rank + team.size - first_unit % team.size) % team.size; unit < tiles; unit += team.size) {
     const int row = unit / columns, pixel = (unit - row * columns) * 4, channel = row * 4;
     T sum[4][4];
-    if (pair == Pair::difference)
-      pull_tile<Pair::difference, pull>(mine, my_row, theirs, their_row, others, W, ldw, pixel, channel, channels, sum);
-    else
-      pull_tile<Pair::product, pull>(mine, my_row, theirs, their_row, others, W, ldw, pixel, channel, channels, sum);
+    with_pair(pair, [&](auto known) {
+      pull_tile<decltype(known)::value, pull>(mine, my_row, theirs, their_row, others, W, ldw, pixel, channel, channels,
+                                              sum);
+    });
 #pragma unroll
     for (int c = 0; c < 4; ++c)
       if (channel + c < channels)
@@ -305,7 +295,7 @@ SFR_DEVICE void pull_features(Ground<T>& ground, const T* W, int64_t ldw, const 
   Team& team = ground.team;
   const Shape& shape = ground.shape;
   const CostParams& p = ground.params;
-  const Pair pair = p.metric == Metric::cosine ? Pair::product : Pair::difference;
+  const Pair pair = pair_of(p.metric);
   const int nx = shape.x_pixels, ny = shape.y_pixels, C = int(p.C), width = shape.pull_channels;
   PullPanels<T> panels(ground.at.panels, shape);
 #pragma unroll 1

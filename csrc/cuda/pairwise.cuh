@@ -4,12 +4,11 @@
 
 #include "features.cuh"
 
-namespace sfr::cuda {
+#define SFR_GROUND_NAMESPACE sfr::cuda
+#define SFR_GROUND_INLINE SFR_DEVICE
+#include "../ground/metric.h"
 
-enum class Pair {
-  difference,  // (x - y)^2
-  product,     // x y
-};
+namespace sfr::cuda {
 
 // Units of work of a team: tiles of results, times slices of the channels where there are more threads than tiles.
 struct Tiling {
@@ -63,14 +62,7 @@ SFR_DEVICE void add_pairs(const T* x, const T* y, T* sum) {
 #pragma unroll
   for (int r = 0; r < edge; ++r)
 #pragma unroll
-    for (int c = 0; c < edge; ++c) {
-      if constexpr (pair == Pair::difference) {
-        const T d = a[r] - b[c];
-        sum[r * edge + c] += d * d;
-      } else {
-        sum[r * edge + c] += a[r] * b[c];
-      }
-    }
+    for (int c = 0; c < edge; ++c) add_pair<pair>(sum[r * edge + c], a[r], b[c]);
 }
 
 // Two buffers each for x and y.
@@ -158,10 +150,7 @@ SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, const Reader& x, cons
         else
           add(kind, Constant<int, 4>{});
       };
-      if (pair == Pair::difference)
-        sized(Constant<Pair, Pair::difference>{});
-      else
-        sized(Constant<Pair, Pair::product>{});
+      with_pair(pair, sized);
     });
     const auto write = [&](auto size, bool first) {
       constexpr int E = decltype(size)::value;
@@ -189,12 +178,12 @@ SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, const Reader& x, cons
 
 // Which side of a pair is gathered over.
 enum class Pull {
-  to_x,  // out_i = sum_j W_ij (x_i - y_j)
-  to_y,  // out_j = sum_i W_ij (y_j - x_i)
+  to_x,  // out_i = sum_j pull(W_ij, x_i, y_j), such as W (x - y)
+  to_y,  // out_j = sum_i pull(W_ij, y_j, x_i)
 };
 
 // One tile of 4 pixels x 4 channels of a gradient: sums over the `others` pixels of the other side. W has rows of the
-// student's pixels, and zeros beyond the last pixel of either side, up to a multiple of 4; a product pulls -y_j alone.
+// student's pixels, and zeros beyond the last pixel of either side, up to a multiple of 4.
 template <Pair pair, Pull pull, class T>
 SFR_DEVICE void pull_tile(const T* mine, int my_row, const T* theirs, int their_row, int others, const T* W,
                           int64_t ldw, int pixel, int channel, int channels, T (&sum)[4][4]) {
@@ -222,10 +211,7 @@ SFR_DEVICE void pull_tile(const T* mine, int my_row, const T* theirs, int their_
 #pragma unroll
         for (int p = 0; p < 4; ++p) {
           const T weight = pull == Pull::to_x ? w[p].at[q] : w[q].at[p];
-          if constexpr (pair == Pair::difference)
-            sum[c][p] += weight * (own[c].at[p] - other.at[q]);
-          else
-            sum[c][p] -= weight * other.at[q];
+          add_pull<pair>(sum[c][p], weight, own[c].at[p], other.at[q]);
         }
     }
   }

@@ -1,0 +1,82 @@
+// What a metric is, once for both devices: what is summed over the channels of a pair of pixels (and over the pixels of
+// a pair of patches), how a cost follows from that sum, and the way back. Numbers are scalars or vectors of them.
+//
+// Included after SFR_GROUND_NAMESPACE, SFR_GROUND_INLINE and, in that namespace, sqrt_of(T).
+#pragma once
+
+#include "../contracts/types.h"
+
+namespace SFR_GROUND_NAMESPACE {
+
+enum class Pair {
+  difference,  // (x - y)^2
+  product,     // x y
+};
+
+SFR_GROUND_INLINE constexpr Pair pair_of(Metric metric) {
+  return metric == Metric::cosine ? Pair::product : Pair::difference;
+}
+
+// The gradient of a pair's x, from the weight of the pair, is add_pull; products have a share of x itself besides.
+template <Pair pair, class T>
+SFR_GROUND_INLINE void add_pair(T& sum, T x, T y) {
+  if constexpr (pair == Pair::difference) {
+    const T d = x - y;
+    sum += d * d;
+  } else {
+    sum += x * y;
+  }
+}
+template <Pair pair, class T>
+SFR_GROUND_INLINE void add_pull(T& sum, T weight, T x, T y) {
+  if constexpr (pair == Pair::difference)
+    sum += weight * (x - y);
+  else
+    sum -= weight * y;
+}
+
+// scaled(v) is v / (|x| |y|), and 0 where one of them is 0: what products want.
+template <Metric metric, class T, class Scaled>
+SFR_GROUND_INLINE T cost_of(T sum, Scaled&& scaled) {
+  if constexpr (metric == Metric::l2) return sqrt_of(sum);
+  if constexpr (metric == Metric::cosine) {
+    const T c = 1 - scaled(sum);
+    return c < 0 ? T(0) : c;
+  }
+  return sum;
+}
+// From the gradient of a cost to the weight of its pair.
+template <Metric metric, class T, class Scaled>
+SFR_GROUND_INLINE T weight_of(T grad, T cost, Scaled&& scaled) {
+  if constexpr (metric == Metric::l2) return cost == 0 ? T(0) : grad / cost;
+  if constexpr (metric == Metric::sqeuclidean) return 2 * grad;
+  if constexpr (metric == Metric::cosine) return scaled(grad);
+  return grad;
+}
+
+// Calls f with a number that is known to the compiler as f's argument::value.
+template <class Choice, Choice choice>
+struct Known {
+  static constexpr Choice value = choice;
+};
+template <class F>
+SFR_GROUND_INLINE void with_metric(Metric metric, F&& f) {
+  switch (metric) {
+#define SFR_CASE(name) \
+  case Metric::name:   \
+    return f(Known<Metric, Metric::name>{});
+    SFR_METRICS(SFR_CASE)
+#undef SFR_CASE
+  }
+}
+template <class F>
+SFR_GROUND_INLINE void with_pair(Pair pair, F&& f) {
+  switch (pair) {
+    case Pair::difference:
+      return f(Known<Pair, Pair::difference>{});
+    case Pair::product:
+      return f(Known<Pair, Pair::product>{});
+  }
+}
+
+}  // namespace SFR_GROUND_NAMESPACE
