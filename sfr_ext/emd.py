@@ -75,7 +75,7 @@ def emd_l2(
             (padding, masks): its features are never looked at and it gets no gradient. Default uniform. With groups
             also one per group, ``[B, G, ...]``.
         teacher_weight: ``[B, M]`` or ``[B, H', W']``, shared by the groups, or one per group ``[B, G, ...]``.
-        metric: ``"l2"`` | ``"sqeuclidean"`` | ``"cosine"``, as in `cost_matrix`.
+        metric: ``"l2"`` | ``"sqeuclidean"`` | ``"cosine"`` | ``"l1"``, as in `cost_matrix`.
         patch_size: ``k > 1`` matches ``k x k`` neighbourhoods.
         solver: ``"sinkhorn"``, or ``"exact"``: the earth mover's distance itself, for either objective, with a gradient
             that follows the optimal plan and dual variables. It keeps the cost matrix; ``eps``, ``eps_scale``, ``tol``

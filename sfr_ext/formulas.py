@@ -35,6 +35,10 @@ def _sqeuclidean(p: Tensor, q: Tensor) -> Tensor:
     return _differences(p, q).square().sum(-1)
 
 
+def _l1(p: Tensor, q: Tensor) -> Tensor:
+    return _differences(p, q).abs().sum(-1)
+
+
 def _cosine(p: Tensor, q: Tensor) -> Tensor:
     return 1 - _direction(p) @ _direction(q).mT
 
@@ -43,6 +47,7 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l2": _l2,
     "sqeuclidean": _sqeuclidean,
     "cosine": _cosine,
+    "l1": _l1,
 }
 
 

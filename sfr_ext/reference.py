@@ -23,12 +23,13 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
     """Costs between all patches of ``x`` and all patches of ``y``, by direct differences.
 
     ``l2``: ``|x_i - y_j|``, with gradient 0 at coincident patches. ``sqeuclidean``: ``|x_i - y_j|^2``.
-    ``cosine``: ``1 - x_i . y_j / (|x_i| |y_j|)``; 1, with gradient 0, where either patch is 0.
+    ``cosine``: ``1 - x_i . y_j / (|x_i| |y_j|)``; 1, with gradient 0, where either patch is 0. ``l1``: the sum of
+    ``|x_ic - y_jc|``, with gradient 0 where two values coincide.
 
     Args:
         x: maps ``[B, C, H, W]`` or tokens ``[B, N, C]``.
         y: the same kind, or with groups: ``[B, G, C, H', W']`` or ``[B, G, M, C]``.
-        metric: "l2" | "sqeuclidean" | "cosine".
+        metric: "l2" | "sqeuclidean" | "cosine" | "l1".
         patch_size: side of the square neighbourhoods that are compared, cut as :func:`F.unfold` cuts them.
 
     Returns:
@@ -48,13 +49,15 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
         p = p[:, None]
     if metric == "cosine":
         return 1 - _unit(p) @ _unit(q).transpose(-1, -2)
+    if metric == "l1":
+        return torch.stack([(row[..., None, :] - q).abs().sum(-1) for row in p.unbind(-2)], dim=-2)
     # Row by row, so that the differences of all pairs are never in memory at once.
     squared = torch.stack([(row[..., None, :] - q).square().sum(-1) for row in p.unbind(-2)], dim=-2)
     if metric == "sqeuclidean":
         return squared
     if metric == "l2":
         return _sqrt(squared)
-    raise ValueError(f'metric: expected "l2", "sqeuclidean" or "cosine", got {metric!r}')
+    raise ValueError(f'metric: expected "l2", "sqeuclidean", "cosine" or "l1", got {metric!r}')
 
 
 def exact_emd(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:

@@ -19,13 +19,14 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
     r"""Ground cost between every patch of ``x`` and every patch of ``y``; differentiable in both.
 
     ``"l2"``: :math:`|x_i - y_j|`, with subgradient 0 where they coincide. ``"sqeuclidean"``: its square.
-    ``"cosine"``: :math:`1 - x_i \cdot y_j / (|x_i| |y_j|)`, and 1 with gradient 0 where either is 0. Distances are
-    summed from direct differences, never from ``|x|^2 + |y|^2 - 2 x.y``, which cancels.
+    ``"cosine"``: :math:`1 - x_i \cdot y_j / (|x_i| |y_j|)`, and 1 with gradient 0 where either is 0. ``"l1"``:
+    :math:`\sum_c |x_{ic} - y_{jc}|`, with subgradient 0 where two values coincide. Distances are summed from direct
+    differences, never from ``|x|^2 + |y|^2 - 2 x.y``, which cancels.
 
     Args:
         x: ``[B, C, H, W]`` (any strides, read in place) or tokens ``[B, N, C]``; float16, bfloat16, float32, float64.
         y: the same kind, ``[B, C, H', W']`` or ``[B, M, C]``, or with groups ``[B, G, C, H', W']``, ``[B, G, M, C]``.
-        metric: ``"l2"`` | ``"sqeuclidean"`` | ``"cosine"``.
+        metric: ``"l2"`` | ``"sqeuclidean"`` | ``"cosine"`` | ``"l1"``.
         patch_size: ``k > 1``: a patch is a ``k x k`` neighbourhood as ``F.unfold`` would cut it (valid windows).
 
     Returns:

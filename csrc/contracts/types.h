@@ -13,7 +13,8 @@ SFR_CHOICES(DType, SFR_DTYPES)
 //   l2            C = |x - y|          gradient 0 where x = y
 //   sqeuclidean   C = |x - y|^2
 //   cosine        C = 1 - x.y / (|x| |y|), 1 where x or y is 0, with gradient 0 there
-#define SFR_METRICS(ONE) ONE(l2) ONE(sqeuclidean) ONE(cosine)
+//   l1            C = sum of |x_c - y_c|    gradient sign(x_c - y_c), 0 where x_c = y_c
+#define SFR_METRICS(ONE) ONE(l2) ONE(sqeuclidean) ONE(cosine) ONE(l1)
 SFR_CHOICES(Metric, SFR_METRICS)
 
 // Features [B, G, C, H, W] with any strides, in elements: maps in either memory format and tokens

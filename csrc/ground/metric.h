@@ -11,10 +11,11 @@ namespace SFR_GROUND_NAMESPACE {
 enum class Pair {
   difference,  // (x - y)^2
   product,     // x y
+  absolute,    // |x - y|
 };
 
 SFR_GROUND_INLINE constexpr Pair pair_of(Metric metric) {
-  return metric == Metric::cosine ? Pair::product : Pair::difference;
+  return metric == Metric::cosine ? Pair::product : metric == Metric::l1 ? Pair::absolute : Pair::difference;
 }
 
 // The gradient of a pair's x, from the weight of the pair, is add_pull; products have a share of x itself besides.
@@ -23,16 +24,23 @@ SFR_GROUND_INLINE void add_pair(T& sum, T x, T y) {
   if constexpr (pair == Pair::difference) {
     const T d = x - y;
     sum += d * d;
+  } else if constexpr (pair == Pair::absolute) {
+    const T d = x - y;
+    sum += d < 0 ? -d : d;
   } else {
     sum += x * y;
   }
 }
 template <Pair pair, class T>
 SFR_GROUND_INLINE void add_pull(T& sum, T weight, T x, T y) {
-  if constexpr (pair == Pair::difference)
+  if constexpr (pair == Pair::difference) {
     sum += weight * (x - y);
-  else
+  } else if constexpr (pair == Pair::absolute) {
+    const T d = x - y;
+    sum += d > 0 ? weight : d < 0 ? -weight : weight * d;  // 0 for 0, NaN for NaN
+  } else {
     sum -= weight * y;
+  }
 }
 
 // scaled(v) is v / (|x| |y|), and 0 where one of them is 0: what products want.
@@ -76,6 +84,8 @@ SFR_GROUND_INLINE void with_pair(Pair pair, F&& f) {
       return f(Known<Pair, Pair::difference>{});
     case Pair::product:
       return f(Known<Pair, Pair::product>{});
+    case Pair::absolute:
+      return f(Known<Pair, Pair::absolute>{});
   }
 }
 
