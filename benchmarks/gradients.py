@@ -13,7 +13,7 @@ from torch import Tensor
 
 import sfr_ext
 
-METRICS = ("l2", "sqeuclidean", "cosine")
+METRICS = ("l2", "sqeuclidean", "cosine", "l1")
 OBJECTIVES = ("transport", "entropic")
 EPS_SCALES = ("std", "absolute")
 INPUTS = ("student", "teacher", "student weight", "teacher weight")

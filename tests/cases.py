@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-METRICS = ["l2", "sqeuclidean", "cosine"]
+METRICS = ["l2", "sqeuclidean", "cosine", "l1"]
 OBJECTIVES = ["transport", "entropic"]
 EPS_SCALES = ["std", "absolute"]
 HALVES = [torch.float16, torch.bfloat16]

@@ -17,6 +17,7 @@ def test_values_by_hand() -> None:
     x, y = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]]), torch.tensor([[[3.0, 0.0]]])
     assert cost_matrix(x, y).flatten().tolist() == [3.0, 4.0]
     assert cost_matrix(x, y, metric="sqeuclidean").flatten().tolist() == [9.0, 16.0]
+    assert cost_matrix(x, -y, metric="l1").flatten().tolist() == [3.0, 10.0]
     torch.testing.assert_close(cost_matrix(x, y, metric="cosine").flatten(), torch.tensor([1.0, 0.4]))
 
 
@@ -132,6 +133,39 @@ def test_zero_vectors_under_cosine() -> None:
     assert torch.equal(cost, torch.ones(1, 2, 3)) and torch.equal(grad, torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_l1_is_signs(dtype: torch.dtype, patch_size: int) -> None:
+    """d/dx = sign(x - y), 0 where the two are equal, in every pair of windows that a value is part of."""
+    torch.manual_seed(1)
+    x, y = (torch.randint(-2, 3, (2, 37, 5, h)).to(dtype).requires_grad_() for h in (4, 3))  # many coincide
+    upstream = torch.randint(-4, 5, (2, (6 - patch_size) * (5 - patch_size), (6 - patch_size) * (4 - patch_size)))
+
+    def signs(x: Tensor, y: Tensor) -> Tensor:
+        p, q = (F.unfold(z, patch_size).mT for z in (x, y))
+        return (p[:, :, None] - q[:, None]).sign() * upstream[..., None]
+
+    expected = signs(x.detach().double(), y.detach().double())
+    cost, grads = value_and_gradients(
+        lambda x, y: cost_matrix(x, y, metric="l1", patch_size=patch_size) * upstream, x, y
+    )
+    found = [F.fold(side.mT, (5, width), patch_size) for side, width in ((expected.sum(2), 4), (-expected.sum(1), 3))]
+    assert all(torch.equal(grad, other.to(dtype)) for grad, other in zip(grads, found, strict=True))
+    exact = reference.cost_matrix(x, y, metric="l1", patch_size=patch_size) * upstream
+    assert torch.equal(cost.double(), exact)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_what_is_not_finite_stays_in_its_own_problem(metric: str) -> None:
+    x, y = features(3, 5, 7, grad=True), features(3, 4, 7, grad=True)
+    with torch.no_grad():
+        x[1, 2, 3] = float("nan")
+    cost, (grad_x, grad_y) = value_and_gradients(cost_matrix, x, y, metric=metric)
+    assert cost[1, 2].isnan().all() and cost[[0, 2]].isfinite().all()
+    assert grad_x[1, 2, 3].isnan() and grad_y[1, :, 3].isnan().all()
+    assert grad_x[[0, 2]].isfinite().all() and grad_y[[0, 2]].isfinite().all()
+
+
 def test_no_cancellation_between_neighbours_far_from_the_origin() -> None:
     """Where |x|^2 + |y|^2 - 2 x.y has no digit left, direct differences have them all."""
     x = features(1, 20, 64) + 100
@@ -156,6 +190,8 @@ def test_error_is_at_most_twice_that_of_plain_torch(dtype: torch.dtype, metric: 
             x, y = F.normalize(x.float(), dim=-1), F.normalize(y.float(), dim=-1)
             return 1 - x @ y.transpose(1, 2)
         difference = x.float()[:, :, None] - y.float()[:, None]
+        if metric == "l1":
+            return difference.abs().sum(-1)
         return difference.norm(dim=-1) if metric == "l2" else difference.square().sum(-1)
 
     x, y = features(2, 33, 200, dtype=dtype, grad=True), features(2, 21, 200, dtype=dtype, grad=True)

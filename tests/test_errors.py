@@ -56,9 +56,9 @@ cost = torch.rand(2, 3, 4)
             r"expected teacher_feat to have no empty axis but the batch, got \[2, 4, 2, 0\]",
         ),
         (
-            lambda: emd_l2(x, y, metric="l1"),
+            lambda: emd_l2(x, y, metric="l3"),
             ValueError,
-            "expected metric to be one of 'l2', 'sqeuclidean', 'cosine', got 'l1'",
+            "expected metric to be one of 'l2', 'sqeuclidean', 'cosine', 'l1', got 'l3'",
         ),
         (
             lambda: emd_l2(x, y, patch_size=3),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from sfr_ext import reference
 
-METRICS = ["l2", "sqeuclidean", "cosine"]
+METRICS = ["l2", "sqeuclidean", "cosine", "l1"]
 
 
 def rand(*shape: int) -> torch.Tensor:
@@ -34,6 +34,7 @@ def test_cost_matrix_entry_by_entry(metric):
                 want = {
                     "l2": (p - q).norm(),
                     "sqeuclidean": (p - q).norm() ** 2,
+                    "l1": sum(abs(p[c] - q[c]) for c in range(4)),
                     "cosine": 1 - F.cosine_similarity(p, q, dim=0),
                 }[metric]
                 torch.testing.assert_close(cost[b, i, j], want)
@@ -84,8 +85,8 @@ def test_coincident_and_zero_patches_have_finite_gradients(metric):
 
 def test_cost_matrix_refuses():
     x = rand(1, 2, 3)
-    with pytest.raises(ValueError, match='metric: expected "l2", "sqeuclidean" or "cosine", got \'l1\''):
-        reference.cost_matrix(x, x, metric="l1")
+    with pytest.raises(ValueError, match='metric: expected "l2", "sqeuclidean", "cosine" or "l1", got \'l3\''):
+        reference.cost_matrix(x, x, metric="l3")
     with pytest.raises(ValueError, match="patch_size: tokens have no neighbourhood; expected 1, got 2"):
         reference.cost_matrix(x, x, patch_size=2)
 
