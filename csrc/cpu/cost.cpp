@@ -7,72 +7,61 @@ namespace sfr::cpu::SFR_ISA {
 namespace {
 
 template <class T>
+struct Forward {
+  Ground<T> ground;
+
+  Forward(Arena& arena, const CostParams& p) { ground.reserve(arena, p); }
+};
+
+template <class T>
+struct Backward {
+  Ground<T> ground;
+  GroundGrad<T> ground_grad;
+  T* grad;
+
+  Backward(Arena& arena, const CostBackwardParams& p) {
+    ground.reserve(arena, p);
+    ground_grad.reserve(arena, p, p.grad_x, p.grad_y);
+    grad = arena.take<T>(p.N() * padded<T>(p.M()));
+  }
+};
+
+template <class T>
 void forward(const CostForwardParams& p) {
   const int64_t N = p.N(), M = p.M();
-  const auto lay_out = [&](Arena& arena) {
-    Ground<T> ground;
-    ground.reserve(arena, p);
-    return ground;
-  };
-  Arena measure;
-  lay_out(measure);
-  for_each_problem({p.B * p.G, Ground<T>::operations(p), measure.used() + int64_t(sizeof(Ground<T>)) + 64,
-                    Ground<T>::thread_bytes(p), p.threads},
-                   [&](const Team& team, int64_t item) {
-                     Arena arena(team.memory);
-                     auto* ground = arena.take<Ground<T>>(1);
-                     if (team.rank == 0) {
-                       new (ground) Ground<T>(lay_out(arena));
-                       ground->set(item / p.G, item % p.G, nullptr, N, nullptr, M);
-                     }
-                     team.barrier();
-                     ground_forward(team, *ground);
-                     team.blocks(N, [&](int64_t i) {
-                       std::memcpy(static_cast<T*>(p.cost) + (item * N + i) * M, ground->cost + i * ground->ld,
-                                   sizeof(T) * M);
-                     });
-                   });
+  const Workload workload{p.B * p.G, Ground<T>::operations(p), Ground<T>::thread_bytes(p), p.threads};
+  for_each_problem_in<Forward<T>>(workload, p, [&](const Team& team, int64_t item, Forward<T>& work) {
+    Ground<T>& ground = work.ground;
+    if (team.rank == 0) ground.set(item / p.G, item % p.G, nullptr, N, nullptr, M);
+    team.barrier();
+    ground_forward(team, ground);
+    team.blocks(N, [&](int64_t i) {
+      std::memcpy(static_cast<T*>(p.cost) + (item * N + i) * M, ground.cost + i * ground.ld, sizeof(T) * M);
+    });
+  });
 }
 
+// A whole batch entry at a time: the gradient of x sums over its groups.
 template <class T>
 void backward(const CostBackwardParams& p) {
   const int64_t N = p.N(), M = p.M(), ld = padded<T>(M);
-  struct Work {
-    Ground<T> ground;
-    GroundGrad<T> ground_grad;
-    T* grad;
-  };
-  const auto lay_out = [&](Arena& arena) {
-    Work work;
-    work.ground.reserve(arena, p);
-    work.ground_grad.reserve(arena, p, p.grad_x, p.grad_y);
-    work.grad = arena.take<T>(N * ld);
-    return work;
-  };
-  Arena measure;
-  lay_out(measure);
-  for_each_problem({p.B, Ground<T>::operations(p) * double(p.G), measure.used() + int64_t(sizeof(Work)) + 64,
-                    Ground<T>::thread_bytes(p), p.threads},
-                   [&](const Team& team, int64_t b) {
-                     Arena arena(team.memory);
-                     auto* work = arena.take<Work>(1);
-                     if (team.rank == 0) new (work) Work(lay_out(arena));
-                     team.barrier();
-                     Ground<T>& ground = work->ground;
-                     for (int64_t g = 0; g < p.G; ++g) {
-                       if (team.rank == 0) ground.set(b, g, nullptr, N, nullptr, M);
-                       team.barrier();
-                       if (p.metric == Metric::cosine) ground_norms(team, ground);
-                       team.blocks(N, [&](int64_t i) {
-                         const int64_t row = ((b * p.G + g) * N + i) * M;
-                         std::memcpy(ground.cost + i * ld, static_cast<const T*>(p.cost) + row, sizeof(T) * M);
-                         std::memcpy(work->grad + i * ld, static_cast<const T*>(p.grad_cost) + row, sizeof(T) * M);
-                         for (int64_t j = M; j < ld; ++j) ground.cost[i * ld + j] = work->grad[i * ld + j] = 0;
-                       });
-                       team.barrier();
-                       ground_backward(team, ground, work->ground_grad, work->grad);
-                     }
-                   });
+  const Workload workload{p.B, Ground<T>::operations(p) * double(p.G), Ground<T>::thread_bytes(p), p.threads};
+  for_each_problem_in<Backward<T>>(workload, p, [&](const Team& team, int64_t b, Backward<T>& work) {
+    Ground<T>& ground = work.ground;
+    for (int64_t g = 0; g < p.G; ++g) {
+      if (team.rank == 0) ground.set(b, g, nullptr, N, nullptr, M);
+      team.barrier();
+      if (p.metric == Metric::cosine) ground_norms(team, ground);
+      team.blocks(N, [&](int64_t i) {
+        const int64_t row = ((b * p.G + g) * N + i) * M;
+        std::memcpy(ground.cost + i * ld, static_cast<const T*>(p.cost) + row, sizeof(T) * M);
+        std::memcpy(work.grad + i * ld, static_cast<const T*>(p.grad_cost) + row, sizeof(T) * M);
+        for (int64_t j = M; j < ld; ++j) ground.cost[i * ld + j] = work.grad[i * ld + j] = 0;
+      });
+      team.barrier();
+      ground_backward(team, ground, work.ground_grad, work.grad);
+    }
+  });
 }
 
 }  // namespace

@@ -36,28 +36,18 @@ void prepare(const Team& team, Work<T>& work, const Solve& solve, int64_t b, int
   ground_forward(team, work.ground);
 }
 
-// Calls task(team, item, work) for `items` pieces of work of `problems` problems each.
-template <class T, class Params, class Task>
-void each(const Params& p, int64_t items, int64_t problems, Task&& task) {
-  Arena measure;
-  Work<T>(measure, p);
+// Of pieces of work of `problems` problems each.
+template <class T>
+Workload workload(const CostParams& p, int64_t items, int64_t problems) {
   const double operations = Ground<T>::operations(p) + Transport<T>::operations(p.N(), p.M());
-  for_each_problem({items, operations * double(problems), measure.used() + int64_t(sizeof(Work<T>)) + 64,
-                    Ground<T>::thread_bytes(p), p.threads},
-                   [&](const Team& team, int64_t item) {
-                     Arena arena(team.memory);
-                     auto* work = arena.take<Work<T>>(1);
-                     if (team.rank == 0) new (work) Work<T>(arena, p);
-                     team.barrier();
-                     task(team, item, *work);
-                   });
+  return {items, operations * double(problems), Ground<T>::thread_bytes(p), p.threads};
 }
 
 template <class T>
 Status forward(const EmdForwardParams& p) {
   const Status status = check_weights<T>(p.solve, p.B, p.G, p.N(), p.M());
   if (status != Status::ok) return status;
-  each<T>(p, p.B * p.G, 1, [&](const Team& team, int64_t item, Work<T>& work) {
+  for_each_problem_in<Work<T>>(workload<T>(p, p.B * p.G, 1), p, [&](const Team& team, int64_t item, Work<T>& work) {
     prepare(team, work, p.solve, item / p.G, item % p.G);
     transport_forward(team, work.transport, work.ground.cost, p.solve, item);
   });
@@ -67,7 +57,7 @@ Status forward(const EmdForwardParams& p) {
 // A whole batch entry at a time: the gradient of x sums over its groups.
 template <class T>
 Status backward(const EmdBackwardParams& p) {
-  each<T>(p, p.B, p.G, [&](const Team& team, int64_t b, Work<T>& work) {
+  for_each_problem_in<Work<T>>(workload<T>(p, p.B, p.G), p, [&](const Team& team, int64_t b, Work<T>& work) {
     bool sound = true;
     for (int64_t g = 0; g < p.G; ++g) {
       prepare(team, work, p.solve, b, g);

@@ -103,9 +103,11 @@ SFR_INLINE Vec<T> vsqrt(Vec<T> v) {
   return v;
 }
 
-template <class T>
-SFR_INLINE T sqrt_of(T x) {
-  return sizeof(T) == 4 ? T(__builtin_sqrtf(float(x))) : T(__builtin_sqrt(double(x)));
+SFR_INLINE float sqrt_of(float x) {
+  return __builtin_sqrtf(x);
+}
+SFR_INLINE double sqrt_of(double x) {
+  return __builtin_sqrt(x);
 }
 
 // In every group of `Width` lanes: the first halves of a's and b's group side by side, or the second halves.

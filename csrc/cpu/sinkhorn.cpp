@@ -11,10 +11,11 @@ struct Work {
   Transport<T> transport;
   T* cost = nullptr;
 
-  Work(Arena& arena, const SinkhornParams& p, bool backward) {
+  Work(Arena& arena, const SinkhornParams& p, bool backward = false) {
     transport.reserve(arena, p.N, p.M, backward);
     cost = arena.take<T>(p.N * padded<T>(p.M));
   }
+  Work(Arena& arena, const SinkhornBackwardParams& p) : Work(arena, p, true) {}
 };
 
 // The costs between kept patches, as the solver wants them.
@@ -36,30 +37,22 @@ void read_cost(const Team& team, const SinkhornParams& p, int64_t item, Work<T>&
 }
 
 // Calls task(team, item, work) with weights and costs in place.
-template <class T, class Task>
-void each_problem(const SinkhornParams& p, const Solve& solve, bool backward, Task&& task) {
-  Arena measure;
-  Work<T>(measure, p, backward);
-  for_each_problem(
-      {p.B * p.G, Transport<T>::operations(p.N, p.M), measure.used() + int64_t(sizeof(Work<T>)) + 64, 0, p.threads},
-      [&](const Team& team, int64_t item) {
-        Arena arena(team.memory);
-        auto* work = arena.take<Work<T>>(1);
-        if (team.rank == 0) {
-          new (work) Work<T>(arena, p, backward);
-          work->transport.read_weights(solve, item / p.G, item % p.G);
-        }
-        team.barrier();
-        read_cost(team, p, item, *work);
-        task(team, item, *work);
-      });
+template <class T, class Params, class Task>
+void each_problem(const Params& p, Task&& task) {
+  const Workload workload{p.B * p.G, Transport<T>::operations(p.N, p.M), 0, p.threads};
+  for_each_problem_in<Work<T>>(workload, p, [&](const Team& team, int64_t item, Work<T>& work) {
+    if (team.rank == 0) work.transport.read_weights(p.solve, item / p.G, item % p.G);
+    team.barrier();
+    read_cost(team, p, item, work);
+    task(team, item, work);
+  });
 }
 
 template <class T>
 Status forward(const SinkhornForwardParams& p) {
   const Status status = check_weights<T>(p.solve, p.B, p.G, p.N, p.M);
   if (status != Status::ok) return status;
-  each_problem<T>(p, p.solve, false, [&](const Team& team, int64_t item, Work<T>& work) {
+  each_problem<T>(p, [&](const Team& team, int64_t item, Work<T>& work) {
     transport_forward(team, work.transport, work.cost, p.solve, item);
   });
   return Status::ok;
@@ -67,7 +60,7 @@ Status forward(const SinkhornForwardParams& p) {
 
 template <class T>
 Status backward(const SinkhornBackwardParams& p) {
-  each_problem<T>(p, p.solve, true, [&](const Team& team, int64_t item, Work<T>& work) {
+  each_problem<T>(p, [&](const Team& team, int64_t item, Work<T>& work) {
     const bool sound = transport_backward(team, work.transport, work.cost, p.solve, item);
     if (!p.grad_cost) return;
     const Weights<T>&a = work.transport.a, &b = work.transport.b;

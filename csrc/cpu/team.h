@@ -105,9 +105,9 @@ class Team {
 struct Workload {
   int64_t items;         // problems
   double operations;     // of one problem, roughly: decides how many threads are worth waking
-  int64_t team_bytes;    // workspace of a team
   int64_t thread_bytes;  // workspace of each thread
   int threads;
+  int64_t team_bytes = 0;  // workspace of a team
 };
 
 // Calls task(team, item) for every item, from every thread of the team that has it.
@@ -155,6 +155,22 @@ void for_each_problem(const Workload& work, Task&& task) {
   }
 #endif
   run(0, 1);
+}
+
+// The same with a workspace: calls task(team, item, work) with a Work that was made for the item, as Work(arena, from),
+// by the first thread of its team, and takes its memory from that of the team.
+template <class Work, class From, class Task>
+void for_each_problem_in(Workload workload, const From& from, Task&& task) {
+  Arena measure;
+  Work(measure, from);
+  workload.team_bytes = measure.used() + int64_t(sizeof(Work)) + 64;
+  for_each_problem(workload, [&](const Team& team, int64_t item) {
+    Arena arena(team.memory);
+    Work* work = arena.take<Work>(1);
+    if (team.rank == 0) new (work) Work(arena, from);
+    team.barrier();
+    task(team, item, *work);
+  });
 }
 
 }  // namespace sfr::cpu::SFR_ISA

@@ -87,12 +87,10 @@ int64_t cost_forward(const CostForwardParams& p, const Where& where) {
 
 template <class T>
 int64_t cost_backward(const CostBackwardParams& p, const Where& where) {
-  const OnDevice on(where.device);
   Task task = task_of(p);
   task.solved = false;
   task.backward = true;
-  const Shape shape = choose<T>(task, where.strategy, limits(where.device));
-  return start<CostBackwardParams>(cost_backward_kernel<T>, p, task, shape, p.B, where);
+  return start_on<T>(cost_backward_kernel<T>, p, task, p.B, where);
 }
 
 template int64_t cost_forward<SFR_REAL>(const CostForwardParams&, const Where&);

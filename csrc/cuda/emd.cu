@@ -58,19 +58,14 @@ SFR_KERNEL emd_backward_kernel(const __grid_constant__ Work<EmdBackwardParams> p
 
 template <class T>
 int64_t emd_forward(const EmdForwardParams& p, const Where& where) {
-  const OnDevice on(where.device);
-  const Task task = solving(task_of(p), p.solve);
-  const Shape shape = choose<T>(task, where.strategy, limits(where.device));
-  return start<EmdForwardParams>(emd_forward_kernel<T>, p, task, shape, p.B * p.G, where);
+  return start_on<T>(emd_forward_kernel<T>, p, solving(task_of(p), p.solve), p.B * p.G, where);
 }
 
 template <class T>
 int64_t emd_backward(const EmdBackwardParams& p, const Where& where) {
-  const OnDevice on(where.device);
   Task task = solving(task_of(p), p.solve);
   task.backward = true;
-  const Shape shape = choose<T>(task, where.strategy, limits(where.device));
-  return start<EmdBackwardParams>(emd_backward_kernel<T>, p, task, shape, p.B, where);
+  return start_on<T>(emd_backward_kernel<T>, p, task, p.B, where);
 }
 
 template int64_t emd_forward<SFR_REAL>(const EmdForwardParams&, const Where&);

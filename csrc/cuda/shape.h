@@ -270,4 +270,12 @@ int64_t start(Kernel<Work<Params>> kernel, const Params& params, const Task& tas
   return 0;
 }
 
+// The same for a problem that is laid out as its task asks for.
+template <class T, class Params>
+int64_t start_on(Kernel<Work<Params>> kernel, const Params& params, const Task& task, int64_t items,
+                 const Where& where) {
+  const OnDevice on(where.device);
+  return start(kernel, params, task, choose<T>(task, where.strategy, limits(where.device)), items, where);
+}
+
 }  // namespace sfr::cuda

@@ -79,18 +79,12 @@ Task task_of(const SinkhornParams& p) {
 
 template <class T>
 int64_t sinkhorn_forward(const SinkhornForwardParams& p, const Where& where) {
-  const OnDevice on(where.device);
-  const Task task = solving(task_of(p), p.solve);
-  const Shape shape = choose<T>(task, where.strategy, limits(where.device));
-  return start<SinkhornForwardParams>(sinkhorn_forward_kernel<T>, p, task, shape, p.B * p.G, where);
+  return start_on<T>(sinkhorn_forward_kernel<T>, p, solving(task_of(p), p.solve), p.B * p.G, where);
 }
 
 template <class T>
 int64_t sinkhorn_backward(const SinkhornBackwardParams& p, const Where& where) {
-  const OnDevice on(where.device);
-  const Task task = solving(task_of(p), p.solve);
-  const Shape shape = choose<T>(task, where.strategy, limits(where.device));
-  return start<SinkhornBackwardParams>(sinkhorn_backward_kernel<T>, p, task, shape, p.B * p.G, where);
+  return start_on<T>(sinkhorn_backward_kernel<T>, p, solving(task_of(p), p.solve), p.B * p.G, where);
 }
 
 template int64_t sinkhorn_forward<SFR_REAL>(const SinkhornForwardParams&, const Where&);

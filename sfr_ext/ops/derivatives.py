@@ -116,7 +116,10 @@ def _plain(inputs: tuple[Any, ...]) -> bool:
     """Whether all are what they look like: no subclass of a tensor, no symbol for a number, memory behind them."""
     if not _PLAIN.issuperset(map(type, inputs)):
         return False
-    return not next(value for value in inputs if isinstance(value, Tensor)).is_meta
+    for value in inputs:
+        if value is not None:  # the tensors come first
+            return not value.is_meta
+    return False
 
 
 def no_second_derivative(operator: Operator) -> Callable[..., Any]:

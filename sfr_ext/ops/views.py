@@ -29,7 +29,10 @@ class Ground(NamedTuple):
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """The type that sums are taken in and values are returned in: float64 if any input is, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    for tensor in tensors:
+        if tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 _NO_FEATURES, _UNIFORM = FeatureView(), WeightView()
@@ -40,11 +43,9 @@ def feature_view(features: Tensor | None) -> FeatureView:
     """Of ``[B,C,H,W]`` | ``[B,G,C,H,W]``."""
     if features is None:
         return _NO_FEATURES
-    H, W = features.shape[-2:]
-    dtype, s = DTYPES[features.dtype], features.stride()
-    if len(s) == 5:
-        return FeatureView(features, dtype, H, W, *s)
-    return FeatureView(features, dtype, H, W, s[0], 0, *s[1:])
+    shape, s = features.shape, features.stride()
+    group = s[1] if len(s) == 5 else 0
+    return FeatureView(features, DTYPES[features.dtype], shape[-2], shape[-1], s[0], group, s[-3], s[-2], s[-1])
 
 
 def token_view(tokens: Tensor | None) -> FeatureView:
@@ -83,8 +84,8 @@ def patch_grids(x: Tensor, y: Tensor, patch: int) -> tuple[tuple[int, ...], tupl
     """(H, W) or (N,) of the patches of the student, and of the teacher."""
     if x.dim() == 3:
         return (x.shape[-2],), (y.shape[-2],)
-    grids = [(t.shape[-2] - patch + 1, t.shape[-1] - patch + 1) for t in (x, y)]
-    return grids[0], grids[1]
+    p, q, less = x.shape, y.shape, patch - 1
+    return (p[-2] - less, p[-1] - less), (q[-2] - less, q[-1] - less)
 
 
 def view_of(x: Tensor) -> Callable[[Tensor | None], FeatureView]:
@@ -93,11 +94,12 @@ def view_of(x: Tensor) -> Callable[[Tensor | None], FeatureView]:
 
 
 def cost_params(x: Tensor, y: Tensor, ground: Ground, compute: torch.dtype) -> CostParams:
+    shape, others = x.shape, y.shape
     view = view_of(x)
     return CostParams(
-        B=x.shape[0],
-        G=y.shape[1] if y.dim() > x.dim() else 1,
-        C=x.shape[-1] if view is token_view else x.shape[-3],
+        B=shape[0],
+        G=others[1] if len(others) > len(shape) else 1,
+        C=shape[-1] if view is token_view else shape[-3],
         patch=ground.patch_size,
         metric=ground.metric,
         compute=DTYPES[compute],
