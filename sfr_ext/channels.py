@@ -29,15 +29,14 @@ def group_channels(deep: Tensor, num_channels: int) -> Tensor:
     >>> group_channels(torch.zeros(2, 64, 7, 7), 16).shape
     torch.Size([2, 4, 16, 7, 7])
     """
+    where = "group_channels"
     if not isinstance(deep, Tensor):
-        raise TypeError(f"sfr_ext.group_channels: expected deep to be a Tensor, got {type(deep).__name__}")
-    checks.an_int("group_channels", "num_channels", num_channels)
+        checks.refuse(TypeError, where, "deep", "to be a Tensor", type(deep).__name__)
+    checks.an_int(where, "num_channels", num_channels)
     if deep.dim() != 4:
-        raise ValueError(f"sfr_ext.group_channels: expected deep of shape [B, C, H, W], got {list(deep.shape)}")
+        checks.refuse(ValueError, where, "deep", "of shape [B, C, H, W]", checks.shape_of(deep))
     channels = deep.shape[1]
     if num_channels < 1 or channels < num_channels or channels % num_channels != 0:
-        raise ValueError(
-            "sfr_ext.group_channels: expected num_channels to divide the channels of deep, "
-            f"got num_channels = {num_channels} and deep of shape {list(deep.shape)}"
-        )
+        came = f"num_channels = {num_channels} and deep of shape {checks.shape_of(deep)}"
+        checks.refuse(ValueError, where, "num_channels", "to divide the channels of deep", came)
     return deep.unflatten(1, (channels // num_channels, num_channels))

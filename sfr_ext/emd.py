@@ -173,7 +173,7 @@ class EMDL2Loss(nn.Module):
         super().__init__()
         for name in options:
             if name not in self._OPTIONS:
-                raise TypeError(f"sfr_ext.EMDL2Loss: expected options among {', '.join(self._OPTIONS)}, got {name!r}")
+                checks.refuse(TypeError, "EMDL2Loss", "options", f"among {', '.join(self._OPTIONS)}", repr(name))
         self.options = options
 
     def forward(

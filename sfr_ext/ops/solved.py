@@ -52,10 +52,10 @@ def room(like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype
     return Solved(
         transport=value,
         entropic=torch.empty_like(value),
-        f=like.new_empty((*lead, n), dtype=dtype),
-        g=like.new_empty((*lead, m), dtype=dtype),
+        f=value.new_empty((*lead, n)),
+        g=value.new_empty((*lead, m)),
         eps=torch.empty_like(value),
         mean=torch.empty_like(value),
-        n_iter=like.new_empty(lead, dtype=torch.int64),
+        n_iter=torch.empty_like(value, dtype=torch.int64),
         error=torch.empty_like(value),
     )
