@@ -15,19 +15,19 @@ from pathlib import Path
 
 import torch
 
-from . import compare, limits, plots, report
-from .accuracy import accuracy
-from .comparison import compare_peers
-from .device import Device
-from .goals import GOALS
-from .growth import growth
-from .machine import machine, pin_threads
-from .memory import memory
+from .data.workloads import SUITES, WORKLOADS
+from .harness import compare, limits, plots, report
+from .harness.device import Device
+from .harness.machine import machine, pin_threads
+from .harness.results import Results, Table
+from .harness.run import Run
+from .harness.terminal import Terminal
 from .peers import OURS
-from .results import Results, Table
-from .run import Run
-from .terminal import Terminal
-from .workloads import SUITES, WORKLOADS
+from .tables.accuracy import accuracy
+from .tables.comparison import compare_peers
+from .tables.goals import GOALS
+from .tables.growth import growth
+from .tables.memory import memory
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -27,13 +27,13 @@ from torch import Tensor
 import sfr_ext
 from sfr_ext import ops
 
-from . import report
-from .device import Device
-from .graphs import compiled_torch
-from .machine import commit
-from .measure import WRONG, Reference, Row, check, marginal_error, quartiles, run_of, set_bases, time_rows
+from .data.workloads import Problem, random_maps
+from .harness import report
+from .harness.device import Device
+from .harness.graphs import compiled_torch
+from .harness.machine import commit
+from .harness.measure import WRONG, Reference, Row, check, marginal_error, quartiles, run_of, set_bases, time_rows
 from .peers import MAX_ITER, PEERS
-from .workloads import Problem, random_maps
 
 # name: batch, side of both maps, channels
 SIZES = {

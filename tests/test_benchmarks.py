@@ -10,12 +10,16 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import compare, cuda, excess, floors, growth, limits, measure, plots, report, workloads
-from benchmarks.comparison import compare_peers, verdict
-from benchmarks.device import Device
+from benchmarks import cuda
+from benchmarks.data import workloads
+from benchmarks.harness import compare, floors, limits, measure, plots, report
+from benchmarks.harness.device import Device
+from benchmarks.harness.results import Results, Table
+from benchmarks.harness.run import Run
 from benchmarks.peers import OURS, PEERS
-from benchmarks.results import Results, Table
-from benchmarks.run import Run
+from benchmarks.studies import excess
+from benchmarks.tables import growth
+from benchmarks.tables.comparison import compare_peers, verdict
 
 RANDOM = torch.rand(2, 5, 3, 2, 3, generator=torch.Generator().manual_seed(0))
 SMALL = workloads.Problem(RANDOM[0], RANDOM[1], eps=0.1, tol=1e-3)
@@ -218,7 +222,7 @@ def test_compare_as_a_command(tmp_path, capsys):
 def test_command(tmp_path, monkeypatch, capsys):
     tiny = workloads.Workload("a small one", lambda: SMALL, (workloads.Target(1e9),))
     monkeypatch.setitem(command.WORKLOADS, "small", tiny)
-    monkeypatch.setattr("benchmarks.comparison.PEERS", [*OURS, peer("plain torch, log domain, eager")])
+    monkeypatch.setattr("benchmarks.tables.comparison.PEERS", [*OURS, peer("plain torch, log domain, eager")])
     monkeypatch.setattr(command.limits, "measure", lambda device: limits.Limits(1e10, 1e10))
     monkeypatch.setattr(command, "pin_threads", lambda threads: None)
     assert command.main(["--workload", "small", "--rounds", "2", "--threads", "1", "--out", str(tmp_path)]) == 0

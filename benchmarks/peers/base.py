@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..machine import version_of
-from ..workloads import Problem
+from ..data.workloads import Problem
+from ..harness.machine import version_of
 
 MAX_ITER = 5000
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..workloads import Problem
+from ..data.workloads import Problem
 from .base import Peer, Solved, Unsuited
 
 

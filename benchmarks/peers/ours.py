@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sfr_ext
 
-from ..workloads import Problem
+from ..data.workloads import Problem
 from .base import MAX_ITER, Peer, Solved
 
 

@@ -13,14 +13,14 @@ import torch
 import sfr_ext
 from sfr_ext.ops import forced
 
+from ..data.workloads import Problem, random_maps
+from ..harness.floors import step_floor
+from ..harness.machine import torch_threads
+from ..harness.measure import Row, adapted, leaves, marginal_error, quartiles, run_of, step
+from ..harness.results import Table
+from ..harness.run import Run
+from ..peers import OURS, PEERS, Peer
 from .comparison import iterations_of
-from .floors import step_floor
-from .machine import torch_threads
-from .measure import Row, adapted, leaves, marginal_error, quartiles, run_of, step
-from .peers import OURS, PEERS, Peer
-from .results import Table
-from .run import Run
-from .workloads import Problem, random_maps
 
 # The others that are drawn beside us: a fixed choice of those that take no compiling.
 DRAWN = ("plain torch, log domain, eager", "POT solve_batch, log_sinkhorn")

@@ -1,6 +1,6 @@
 """How far the entropic transport cost lies above the exact EMD, on feature maps of a trained network.
 
-``python -m benchmarks.excess`` solves the pairs of benchmarks/data/feature_maps.npz at several eps, and the
+``python -m benchmarks.studies.excess`` solves the pairs of benchmarks/data/feature_maps.npz at several eps, and the
 same problems exactly by SciPy's assignment solver.
 """
 
@@ -16,8 +16,8 @@ import torch
 import sfr_ext
 from sfr_ext import reference
 
-from .machine import machine
-from .workloads import load_feature_maps
+from ..data.workloads import load_feature_maps
+from ..harness.machine import machine
 
 EPS = (0.3, 0.1, 0.05, 0.03)
 MAX_ITER = 20_000
@@ -54,7 +54,7 @@ def table(entries: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.excess", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.excess", description=__doc__)
     parser.add_argument("--tol", type=float, default=1e-3, help="L1 marginal error to stop at (default: 1e-3)")
     parser.add_argument("--out", type=Path, help="folder for excess.json and excess.md")
     options = parser.parse_args()

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from .measure import Reference, Row, check, run_of
-from .peers import OURS, PEERS, Peer
-from .results import Table
-from .run import Run
-from .workloads import WORKLOADS
+from ..data.workloads import WORKLOADS
+from ..harness.measure import Reference, Row, check, run_of
+from ..harness.results import Table
+from ..harness.run import Run
+from ..peers import OURS, PEERS, Peer
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 # Those that take a tolerance are given each of these; the others have settings of their own.

@@ -2,7 +2,7 @@
 
 Random unit vectors all lie about equally far apart; maps of a trained network do not. The saved file is part
 of the repository, so nothing has to be trained to run the benchmarks;
-``python -m benchmarks.make_feature_maps`` makes it anew.
+``python -m benchmarks.data.make_feature_maps`` makes it anew.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def train(images: Tensor, labels: Tensor, epochs: int) -> Net:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.make_feature_maps", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data.make_feature_maps", description=__doc__)
     parser.add_argument("--data-dir", type=Path, help="where the data set lies")
     parser.add_argument("--pairs", type=int, default=16, help="images whose maps are saved (default: 16)")
     parser.add_argument("--epochs", type=int, default=3, help="default: 3")

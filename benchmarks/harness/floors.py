@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
+from ..data.workloads import Problem
 from .limits import Limits
-from .workloads import Problem
 
 EXPONENTIAL = 10  # multiply-adds: reduction of the argument, a polynomial of degree 6, assembly
 PLAN_EVALUATIONS = 3  # for the first iteration, at the end, and in backward

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.workloads import Problem
+from ..peers import Peer, Solved
+from ..peers.plain_torch import log_domain, log_domain_plan
 from .device import Device
 from .measure import WRONG, Reference, Row, marginal_error
-from .peers import Peer, Solved
-from .peers.plain_torch import log_domain, log_domain_plan
-from .workloads import Problem
 
 Entry = tuple[Row, Callable[[], Any]]
 

@@ -1,4 +1,4 @@
-"""Time and work to each tolerance, of the solver's three methods: ``python -m benchmarks.convergence``.
+"""Time and work to each tolerance, of the solver's three methods: ``python -m benchmarks.studies.convergence``.
 
 On the feature maps of a trained network (32 problems of 49 x 49 patches, benchmarks/data), one thread, costs given:
 Sinkhorn's own iterations (plain), over-relaxed ones (relaxed), and what users get (automatic: a start from larger eps,
@@ -23,8 +23,8 @@ from torch import Tensor
 import sfr_ext
 from sfr_ext import ops
 
-from .machine import machine
-from .workloads import load_feature_maps
+from ..data.workloads import load_feature_maps
+from ..harness.machine import machine
 
 METHODS = ("plain", "relaxed", "automatic")
 EPS = (0.3, 0.1, 0.05, 0.03, 0.01)
@@ -130,7 +130,7 @@ def plot(path: Path, steps: list[Step]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.convergence", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.convergence", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="times that each problem is timed (default: 5)")
     parser.add_argument("--out", type=Path, help="folder for convergence.json, convergence.md and convergence.png")
     options = parser.parse_args()

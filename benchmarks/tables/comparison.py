@@ -9,13 +9,13 @@ import torch
 
 import sfr_ext
 
-from .floors import step_floor
-from .graphs import compiled_torch, replayed
-from .measure import Reference, Row, check, quartiles, ratios, run_of, set_bases
-from .peers import MAX_ITER, OURS, PEERS, TO_1E_6, Peer
-from .results import Table, Verdict
-from .run import Run
-from .workloads import Problem, Target, Workload
+from ..data.workloads import Problem, Target, Workload
+from ..harness.floors import step_floor
+from ..harness.graphs import compiled_torch, replayed
+from ..harness.measure import Reference, Row, check, quartiles, ratios, run_of, set_bases
+from ..harness.results import Table, Verdict
+from ..harness.run import Run
+from ..peers import MAX_ITER, OURS, PEERS, TO_1E_6, Peer
 
 
 def compare_peers(name: str, workload: Workload, run: Run, peers: list[Peer] | None = None) -> Table:

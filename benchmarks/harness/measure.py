@@ -16,10 +16,10 @@ from torch import Tensor
 import sfr_ext
 from sfr_ext import reference
 
+from ..data.workloads import Problem
+from ..peers import Peer, Solved, Unsuited
 from .device import Device
 from .limits import Calibration
-from .peers import Peer, Solved, Unsuited
-from .workloads import Problem
 
 # Members of the batch that are also solved by the float64 reference; fewer where its differences of all pairs, kept for
 # backward, would fill the memory.

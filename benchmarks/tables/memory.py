@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from .measure import Row, step
-from .peers import PEERS
-from .results import Table, Verdict
-from .run import Run
-from .workloads import Problem, random_maps
+from ..data.workloads import Problem, random_maps
+from ..harness.measure import Row, step
+from ..harness.results import Table, Verdict
+from ..harness.run import Run
+from ..peers import PEERS
 
 BATCH, CHANNELS = 512, 16
 LIBRARIES = ("sfr_ext, transport", "plain torch, log domain, eager")
@@ -60,8 +60,8 @@ def memory(run: Run) -> Table:
         extra["B (N + M)"][str(n)] = 4 * BATCH * 2 * n / MEBI
         extra["one B N M"][str(n)] = 4 * BATCH * n * n / MEBI
         for name in LIBRARIES:
-            arguments = [sys.executable, "-m", "benchmarks.memory", name, str(side), str(run.threads)]
-            done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[1])
+            arguments = [sys.executable, "-m", "benchmarks.tables.memory", name, str(side), str(run.threads)]
+            done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
             if done.returncode != 0:
                 table.rows.append(Row(f"{name}, N={n}", problem=f"failed: {done.stderr.strip().splitlines()[-1]}"))
                 continue

@@ -1,4 +1,4 @@
-"""What a tolerance buys and costs: ``python -m benchmarks.tolerance``.
+"""What a tolerance buys and costs: ``python -m benchmarks.studies.tolerance``.
 
 For the feature maps of a trained network and for random ones (unit vectors; rectified with a common part), 49 x 49
 patches: the largest relative error over the problems of the gradients in features and in weights, against float64
@@ -16,7 +16,7 @@ from torch import Tensor
 
 import sfr_ext
 
-from .workloads import load_feature_maps
+from ..data.workloads import load_feature_maps
 
 EPS = (0.3, 0.1, 0.05, 0.02)
 STEPS = ((torch.float32, 1e-3), (torch.float32, 1e-4), (torch.float32, 1e-5), (torch.float64, 1e-9))

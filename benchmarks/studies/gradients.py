@@ -1,4 +1,4 @@
-"""How far every gradient lies from central differences: ``python -m benchmarks.gradients``.
+"""How far every gradient lies from central differences: ``python -m benchmarks.studies.gradients``.
 
 Float64, 6 x 9 patches of 5 channels, random weights, eps = 0.3, converged to 1e-13. A cell is the largest deviation
 of any component, divided by the largest component.

@@ -1,4 +1,4 @@
-"""The exact solver: proofs of optimality, and time beside other exact solvers: ``python -m benchmarks.exact``.
+"""The exact solver: proofs of optimality, and time beside other exact solvers: ``python -m benchmarks.studies.exact``.
 
 Proofs: random problems of all kinds (costs x weights x sizes, float64). Each result is its own certificate: a plan with
 the right marginals, dual variables that exceed no cost, and the same value from both. Nothing is compared with
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sfr_ext.ops.exact import exact_forward
 
-from .workloads import WORKLOADS, Problem, as_tokens
+from ..data.workloads import WORKLOADS, Problem, as_tokens
 
 SIZES = [(1, 1), (1, 6), (6, 1), (2, 2), (3, 5), (8, 8), (16, 16), (17, 16), (20, 31), (49, 49), (49, 12), (70, 64)]
 
@@ -273,7 +273,7 @@ def measure(rounds: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.exact", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.exact", description=__doc__)
     parser.add_argument("--each", type=int, default=9, help="problems of each kind and size to prove (default: 9)")
     parser.add_argument("--rounds", type=int, default=15, help="times that each solver runs (default: 15)")
     options = parser.parse_args(arguments)

@@ -81,8 +81,8 @@ def page(results: Results, plots: list[Path]) -> str:
         f"{where['load_before']:.1f}. {versions}.",
         "",
         f"Limits measured at the start, in a nanosecond: {multiplies} multiply-adds; {copies} bytes read and written "
-        'by a copy. "x of limit" is the median over what the work takes at these rates at least (benchmarks/floors.py '
-        "says what is counted).",
+        'by a copy. "x of limit" is the median over what the work takes at these rates at least '
+        "(benchmarks/harness/floors.py says what is counted).",
         "",
         "Forward and backward unless a table says otherwise, in turns: one run of each row in a round. Ratios are pair "
         "by pair to our row of the same value, or to the row that the table says. All solve the same problems at the "

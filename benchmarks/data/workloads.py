@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FEATURE_MAPS = Path(__file__).with_name("data") / "feature_maps.npz"
+FEATURE_MAPS = Path(__file__).with_name("feature_maps.npz")
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from sfr_ext.ops import forced
 from sfr_ext.train.models import build_model
 from sfr_ext.train.stopwatch import Stopwatch, TimedRegularizer
 
-from . import limits
+from ..data.workloads import WORKLOADS, Problem, random_maps
+from ..harness import limits
+from ..harness.floors import floor_of, step_floor
+from ..harness.machine import torch_threads, version_of
+from ..harness.measure import Row, quartiles, set_ratios
+from ..harness.results import Table, Verdict
+from ..harness.run import Run
 from .comparison import iterations_of
-from .floors import floor_of, step_floor
-from .machine import torch_threads, version_of
-from .measure import Row, quartiles, set_ratios
-from .results import Table, Verdict
-from .run import Run
-from .workloads import WORKLOADS, Problem, random_maps
 
 Entry = tuple[Row, Callable[[], Any]]
 
