@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +20,25 @@ FEATURE_MAPS = Path(__file__).with_name("feature_maps.npz")
 
 @dataclass(frozen=True)
 class Problem:
-    """A batch of transport problems with uniform weights, l2 cost and one regularisation for all."""
+    """A batch of transport problems with uniform weights and one regularisation for all."""
 
     x: Tensor  # [B, C, H, W]
     y: Tensor  # [B, C, H', W'], or [B, G, C, H', W']: every x against G of them
     eps: float  # in units of the cost, so that it means the same in every library
     tol: float  # L1 marginal error, both sides summed
+    metric: str = "l2"
 
     def to(self, device: str) -> Problem:
-        return Problem(self.x.to(device), self.y.to(device), self.eps, self.tol)
+        return dataclasses.replace(self, x=self.x.to(device), y=self.y.to(device))
+
+    def cut(self) -> Problem:
+        """A corner of it, small enough for a dry run."""
+        x, y = (side[:3, ..., :8, :3, :3].contiguous() for side in (self.x, self.y))
+        return dataclasses.replace(self, x=x, y=y)
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for sfr_ext."""
+        return {"metric": self.metric, "eps": self.eps, "eps_scale": "absolute", "tol": self.tol}
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Without groups: as many x as y, ``[B G, C, H, W]``."""
@@ -66,9 +78,11 @@ def as_tokens(maps: Tensor) -> Tensor:
     return maps.flatten(2).transpose(1, 2).contiguous()
 
 
-def cost_std(x: Tensor, y: Tensor) -> Tensor:
-    """Standard deviation of each pair's l2 costs, ``[B]``."""
-    return torch.cdist(as_tokens(x.double()), as_tokens(y.double())).flatten(1).std(1, correction=0)
+def cost_std(x: Tensor, y: Tensor, *, metric: str = "l2") -> Tensor:
+    """Standard deviation of each pair's costs, l2 or squared, ``[B]``."""
+    distances = torch.cdist(as_tokens(x.double()), as_tokens(y.double()))
+    costs = distances.square() if metric == "sqeuclidean" else distances
+    return costs.flatten(1).std(1, correction=0)
 
 
 def load_feature_maps() -> tuple[Tensor, Tensor]:
@@ -91,6 +105,7 @@ def random_maps(
     groups: int = 0,
     eps: float = 0.05,
     dtype: torch.dtype = torch.float32,
+    metric: str = "l2",
 ) -> Problem:
     """Random unit vectors; ``other``: side of the teacher's maps; eps in standard deviations of the costs."""
     generator = torch.Generator().manual_seed(0)
@@ -98,9 +113,9 @@ def random_maps(
     x = torch.randn(b, c, side, side, generator=generator)
     y = torch.randn(*lead, c, other or side, other or side, generator=generator)
     x, y = F.normalize(x, dim=-3).to(dtype), F.normalize(y, dim=-3).to(dtype)
-    one = Problem(x, y, eps=0.0, tol=1e-3)
+    one = Problem(x, y, eps=0.0, tol=1e-3, metric=metric)
     few = (side[:64] for side in one.pairs())  # of so many patches that more of them change nothing
-    return Problem(x, y, eps=eps * float(cost_std(*few).mean()), tol=1e-3)
+    return dataclasses.replace(one, eps=eps * float(cost_std(*few, metric=metric).mean()))
 
 
 def real_maps() -> Problem:
@@ -155,8 +170,18 @@ def _grid() -> dict[str, Workload]:
     return grid
 
 
+def _squared() -> dict[str, Workload]:
+    """For libraries that have squared distances only."""
+    return {
+        f"{name}, squared": Workload(
+            _described(*size, ", squared distances"), partial(random_maps, *size, metric="sqeuclidean")
+        )
+        for name, size in {"w1": (128, 7, 512), "large": (16, 14, 256)}.items()
+    }
+
+
 REAL = Workload("B=32, 49 x 49 patches, C=32, feature maps of a trained network", real_maps)
-WORKLOADS = {**_goals(), "maps": REAL, **_grid()}
-# "quick" has the workloads that something is to be reached on, and real maps. "full" has all. Peers run where one call
-# takes them seconds, not minutes, and where they take the type.
-SUITES = {"quick": [*_goals(), "maps"], "full": list(WORKLOADS)}
+WORKLOADS = {**_goals(), "maps": REAL, **_grid(), **_squared()}
+# "quick" has the workloads that something is to be reached on, and real maps. "full" has all. "kernels" has the first
+# that a GPU is asked. Peers run where one call takes them seconds, not minutes, and where they take the type.
+SUITES = {"quick": [*_goals(), "maps"], "full": list(WORKLOADS), "kernels": ["w1", "large", *_squared()]}

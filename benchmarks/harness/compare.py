@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .measure import Row
 from .results import Results, Table
+from .row import Row
 
 CONFIDENCE = 0.99
 RESAMPLES = 4000

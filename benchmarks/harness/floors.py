@@ -46,3 +46,29 @@ def step_floor(problem: Problem, iterations: int, limits: Limits) -> Floor:
 
 def floor_of(multiply_adds: float, size: float, limits: Limits) -> Floor:
     return Floor(multiply_adds, size, 1e3 * max(multiply_adds / limits.multiply_adds, size / limits.copy_bytes))
+
+
+# Instructions of a GPU for a pair and channel: difference and multiply-add; backward three times that.
+FORWARD_INSTRUCTIONS, BACKWARD_INSTRUCTIONS = 2, 6
+ITERATION_CLOCKS = 150  # of one iteration of one problem: two passes over the plan, one after the other
+
+
+def kernel_floors(problem: Problem, iterations: int, limits: Limits) -> dict[str, Floor]:
+    """Of forward and of backward on a GPU, whose longest problem took so many iterations.
+
+    The larger of arithmetic by direct differences at the vector units' rate and of bytes at that of a copy (features
+    once; for backward twice, and their gradients), plus the iterations, which wait for each other. Elsewhere than on a
+    GPU, by the limits of the processor: for dry runs.
+    """
+    count, n, m, c = problem.sizes()
+    size = sum(t.numel() * t.element_size() for t in (problem.x, problem.y))
+    rate, clock = limits.vector_multiply_adds or limits.multiply_adds, limits.clock or 1e9
+    found = {}
+    for name, instructions, volume, waits in (
+        ("forward", FORWARD_INSTRUCTIONS, size, iterations),
+        ("backward", BACKWARD_INSTRUCTIONS, 3 * size, 0),
+    ):
+        operations = float(instructions * count * n * m * c)
+        seconds = max(operations / rate, volume / limits.copy_bytes) + waits * ITERATION_CLOCKS / clock
+        found[name] = Floor(operations, volume, 1e3 * seconds)
+    return found

@@ -13,6 +13,7 @@ ROUNDS = 9
 # Float32 matrices that stay in a core's own caches, and larger ones: whichever multiplies fastest counts.
 CPU_EDGES = (128, 256, 512, 768)
 CPU_COPY_BYTES = 1 << 27  # beyond the caches
+LANES = 128  # float32 instructions of a GPU's multiprocessor in a clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,9 @@ class Limits:
     """With all threads that were pinned. Best of several runs: a limit is not to be beaten by a quiet moment."""
 
     copy_bytes: float  # read and written a second by a large copy
-    multiply_adds: float  # float32, a second, in the best matrix product
+    multiply_adds: float  # float32 without TF32, a second, in the best matrix product
+    vector_multiply_adds: float = 0.0  # of a GPU without its matrix units: multiprocessors x lanes x clock
+    clock: float = 0.0  # of a GPU while it is busy, hertz
 
 
 def measure(device: Device, rounds: int = ROUNDS) -> Limits:
@@ -38,7 +41,12 @@ def measure(device: Device, rounds: int = ROUNDS) -> Limits:
                 torch.mm(a, b, out=out)
 
         best = max(best, *(repeats * edge**3 / device.milliseconds(product) for _ in range(rounds)))
-    return Limits(2e3 * size / copy, 1e3 * best)
+    if not device.on_gpu:
+        return Limits(2e3 * size / copy, 1e3 * best)
+    cycles = 20_000_000
+    clock = 1e3 * cycles / min(device.milliseconds(lambda: torch.cuda._sleep(cycles)) for _ in range(rounds))
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    return Limits(2e3 * size / copy, 1e3 * best, processors * LANES * clock, clock)
 
 
 class Calibration:

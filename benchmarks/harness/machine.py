@@ -17,6 +17,9 @@ import torch
 import sfr_ext
 
 PACKAGES = ("torch", "numpy", "scipy", "POT", "geomloss", "lapx", "jax", "jaxlib", "ott-jax", "flash-sinkhorn")
+SMI_FIELDS = (
+    "name,driver_version,compute_cap,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,ecc.mode.current"
+)
 # Read when a library is loaded: JAX is not yet when this is set. XLA has no option for its number of threads, but
 # takes NPROC for the number of processors.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
@@ -52,14 +55,16 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int, source: str | None = None) -> dict[str, Any]:
+    """Everything that figures depend on; ``source``: what the tree is called, where git does not know."""
     found = {name: version_of(name) for name in PACKAGES}
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": source or commit(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "nvidia_smi": nvidia_smi(),
         "threads": threads,
         "load_before": os.getloadavg()[0],
         "system": platform.platform(),
@@ -78,6 +83,19 @@ def commit() -> str:
     except OSError:
         return "of unknown commit"
     return done.stdout.strip() or "of unknown commit"
+
+
+def nvidia_smi(fields: str = SMI_FIELDS) -> dict[str, str]:
+    """What it says of the first GPU; empty where it says nothing."""
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    lines = done.stdout.strip().splitlines()
+    if done.returncode != 0 or not lines:
+        return {}
+    return dict(zip(fields.split(","), map(str.strip, lines[0].split(",")), strict=False))
 
 
 def _cpu_name() -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .measure import quartiles
 from .results import Results, Table
+from .row import quartiles
 
 
 def draw(results: Results, out: Path) -> list[Path]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .measure import Row, quartiles
 from .results import Results, Table
+from .row import Row, quartiles
 
 HEADER = (
     "library",
@@ -71,8 +71,17 @@ def page(results: Results, plots: list[Path]) -> str:
     """Everything, with what is needed to make it again and to read it."""
     where, most = results.machine, results.limits
     gpu = f", {where['gpu']}" if where["gpu"] else ""
+    if where["gpu"]:
+        said = ", ".join(f"{key} {value}" for key, value in where["nvidia_smi"].items())
+        built = where["sfr_ext"]
+        gpu += f" ({said or 'nvidia-smi says nothing'}; kernels of CUDA {built['cuda_version']})"
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    multiplies, copies = (f"{most[name] / 1e9:.3g}" for name in ("multiply_adds", "copy_bytes"))
+    multiplies, copies, vectors = (
+        f"{most[name] / 1e9:.3g}" for name in ("multiply_adds", "copy_bytes", "vector_multiply_adds")
+    )
+    clock = (
+        f"; {vectors} multiply-adds of a GPU's vector units, at {most['clock'] / 1e6:.0f} MHz" if most["clock"] else ""
+    )
     lines = [
         "# Speed",
         "",
@@ -81,7 +90,8 @@ def page(results: Results, plots: list[Path]) -> str:
         f"{where['load_before']:.1f}. {versions}.",
         "",
         f"Limits measured at the start, in a nanosecond: {multiplies} multiply-adds; {copies} bytes read and written "
-        'by a copy. "x of limit" is the median over what the work takes at these rates at least '
+        f"by a copy{clock}. "
+        '"x of limit" is the median over what the work takes at these rates at least '
         "(benchmarks/harness/floors.py says what is counted).",
         "",
         "Forward and backward unless a table says otherwise, in turns: one run of each row in a round. Ratios are pair "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,18 +10,17 @@ from typing import Any
 from . import report
 from .results import Table
 
-try:
+RICH = importlib.util.find_spec("rich") is not None
+if RICH:
     import rich.console
     import rich.markup
     import rich.progress
     import rich.table
-except ImportError:
-    rich = None
 
 
 class Terminal:
     def __init__(self) -> None:
-        self._console: Any = rich.console.Console() if rich else None
+        self._console: Any = rich.console.Console() if RICH else None
         if self._console and not self._console.is_terminal:
             self._console.width = 200  # a file has no edge
         self._progress: Any = None

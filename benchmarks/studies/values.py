@@ -1,6 +1,7 @@
 """Unbalanced and debiased values beside GeomLoss and OTT-JAX: ``python -m benchmarks.studies.values``.
 
-The same inputs for all: float64, point clouds of 49 and 40 points in 8 dimensions, l2 cost, masses 1 and 1 (with a reach also 1.3 and 0.8).
+The same inputs for all: float64, point clouds of 49 and 40 points in 8 dimensions, l2 cost, masses 1 and 1 (with a
+reach also 1.3 and 0.8).
 OTT-JAX solves to 1e-12, or for 5,000 iterations; GeomLoss follows its own annealing (scaling 0.999), which ends nearby.
 Printed: the largest relative difference over 8 problems, of the value and of its gradient in the first cloud.
 """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from ..data.workloads import WORKLOADS
-from ..harness.measure import Reference, Row, check, run_of
+from ..harness.check import check, run_of
 from ..harness.results import Table
+from ..harness.row import Entry
 from ..harness.run import Run
+from ..harness.truth import Truth
 from ..peers import OURS, PEERS, Peer
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -21,10 +22,10 @@ ANNEALED = ("GeomLoss tensorized",)
 def accuracy(run: Run) -> Table:
     """At tight tolerances float32 may end above them: the error drawn is the one that was reached."""
     workload = WORKLOADS["maps"]
-    problem = workload.make().to(run.device.name)
-    truth = Reference(problem)
+    problem = run.problem(workload.make())
+    truth = Truth(problem)
     table = Table("accuracy", f"{workload.description}: time to several errors")
-    entries: list[tuple[Row, Callable[[], Any]]] = []
+    entries: list[Entry] = []
 
     def add(peer: Peer, tol: float, setting: Any, label: str) -> None:
         asked = dataclasses.replace(problem, tol=tol)

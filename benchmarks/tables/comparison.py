@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 import sfr_ext
 
 from ..data.workloads import Problem, Target, Workload
+from ..harness.check import check, run_of
 from ..harness.floors import step_floor
-from ..harness.graphs import compiled_torch, replayed
-from ..harness.measure import Reference, Row, check, quartiles, ratios, run_of, set_bases
 from ..harness.results import Table, Verdict
+from ..harness.row import Entry, Row, quartiles, ratios, set_bases
 from ..harness.run import Run
+from ..harness.truth import Truth
 from ..peers import MAX_ITER, OURS, PEERS, TO_1E_6, Peer
+from .graphs import compiled_torch, replayed
 
 
 def compare_peers(name: str, workload: Workload, run: Run, peers: list[Peer] | None = None) -> Table:
-    problem = workload.make().to(run.device.name)
+    problem = run.problem(workload.make())
     table = Table(name, workload.description)
-    truth = Reference(problem)
+    truth = Truth(problem)
     if peers is None:
         peers = list(PEERS if workload.peers else OURS)
         if any(target.to_1e_6 for target in workload.targets):
             peers += TO_1E_6
+    if run.dry:  # which is not to wait for a compiler
+        peers = [peer for peer in peers if not peer.name.endswith("torch.compile")]
     torch.compiler.reset()  # what other shapes compiled does not count towards the recompilations allowed
     iterations = iterations_of(problem)
     rows = []
@@ -35,14 +36,14 @@ def compare_peers(name: str, workload: Workload, run: Run, peers: list[Peer] | N
         # A row that does more has the floor of the workload as it is, float64 and all.
         row.floor = step_floor(problem, 0 if row.objective == "exact" else iterations, run.limits).milliseconds
         rows.append(row)
-    entries: list[tuple[Row, Callable[[], Any]]] = [
+    entries: list[Entry] = [
         (row, (lambda: None) if row.problem else run_of(peer, row, problem))
         for peer, row in zip(peers, rows, strict=True)
     ]
-    if run.device.on_gpu:
+    if run.device.on_gpu or run.dry:
         if not rows[0].problem:
             entries.insert(1, replayed(*entries[0], run.device))
-        if workload.peers:
+        if workload.peers and problem.metric == "l2":
             entries.append(compiled_torch(problem, truth, run.device))
         rows = [row for row, _ in entries]
     set_bases(rows)
@@ -55,10 +56,7 @@ def compare_peers(name: str, workload: Workload, run: Run, peers: list[Peer] | N
 
 def iterations_of(problem: Problem) -> int:
     """Ours, of all problems together."""
-    solved = sfr_ext.solve_sample(
-        problem.x, problem.y, eps=problem.eps, eps_scale="absolute", tol=problem.tol, max_iter=MAX_ITER
-    )
-    return int(solved.n_iter.sum())
+    return int(sfr_ext.solve_sample(problem.x, problem.y, **problem.options(), max_iter=MAX_ITER).n_iter.sum())
 
 
 def verdict(target: Target, rows: list[Row], all_targets: tuple[Target, ...]) -> Verdict:

@@ -14,11 +14,13 @@ import sfr_ext
 from sfr_ext.ops import forced
 
 from ..data.workloads import Problem, random_maps
+from ..harness.check import adapted, leaves, run_of, step
 from ..harness.floors import step_floor
 from ..harness.machine import torch_threads
-from ..harness.measure import Row, adapted, leaves, marginal_error, quartiles, run_of, step
 from ..harness.results import Table
+from ..harness.row import Entry, Row, own_row, quartiles
 from ..harness.run import Run
+from ..harness.truth import marginal_error
 from ..peers import OURS, PEERS, Peer
 from .comparison import iterations_of
 
@@ -62,10 +64,10 @@ def grow(sweep: Sweep, run: Run) -> Table:
     """Forward and backward at each size; an exponent over all sizes and one over the upper half."""
     table = Table(f"growth in {sweep.axis}", sweep.described)
     drawn = [OURS[0], *(peer for peer in PEERS if peer.name in DRAWN and sweep.peers)]
-    entries: list[tuple[Row, Callable[[], Any]]] = []
+    entries: list[Entry] = []
     too_slow: set[str] = set()
     for value in sweep.values:
-        problem = sweep.make(value).to(run.device.name)
+        problem = run.problem(sweep.make(value))
         floor = step_floor(problem, iterations_of(problem), run.limits).milliseconds
         for peer in drawn:
             if peer.name in too_slow or peer.version() is None:
@@ -85,7 +87,7 @@ def _point(peer: Peer, problem: Problem, name: str, run: Run) -> Row:
     row = Row(name, peer.version(), peer.objective, peer.ours, setting=peer.settings[0])
     asked = adapted(peer, problem)
     row.marginal_error = marginal_error(step(peer, *leaves(peer, asked), asked, row.setting).plan())
-    row.warm = run.device.wall(lambda: step(peer, *leaves(peer, asked), asked, row.setting))[1]
+    row.warm = run.device.until_done(lambda: step(peer, *leaves(peer, asked), asked, row.setting))
     row.reached = row.marginal_error <= 1.01 * asked.tol
     return row
 
@@ -108,11 +110,10 @@ def _fit(table: Table, axis: str) -> None:
 def grow_iterations(run: Run) -> Table:
     """Plain iterations of a cost that is given, forward."""
     table = Table("growth in iterations", "B=16, 49 x 49 patches, plain iterations on given costs, forward")
-    x, y = random_maps(16, 7, 64).tokens()
-    cost = torch.cdist(x, y).to(run.device.name)
-    entries: list[tuple[Row, Callable[[], Any]]] = []
+    cost = torch.cdist(*run.problem(random_maps(16, 7, 64)).tokens())
+    entries: list[Entry] = []
     for count in (25, 100, 400, 1600):
-        row = Row(f"iterations={count}, sfr_ext", sfr_ext.__version__, ours=True, base="iterations=25, sfr_ext")
+        row = own_row(f"iterations={count}, sfr_ext", base="iterations=25, sfr_ext")
         entries.append((row, partial(sfr_ext.solve, cost, eps=0.05, tol=0.0, max_iter=count)))
     with forced(method="plain"):
         run.time(table, entries)
@@ -123,11 +124,11 @@ def grow_iterations(run: Run) -> Table:
 def grow_threads(run: Run) -> Table:
     """Powers of two up to the number pinned."""
     table = Table("growth in threads", "B=64, 49 x 49 patches, C=256, forward and backward")
-    problem = random_maps(64, 7, 256)
+    problem = run.problem(random_maps(64, 7, 256))
     counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count <= run.threads]
-    entries: list[tuple[Row, Callable[[], Any]]] = []
+    entries: list[Entry] = []
     for count in counts:
-        row = Row(f"threads={count}, sfr_ext", sfr_ext.__version__, ours=True, base="threads=1, sfr_ext", setting=1.0)
+        row = own_row(f"threads={count}, sfr_ext", base="threads=1, sfr_ext", setting=1.0)
         whole = run_of(OURS[0], row, problem)
 
         def with_threads(count: int = count, whole: Callable[[], Any] = whole) -> None:

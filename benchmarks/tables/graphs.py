@@ -10,25 +10,33 @@ import torch
 from torch import Tensor
 
 from ..data.workloads import Problem
+from ..harness.check import disagreement, failure
+from ..harness.device import Device
+from ..harness.row import Entry, Row
+from ..harness.truth import Truth, marginal_error
 from ..peers import Peer, Solved
 from ..peers.plain_torch import log_domain, log_domain_plan
-from .device import Device
-from .measure import WRONG, Reference, Row, marginal_error
-
-Entry = tuple[Row, Callable[[], Any]]
 
 
-def replayed(row: Row, run: Callable[[], Any], device: Device) -> Entry:
-    """The same row as a replay of what it launched."""
-    again = dataclasses.replace(row, name=f"{row.name}, CUDA graph", milliseconds=[], rounds=[], ratios=[])
+def replayed(row: Row, run: Callable[[], Any], device: Device, stream: Any = None) -> Entry:
+    """The same row as a replay of what it launched; it must have the bits of a call."""
+    again = dataclasses.replace(
+        row, name=f"{row.name}, CUDA graph", milliseconds=[], processor=[], rounds=[], ratios=[]
+    )
     try:
-        return again, device.graphed(run)[0]
+        replay, written = device.captured(run, stream)
+        expected = run()
+        replay()
+        device.synchronize()
     except RuntimeError as error:
         again.problem = f"no graph: {error}"
         return again, lambda: None
+    if written is not None and not all(torch.equal(a, b) for a, b in zip(written, expected, strict=True)):
+        again.problem = "a replay has other bits than a call"
+    return again, replay
 
 
-def compiled_torch(problem: Problem, truth: Reference, device: Device) -> Entry:
+def compiled_torch(problem: Problem, truth: Truth, device: Device) -> Entry:
     """Plain torch at its best: iterations fused by torch.compile, as many as are needed, forward and backward in one
     CUDA graph."""
     row = Row("plain torch, compiled, one CUDA graph", torch.__version__, "transport")
@@ -54,16 +62,14 @@ def compiled_torch(problem: Problem, truth: Reference, device: Device) -> Entry:
             row.reached = row.marginal_error <= 1.01 * problem.tol
             if row.reached:
                 break
-        replay, written = device.graphed(run)
+        replay, written = device.captured(run)
         replay()
         device.synchronize()
         values, plan, x.grad, y.grad = written
         solved = Solved(values, lambda: plan)
         holder = Peer(row.name, "torch", "transport", (), lambda *_: solved)
         row.value_error, row.gradient_error = truth.compare(holder, solved, x, y)
+        row.problem = disagreement(row)
     except Exception as error:
-        row.problem = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return row, lambda: None
-    if not row.value_error <= WRONG:
-        row.problem = f"disagrees with the reference: values off by {row.value_error:.2g}"
-    return row, replay
+        row.problem = failure(error)
+    return row, (lambda: None) if row.problem else replay
