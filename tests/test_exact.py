@@ -9,7 +9,7 @@ import torch
 from cases import weights
 from torch import Tensor
 
-from benchmarks.studies.exact import COSTS, certify, problems_of_all_kinds
+from benchmarks.studies.optimality import COSTS, certify, problems_of_all_kinds
 from sfr_ext import reference
 from sfr_ext.ops.exact import exact_forward, exact_plan
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .report import markdown
 from .results import Results, Table
 from .row import Row
 
@@ -115,19 +116,20 @@ def _interval(drawn: Tensor, tail: float) -> tuple[float, float]:
 
 
 def text(found: list[RowChange]) -> str:
-    lines = [
-        f"Ratios new / old of medians; intervals of ratio / machine, {100 * CONFIDENCE:g} % for all together; slower "
-        f"beyond {MARGIN}",
-        "",
-        "| row | clock | machine | interval | processor | machine | interval | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for change in found:
         cells = [change.name]
         for clock in CLOCKS:
             by = change.clocks.get(clock)
             cells += [f"{by.ratio:.3f}", f"{by.machine:.3f}", f"{by.low:.3f} - {by.high:.3f}"] if by else [""] * 3
-        lines.append(f"| {' | '.join([*cells, change.word])} |")
+        rows.append([*cells, change.word])
+    header = ("row", "clock", "machine", "interval", "processor", "machine", "interval", "")
+    lines = [
+        f"Ratios new / old of medians; intervals of ratio / machine, {100 * CONFIDENCE:g} % for all together; slower "
+        f"beyond {MARGIN}",
+        "",
+        markdown(header, rows),
+    ]
     slower = [change.name for change in found if change.slower]
     machine = found[-1].clocks["milliseconds"].machine
     lines += ["", f"The machine took {machine:.2f} times as long for the calibration."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .results import Results, Table
@@ -36,8 +37,12 @@ def cells(row: Row) -> list[str]:
 
 
 def table(rows: list[Row]) -> str:
-    lines = [HEADER, ["---"] * len(HEADER), *map(cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(HEADER, map(cells, rows))
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
 
 
 def _spread(samples: list[float]) -> str:
@@ -103,9 +108,7 @@ def page(results: Results, plots: list[Path]) -> str:
         "",
         "## What was to be reached",
         "",
-        "| table | target | measured | |",
-        "|---|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in verdict_rows(results.tables)),
+        markdown(("table", "target", "measured", ""), verdict_rows(results.tables)),
     ]
     if exponents := exponent_rows(results.tables):
         lines += [
@@ -114,9 +117,7 @@ def page(results: Results, plots: list[Path]) -> str:
             "",
             "Time as a power of one size, others fixed: least squares through the logarithms of the medians.",
             "",
-            "| in | library | exponent | over the upper half |",
-            "|---|---|---|---|",
-            *(f"| {' | '.join(row)} |" for row in exponents),
+            markdown(("in", "library", "exponent", "over the upper half"), exponents),
         ]
     if plots:
         lines += ["", "## Plots", "", *(f"![{path.stem.replace('_', ' ')}]({path.name})" for path in plots)]
@@ -134,13 +135,7 @@ def page(results: Results, plots: list[Path]) -> str:
 def _memory(one: Table) -> str:
     series = one.facts["MiB by N"]
     sizes = list(next(iter(series.values())))
-    head = [f"| MiB | {' | '.join(f'N = M = {n}' for n in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
-    return "\n".join(
-        [
-            *head,
-            *(
-                f"| {name} | {' | '.join(f'{by_n[n]:.2f}' if n in by_n else '-' for n in sizes)} |"
-                for name, by_n in series.items()
-            ),
-        ]
+    return markdown(
+        ["MiB", *(f"N = M = {n}" for n in sizes)],
+        ([name, *(f"{by_n[n]:.2f}" if n in by_n else "-" for n in sizes)] for name, by_n in series.items()),
     )

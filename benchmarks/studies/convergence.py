@@ -25,12 +25,27 @@ from sfr_ext import ops
 
 from ..data.workloads import load_feature_maps
 from ..harness.machine import machine
+from ..harness.report import markdown
 
 METHODS = ("plain", "relaxed", "automatic")
 EPS = (0.3, 0.1, 0.05, 0.03, 0.01)
 # float32 has a floor of 1e-6 to 1e-5 (of the potentials' rounding), so what is tighter is solved in float64.
 STEPS = ((torch.float32, (1e-3, 1e-4)), (torch.float64, (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-9, 1e-12)))
 MAX_ITER = 20_000
+HEADER = (
+    "eps / std",
+    "type",
+    "tol",
+    "us a problem, median: plain",
+    "relaxed",
+    "automatic",
+    "iterations, median: plain",
+    "relaxed",
+    "automatic",
+    "automatic over the best of both, median (largest)",
+    "slowest decile, best of both over automatic",
+    "not converged: plain, relaxed, automatic",
+)
 
 
 @dataclass
@@ -88,13 +103,7 @@ def measure(cost: Tensor, eps: float, tol: float, rounds: int) -> Step:
 
 
 def table(steps: list[Step]) -> str:
-    lines = [
-        "| eps / std | type | tol | us a problem, median: plain | relaxed | automatic "
-        "| iterations, median: plain | relaxed | automatic "
-        "| automatic over the best of both, median (largest) | slowest decile, best of both over automatic "
-        "| not converged: plain, relaxed, automatic |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for step in steps:
         times = [f"{np.median(step.microseconds[method]):.0f}" for method in METHODS]
         iterations = [f"{np.median(step.iterations[method]):.0f}" for method in METHODS]
@@ -103,8 +112,8 @@ def table(steps: list[Step]) -> str:
         missed = ", ".join(str(step.converged[method].count(False)) for method in METHODS)
         cells = [str(step.eps), step.dtype, f"{step.tol:.0e}", *times, *iterations]
         cells += [f"{np.median(ratio):.2f} ({ratio.max():.2f})", f"{slow:.1f}", missed]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(HEADER, rows)
 
 
 def plot(path: Path, steps: list[Step]) -> None:
@@ -132,12 +141,13 @@ def plot(path: Path, steps: list[Step]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.convergence", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="times that each problem is timed (default: 5)")
+    parser.add_argument("--eps", type=float, nargs="+", default=EPS, help="in units of the costs' deviation")
     parser.add_argument("--out", type=Path, help="folder for convergence.json, convergence.md and convergence.png")
     options = parser.parse_args()
     torch.set_num_threads(1)
     given, steps = costs(), []
     for dtype, tols in STEPS:
-        for eps in EPS:
+        for eps in options.eps:
             for tol in tols:
                 steps.append(measure(given.to(dtype), eps, tol, options.rounds))
                 print(table(steps[-1:]).splitlines()[-1], flush=True)

@@ -1,23 +1,17 @@
-"""The exact solver: proofs of optimality, and time beside other exact solvers: ``python -m benchmarks.studies.exact``.
+"""Time of the exact solver beside others: ``python -m benchmarks.studies.exact``.
 
-Proofs: random problems of all kinds (costs x weights x sizes, float64). Each result is its own certificate: a plan with
-the right marginals, dual variables that exceed no cost, and the same value from both. Nothing is compared with
-another solver.
-
-Times: a batch of problems whose costs are given, values and dual variables wanted. Other libraries take one problem at
-a call and run on one thread; a row here is their loop. A B C A B C ..., medians.
+A batch of problems whose costs are given, values and dual variables wanted. Other libraries take one problem at a call
+and run on one thread; a row here is their loop.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import functools
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -27,165 +21,46 @@ from torch import Tensor
 from sfr_ext.ops.exact import exact_forward
 
 from ..data.workloads import WORKLOADS, Problem, as_tokens
-
-SIZES = [(1, 1), (1, 6), (6, 1), (2, 2), (3, 5), (8, 8), (16, 16), (17, 16), (20, 31), (49, 49), (49, 12), (70, 64)]
-
-
-def _points(b: int, n: int, m: int, c: int) -> Tensor:
-    return torch.cdist(torch.randn(b, n, c, dtype=torch.float64), torch.randn(b, m, c, dtype=torch.float64))
-
-
-def _same_points(b: int, n: int, m: int) -> Tensor:
-    points = torch.randn(b, max(n, m), 4, dtype=torch.float64)
-    return torch.cdist(points[:, :n], points[:, :m], compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _few_points(b: int, n: int, m: int) -> Tensor:
-    """Points that occur several times over."""
-    points = torch.randn(b, 4, 3, dtype=torch.float64)
-    x, y = (torch.stack([p[torch.randint(4, (k,))] for p in points]) for k in (n, m))
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _masked(b: int, n: int, m: int) -> Tensor:
-    cost = torch.rand(b, n, m, dtype=torch.float64)
-    return torch.where(torch.rand(b, n, m) < 0.3, 1e30, cost)
-
-
-COSTS: dict[str, Callable[[int, int, int], Tensor]] = {
-    "uniform": lambda b, n, m: torch.rand(b, n, m, dtype=torch.float64),
-    "of both signs": lambda b, n, m: torch.randn(b, n, m, dtype=torch.float64),
-    "points in space": lambda b, n, m: _points(b, n, m, 3),
-    "points of 64 dimensions": lambda b, n, m: _points(b, n, m, 64),
-    "the same points": _same_points,
-    "few points": _few_points,
-    "integers": lambda b, n, m: torch.randint(0, 4, (b, n, m)).double(),
-    "all equal": lambda b, n, m: torch.full((b, n, m), 0.7, dtype=torch.float64),
-    "zeros": lambda b, n, m: torch.zeros(b, n, m, dtype=torch.float64),
-    "tiny": lambda b, n, m: 1e-30 * torch.rand(b, n, m, dtype=torch.float64),
-    "huge": lambda b, n, m: 1e30 * torch.rand(b, n, m, dtype=torch.float64),
-    "1e-30 to 1e30": lambda b, n, m: 10 ** (60 * torch.rand(b, n, m, dtype=torch.float64) - 30),
-    "forbidden pairs at 1e30": _masked,
-}
-
-
-def _some_zero(b: int, n: int) -> Tensor:
-    weight = torch.rand(b, n, dtype=torch.float64) * (torch.rand(b, n) < 0.6)
-    weight[:, 0] += 0.1
-    return weight
-
-
-def _both(one: Callable[[int, int], Tensor]) -> Callable[[int, int, int], tuple[Tensor, Tensor]]:
-    return lambda b, n, m: (one(b, n), one(b, m))
-
-
-def _reordered(b: int, n: int, m: int) -> tuple[Tensor, Tensor]:
-    """The same weights in another order, so that their sums may differ in the last bits; cut where m < n."""
-    a = torch.rand(b, n, dtype=torch.float64)
-    return a, a[:, torch.randperm(n)].repeat(1, -(-m // n))[:, :m]
-
-
-WEIGHTS: dict[str, Callable[[int, int, int], tuple[Tensor | None, Tensor | None]]] = {
-    "none": lambda b, n, m: (None, None),
-    "ones": _both(lambda b, n: torch.ones(b, n, dtype=torch.float64)),
-    "random": _both(lambda b, n: torch.rand(b, n, dtype=torch.float64) + 1e-3),
-    "some 0": _both(_some_zero),
-    "counts": _both(lambda b, n: torch.randint(1, 5, (b, n)).double()),
-    "1e-12 to 1": _both(lambda b, n: 10 ** (-12 * torch.rand(b, n, dtype=torch.float64))),
-    "softmax in float32": _both(lambda b, n: torch.randn(b, n).softmax(-1).double()),
-    "reordered": _reordered,
-}
-
-
-@dataclass
-class Certificate:
-    """How far from a proof, largest of a batch; in units of the largest dual variable or cost that is in use."""
-
-    gap: float = 0.0  # |<P, C> - <a, f> - <b, g>|, and of the value returned
-    excess: float = 0.0  # largest f_i + g_j - C_ij between kept patches
-    marginals: float = 0.0  # |P 1 - a|_1 + |P^T 1 - b|_1
-
-    def take(self, other: Certificate) -> None:
-        self.gap = max(self.gap, other.gap)
-        self.excess = max(self.excess, other.excess)
-        self.marginals = max(self.marginals, other.marginals)
-
-
-def certify(cost: Tensor, a: Tensor | None, b: Tensor | None, solved: tuple[Tensor, ...]) -> Certificate:
-    """Of what ``exact_forward`` returned for float64 costs ``[B, 1, N, M]``, from its outputs alone."""
-    value, f, g, rows, columns, mass = solved[:6]
-
-    def share(weight: Tensor | None, like: Tensor) -> Tensor:
-        weight = torch.ones_like(like) if weight is None else weight.reshape(like.shape)
-        return weight / weight.sum(-1, keepdim=True)
-
-    p, q = share(a, f), share(b, g)
-    kept = (p > 0)[..., :, None] & (q > 0)[..., None, :]
-    used = cost.flatten(2).gather(2, rows.long() * cost.shape[-1] + columns.long()) * (mass > 0)
-    duals = torch.cat([f * (p > 0), g * (q > 0)], -1)
-    unit = torch.cat([used, duals], -1).abs().amax(-1).clamp_min(1e-300)
-    primal = (mass * used).sum(-1)
-    dual = (p * f).sum(-1) + (q * g).sum(-1)
-    excess = (f[..., :, None] + g[..., None, :] - cost).masked_fill(~kept, 0.0).amax((-2, -1))
-    row_sums = torch.zeros_like(f).scatter_add(-1, rows.long(), mass)
-    column_sums = torch.zeros_like(g).scatter_add(-1, columns.long(), mass)
-    marginals = (row_sums - p).abs().sum(-1) + (column_sums - q).abs().sum(-1)
-    assert bool((mass >= 0).all())
-    gap = torch.maximum((primal - dual).abs(), (value - primal).abs())
-    return Certificate(float((gap / unit).max()), float((excess / unit).max()), float(marginals.max()))
-
-
-def problems_of_all_kinds(each: int, costs: str) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
-    """``each`` problems for each kind of weights and size: cost ``[each, 1, N, M]``, a, b."""
-    torch.manual_seed(0)
-    for weigh in WEIGHTS.values():
-        for n, m in SIZES:
-            yield COSTS[costs](each, n, m)[:, None], *weigh(each, n, m)
-
-
-def prove(each: int) -> str:
-    lines = ["| costs | problems | duality gap | dual excess | marginals |", "|---|---|---|---|---|"]
-    for costs in COSTS:
-        worst, count = Certificate(), 0
-        for cost, a, b in problems_of_all_kinds(each, costs):
-            worst.take(certify(cost, a, b, exact_forward(cost, a, b, "benchmark")))
-            count += each
-        lines.append(f"| {costs} | {count} | {worst.gap:.0e} | {worst.excess:.0e} | {worst.marginals:.0e} |")
-    return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------------ times
+from ..harness.device import Device
+from ..harness.machine import torch_threads, version_of
+from ..harness.report import markdown
+from ..harness.row import Entry, Row
+from ..harness.timing import time_rows
 
 
 @dataclass(frozen=True)
-class Timed:
+class Solver:
     name: str
-    distribution: str | None  # None: ours
+    distribution: str
     weights: bool  # takes them
     threads: int
-    run: Callable[[Tensor, Tensor | None, Tensor | None], Any]
+    solve: Callable[[Tensor, Tensor | None, Tensor | None], Any]
 
 
 def _ours(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
     return exact_forward(cost[:, None], a, b, "benchmark")
 
 
-def _lapx(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
+def _one_by_one(function: Callable[[Any], Any]) -> Callable[[Tensor, Tensor | None, Tensor | None], Any]:
+    return lambda cost, a, b: [function(matrix) for matrix in cost.numpy()]
+
+
+def _lapjvx(matrix: Any) -> Any:
     import lap
 
-    return [lap.lapjvx(c) for c in cost.numpy()]
+    return lap.lapjvx(matrix)
 
 
-def _lapx_s(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
+def _lapjvs(matrix: Any) -> Any:
     import lap
 
-    return [lap.lapjvs(c) for c in cost.numpy()]
+    return lap.lapjvs(matrix)
 
 
-def _scipy(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
+def _scipy(matrix: Any) -> Any:
     from scipy.optimize import linear_sum_assignment
 
-    return [linear_sum_assignment(c) for c in cost.numpy()]
+    return linear_sum_assignment(matrix)
 
 
 def _pot(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
@@ -193,33 +68,25 @@ def _pot(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
 
     matrices = cost.numpy()
     if a is None or b is None:
-        return [ot.emd2([], [], c) for c in matrices]
-    return [ot.emd2(p, q, c) for p, q, c in zip(a.numpy(), b.numpy(), matrices, strict=True)]
+        return [ot.emd2([], [], matrix) for matrix in matrices]
+    return [ot.emd2(p, q, matrix) for p, q, matrix in zip(a.numpy(), b.numpy(), matrices, strict=True)]
 
 
 SOLVERS = [
-    Timed("sfr_ext, 1 thread", None, True, 1, _ours),
-    Timed("sfr_ext, 2 threads", None, True, 2, _ours),
-    Timed("lapx lapjvx", "lapx", False, 1, _lapx),
-    Timed("lapx lapjvs", "lapx", False, 1, _lapx_s),
-    Timed("SciPy linear_sum_assignment", "scipy", False, 1, _scipy),
-    Timed("POT emd2", "POT", True, 1, _pot),
+    Solver("1 thread", "sfr_ext", True, 1, _ours),
+    Solver("2 threads", "sfr_ext", True, 2, _ours),
+    Solver("lapjvx", "lapx", False, 1, _one_by_one(_lapjvx)),
+    Solver("lapjvs", "lapx", False, 1, _one_by_one(_lapjvs)),
+    Solver("linear_sum_assignment", "scipy", False, 1, _one_by_one(_scipy)),
+    Solver("emd2", "POT", True, 1, _pot),
 ]
-
-
-def _version(solver: Timed) -> str | None:
-    if solver.distribution is None:
-        return ""
-    try:
-        return metadata.version(solver.distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _l2(problem: Problem) -> Tensor:
     return torch.cdist(as_tokens(problem.x.double()), as_tokens(problem.y.double()))
 
 
+@functools.cache
 def workloads() -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
     """Costs and weights, float64: the type that every one of these libraries computes in."""
     generator = torch.Generator().manual_seed(0)
@@ -249,38 +116,39 @@ def workloads() -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
     }
 
 
-def measure(rounds: int) -> str:
-    lines = ["| problem | solver | us a problem, median (smallest) | times the first |", "|---|---|---|---|"]
-    for name, (kind, cost, a, b) in workloads().items():
-        running = [s for s in SOLVERS if _version(s) is not None and (s.weights or a is None)]
-        seconds: dict[str, list[float]] = {s.name: [] for s in running}
-        for _ in range(rounds):
-            gc.collect()
-            for solver in running:
-                torch.set_num_threads(solver.threads)
-                begin = time.perf_counter()
-                solver.run(cost, a, b)
-                seconds[solver.name].append((time.perf_counter() - begin) / len(cost))
-        first = seconds[running[0].name]
-        for solver in running:
-            spent = seconds[solver.name]
-            ratio = statistics.median(own / base for own, base in zip(spent, first, strict=True))
-            label = f"{name}, {kind}" if solver is running[0] else ""
-            times = f"{1e6 * statistics.median(spent):.0f} ({1e6 * min(spent):.0f})"
-            lines.append(f"| {label} | {solver.name} {_version(solver)} | {times} | {ratio:.2f} |")
+def timed(solver: Solver, cost: Tensor, a: Tensor | None, b: Tensor | None) -> Entry:
+    row = Row(
+        f"{solver.distribution} {solver.name}", version_of(solver.distribution), ours=solver.distribution == "sfr_ext"
+    )
+
+    def run() -> None:
+        with torch_threads(solver.threads):
+            solver.solve(cost, a, b)
+
+    return row, run
+
+
+def rows(names: list[str], rounds: int) -> Iterator[list[str]]:
+    for name in names:
+        kind, cost, a, b = workloads()[name]
+        able = [s for s in SOLVERS if version_of(s.distribution) is not None and (s.weights or a is None)]
+        entries = [timed(solver, cost, a, b) for solver in able]
+        time_rows(entries, Device("cpu"), rounds)
+        for row, _ in entries:
+            spent = [1e3 * sample / len(cost) for sample in row.milliseconds]
+            label = f"{name}, {kind}" if row is entries[0][0] else ""
+            times = f"{statistics.median(spent):.0f} ({min(spent):.0f})"
+            yield [label, f"{row.name} {row.version}", times, f"{statistics.median(row.ratios):.2f}"]
         print(f"{name} done", file=sys.stderr, flush=True)
-    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.exact", description=__doc__)
-    parser.add_argument("--each", type=int, default=9, help="problems of each kind and size to prove (default: 9)")
+    parser.add_argument("--problem", choices=workloads(), action="append", help="these alone")
     parser.add_argument("--rounds", type=int, default=15, help="times that each solver runs (default: 15)")
     options = parser.parse_args(arguments)
-    if options.each:
-        print(prove(options.each), "\n")
-    if options.rounds:
-        print(measure(options.rounds))
+    header = ("problem", "solver", "us a problem, median (smallest)", "times the first")
+    print(markdown(header, rows(options.problem or list(workloads()), options.rounds)))
 
 
 if __name__ == "__main__":

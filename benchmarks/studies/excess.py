@@ -18,6 +18,7 @@ from sfr_ext import reference
 
 from ..data.workloads import load_feature_maps
 from ..harness.machine import machine
+from ..harness.report import markdown
 
 EPS = (0.3, 0.1, 0.05, 0.03)
 MAX_ITER = 20_000
@@ -42,15 +43,13 @@ def excess(tol: float) -> list[dict[str, Any]]:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    lines = [
-        "| eps / std | excess over exact, median | smallest | largest | iterations, median | largest |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for entry in entries:
         above, iterations = torch.tensor(entry["excess"]), torch.tensor(entry["iterations"])
         percent = [f"{100 * value:.2f} %" for value in (above.median(), above.min(), above.max())]
-        lines.append(f"| {entry['eps']} | {' | '.join(percent)} | {iterations.median()} | {iterations.max()} |")
-    return "\n".join(lines)
+        rows.append([str(entry["eps"]), *percent, str(int(iterations.median())), str(int(iterations.max()))])
+    header = ("eps / std", "excess over exact, median", "smallest", "largest", "iterations, median", "largest")
+    return markdown(header, rows)
 
 
 def main() -> None:

@@ -6,12 +6,15 @@ of any component, divided by the largest component.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 
 import torch
 from torch import Tensor
 
 import sfr_ext
+
+from ..harness.report import markdown
 
 METRICS = ("l2", "sqeuclidean", "cosine")
 OBJECTIVES = ("transport", "entropic")
@@ -56,12 +59,17 @@ def deviations(objective: str, metric: str, eps_scale: str) -> list[float]:
 
 
 def table() -> str:
-    lines = [f"| objective | metric | eps_scale | {' | '.join(INPUTS)} |", "|---|---|---|" + "---|" * len(INPUTS)]
-    for objective, metric, eps_scale in itertools.product(OBJECTIVES, METRICS, EPS_SCALES):
-        cells = " | ".join(f"{d:.0e}" for d in deviations(objective, metric, eps_scale))
-        lines.append(f"| {objective} | {metric} | {eps_scale} | {cells} |")
-    return "\n".join(lines)
+    cases = itertools.product(OBJECTIVES, METRICS, EPS_SCALES)
+    return markdown(
+        ("objective", "metric", "eps_scale", *INPUTS),
+        ([*case, *(f"{d:.0e}" for d in deviations(*case))] for case in cases),
+    )
+
+
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.studies.gradients", description=__doc__).parse_args()
+    print(table())
 
 
 if __name__ == "__main__":
-    print(table())
+    main()

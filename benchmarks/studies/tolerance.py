@@ -7,8 +7,9 @@ converged to 1e-13, and the time of a forward as a multiple of that at 1e-3 (med
 
 from __future__ import annotations
 
-import statistics
-import time
+import argparse
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,14 @@ from torch import Tensor
 import sfr_ext
 
 from ..data.workloads import load_feature_maps
+from ..harness.device import Device
+from ..harness.report import markdown
+from ..harness.row import Entry, own_row, quartiles
+from ..harness.timing import time_rows
 
 EPS = (0.3, 0.1, 0.05, 0.02)
 STEPS = ((torch.float32, 1e-3), (torch.float32, 1e-4), (torch.float32, 1e-5), (torch.float64, 1e-9))
 EXACT = (torch.float64, 1e-13)
-ROUNDS = 15
 
 
 def problems() -> dict[str, tuple[Tensor, Tensor]]:
@@ -50,32 +54,37 @@ def largest_error(ours: Tensor, exact: Tensor) -> float:
     return ((ours - exact).norm(dim=1) / exact.norm(dim=1)).max().item()
 
 
-def relative_times(x: Tensor, y: Tensor, eps: float) -> list[float]:
+def relative_times(x: Tensor, y: Tensor, eps: float, rounds: int) -> list[float]:
     """Of the float32 steps, over the first."""
     tols = [tol for dtype, tol in STEPS if dtype == torch.float32]
-    seconds: list[list[float]] = [[] for _ in tols]
-    for _ in range(ROUNDS):
-        for which, tol in enumerate(tols):
-            begin = time.perf_counter()
-            sfr_ext.solve_sample(x, y, eps=eps, tol=tol)
-            seconds[which].append(time.perf_counter() - begin)
-    return [statistics.median(s) / statistics.median(seconds[0]) for s in seconds]
+    entries: list[Entry] = [
+        (own_row(f"{tol:.0e}"), partial(sfr_ext.solve_sample, x, y, eps=eps, tol=tol)) for tol in tols
+    ]
+    time_rows(entries, Device("cpu"), rounds)
+    medians = [quartiles(row.milliseconds)[1] for row, _ in entries]
+    return [median / medians[0] for median in medians]
 
 
-def main() -> None:
-    print("| maps | eps / std | type, tol | features | weights | all converged | time |")
-    print("|---|---|---|---|---|---|---|")
+def rows(rounds: int) -> Iterator[list[str]]:
     for name, (x, y) in problems().items():
         for eps in EPS:
             exact = gradients(x, y, eps, *EXACT)
-            times = relative_times(x, y, eps)
+            times = relative_times(x, y, eps, rounds)
             for which, (dtype, tol) in enumerate(STEPS):
                 ours = gradients(x, y, eps, dtype, tol)
-                errors = " | ".join(f"{largest_error(ours[k], exact[k]):.0e}" for k in (0, 1))  # type: ignore[arg-type]
+                errors = [f"{largest_error(ours[k], exact[k]):.0e}" for k in (0, 1)]  # type: ignore[arg-type]
                 spent = f"{times[which]:.1f}" if which < len(times) else ""
                 kind = str(dtype).removeprefix("torch.")
                 converged = "yes" if ours[2] and exact[2] else "no"
-                print(f"| {name} | {eps} | {kind}, {tol:.0e} | {errors} | {converged} | {spent} |")
+                yield [name, str(eps), f"{kind}, {tol:.0e}", *errors, converged, spent]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.tolerance", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="times that each forward is timed (default: 15)")
+    options = parser.parse_args()
+    header = ("maps", "eps / std", "type, tol", "features", "weights", "all converged", "time")
+    print(markdown(header, rows(options.rounds)))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,17 @@ Printed: the largest relative difference over 8 problems, of the value and of it
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import sfr_ext
+
+from ..harness.machine import version_of
+from ..harness.report import markdown
 
 EPS = 0.2
 REACHES: tuple[float | None, ...] = (None, 0.3, 3.0)
@@ -87,34 +92,47 @@ def by_ott(x: Tensor, y: Tensor, a: Tensor, b: Tensor, objective: str, reach: fl
     return torch.tensor(found.tolist(), dtype=torch.float64), torch.tensor(slope.tolist(), dtype=torch.float64)
 
 
+def with_slope(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Values and gradients in x."""
+
+    def both(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        leaf = x.clone().requires_grad_()
+        values = function(leaf, *rest)
+        return values.detach(), torch.autograd.grad(values.sum(), leaf)[0]
+
+    return both
+
+
 def difference(found: Tensor, expected: Tensor) -> float:
     found, expected = found.flatten(1) if found.dim() > 1 else found[:, None], expected.reshape(len(expected), -1)
     return ((found - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.studies.values", description=__doc__).parse_args()
+    header = ("value", "reach", "masses", "first value", "OTT-JAX: value, gradient", "GeomLoss: value, gradient")
+    print(markdown(header, rows()))
+
+
+def rows() -> Iterator[list[str]]:
     torch.manual_seed(0)
     x, y = torch.randn(8, 49, 8, dtype=torch.float64), torch.randn(8, 40, 8, dtype=torch.float64)
     weights = [torch.rand(8, n, dtype=torch.float64) + 0.2 for n in (49, 40)]
     a, b = (w / w.sum(-1, keepdim=True) for w in weights)
-    print("| value | reach | masses | first value | OTT-JAX: value, gradient | GeomLoss: value, gradient |")
-    print("|---|---|---|---|---|---|")
     for objective in ("entropic", "divergence"):
         for reach in REACHES:
             for masses in ((1.0, 1.0), (1.3, 0.8)) if reach else ((1.0, 1.0),):
-                leaf = x.clone().requires_grad_()
-                sides = leaf, y, a * masses[0], b * masses[1]
-                value = ours(*sides, objective, reach)
-                (slope,) = torch.autograd.grad(value.sum(), leaf)
-                other = by_geomloss(*sides, objective, reach)
-                (other_slope,) = torch.autograd.grad(other.sum(), leaf)
-                ott, ott_slope = by_ott(*sides, objective, reach)
-                cells = [
-                    f"{difference(value.detach(), v.detach()):.0e}, {difference(slope, s):.0e}"
-                    for v, s in ((ott, ott_slope), (other, other_slope))
-                ]
+                sides = x, y, a * masses[0], b * masses[1]
+                value, slope = with_slope(ours)(*sides, objective, reach)
+                cells = []
+                for distribution, library in (("ott-jax", by_ott), ("geomloss", with_slope(by_geomloss))):
+                    if version_of(distribution) is None:
+                        cells.append(f"{distribution} is not installed")
+                        continue
+                    other, other_slope = library(*sides, objective, reach)
+                    cells.append(f"{difference(value, other):.0e}, {difference(slope, other_slope):.0e}")
                 shown = f"{masses[0]}, {masses[1]}"
-                print(f"| {objective} | {reach} | {shown} | {value[0].item():.6f} | {' | '.join(cells)} |", flush=True)
+                yield [objective, str(reach), shown, f"{value[0].item():.6f}", *cells]
 
 
 if __name__ == "__main__":
