@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools" / "backend"))  # for the processes that build
 TESTS = ROOT / "tests" / "cuda"
 LOGS = ROOT / "build" / "gpu_check"
 PACKAGES = LOGS / "packages"
