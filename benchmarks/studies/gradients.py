@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 import sfr_ext
+from sfr_ext import ops
 
 from ..harness.report import markdown
 
-METRICS = ("l2", "sqeuclidean", "cosine")
+METRICS = tuple(ops.METRICS)
 OBJECTIVES = ("transport", "entropic")
 EPS_SCALES = ("std", "absolute")
 INPUTS = ("student", "teacher", "student weight", "teacher weight")
