@@ -68,7 +68,7 @@ install-test: WITH_NVCC = 1
 install-bench: EXTRAS = bench
 install-train install-test install-bench: $(VENV)/.made
 	@echo "Installing sfr_ext[$(EXTRAS)] into $(VENV): a minute or two the first time, seconds after that"
-	@$(PIP) setuptools pybind11 ninja $$(SFR_EXT_CUDA=$(WITH_NVCC) $(BIN)/python tools/native_build.py)
+	@$(PIP) setuptools pybind11 ninja $$(SFR_EXT_CUDA=$(WITH_NVCC) $(BIN)/python tools/backend/native_build.py)
 	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
 
 # Debian and Ubuntu carry Fashion-MNIST as a package. Where it cannot be installed, the demo says what it does instead.

@@ -1,4 +1,4 @@
-"""Hands the compiling to tools/native_build.py; what can be said without code stands in pyproject.toml."""
+"""Hands the compiling to tools/backend/native_build.py; what can be said without code stands in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT / "tools" / "backend"))
 
 import native_build  # noqa: E402
 

@@ -10,12 +10,16 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import compare, cuda, excess, floors, growth, limits, measure, plots, report, workloads
-from benchmarks.comparison import compare_peers, verdict
-from benchmarks.device import Device
+from benchmarks.data import workloads
+from benchmarks.harness import check, compare, floors, limits, plots, report, timing, truth
+from benchmarks.harness.device import Device
+from benchmarks.harness.results import Results, Table
+from benchmarks.harness.row import Row, set_bases
+from benchmarks.harness.run import Run
 from benchmarks.peers import OURS, PEERS
-from benchmarks.results import Results, Table
-from benchmarks.run import Run
+from benchmarks.studies import excess
+from benchmarks.tables import growth
+from benchmarks.tables.comparison import compare_peers, verdict
 
 RANDOM = torch.rand(2, 5, 3, 2, 3, generator=torch.Generator().manual_seed(0))
 SMALL = workloads.Problem(RANDOM[0], RANDOM[1], eps=0.1, tol=1e-3)
@@ -32,15 +36,15 @@ def no_run():
     raise AssertionError("not to be run")
 
 
-def entry(peer, problem=SMALL, truth=None):
-    row = measure.check(peer, problem, truth or measure.Reference(problem))
-    return row, no_run if row.problem else measure.run_of(peer, row, problem)
+def entry(peer, problem=SMALL, true=None):
+    row = check.check(peer, problem, true or truth.Truth(problem))
+    return row, no_run if row.problem else check.run_of(peer, row, problem)
 
 
 def test_marginal_error_by_hand():
     plan = torch.tensor([[[0.5, 0.0], [0.0, 0.5]], [[0.5, 0.25], [0.0, 0.25]]])
     # The second: rows 0.75 and 0.25 instead of 0.5 each; columns are right.
-    assert measure.marginal_error(plan) == pytest.approx(0.5)
+    assert truth.marginal_error(plan) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -65,20 +69,20 @@ def test_reference_of_groups_and_unequal_sides():
     x, y = torch.rand(2, 3, 2, 3, generator=generator), torch.rand(2, 4, 3, 2, 2, generator=generator)
     problem = workloads.Problem(x, y, eps=0.1, tol=1e-4)
     assert problem.sizes() == (8, 6, 4, 3)
-    truth = measure.Reference(problem)
+    true = truth.Truth(problem)
     for name in ("sfr_ext, transport", "sfr_ext, exact", "plain torch, log domain, eager"):
-        row, _ = entry(peer(name), problem, truth)
+        row, _ = entry(peer(name), problem, true)
         assert row.problem is None and row.value_error < 1e-3
         assert not row.ours or row.gradient_error < 1e-2
-    row, _ = entry(peer("SciPy linear_sum_assignment, one by one"), problem, truth)
+    row, _ = entry(peer("SciPy linear_sum_assignment, one by one"), problem, true)
     assert row.problem == "assignments only, needs N = M"
 
 
 def test_rows_take_turns_and_slow_ones_fewer():
     rows = [entry(peer(name)) for name in ("sfr_ext, transport", "plain torch, log domain, eager")]
     rows[1][0].warm = 1e3  # milliseconds, of 5 seconds
-    measure.set_bases([row for row, _ in rows])
-    calibration = measure.time_rows(rows, CPU, 10, seconds=5, calibration=limits.Calibration(CPU))
+    set_bases([row for row, _ in rows])
+    calibration = timing.time_rows(rows, CPU, 10, seconds=5, calibration=limits.Calibration(CPU))
     ours, plain = (row for row, _ in rows)
     assert ours.rounds == list(range(10)) and plain.rounds == [0, 2, 4, 6, 8]
     assert ours.ratios == [1.0] * 10 and plain.base == ours.name
@@ -114,17 +118,17 @@ def test_missing_failing_unsuited_and_wrong_peers_are_named():
         "disagrees with the reference: values off by 1",
         "not run: needs a GPU",
     ]
-    measure.set_bases(rows)
-    measure.time_rows(entries, CPU, rounds=1)
+    set_bases(rows)
+    timing.time_rows(entries, CPU, rounds=1)
     text = report.table(rows)
     assert all(row.name in text and (row.problem or "1 (1 - 1)") in text for row in rows)
 
 
 def rows_for_verdict(*others):
-    ours = measure.Row("sfr_ext, transport", objective="transport", ours=True, milliseconds=[1.0, 2.0], rounds=[0, 1])
+    ours = Row("sfr_ext, transport", objective="transport", ours=True, milliseconds=[1.0, 2.0], rounds=[0, 1])
     found = [ours]
     for name, milliseconds, reached in others:
-        row = measure.Row(name, objective="entropic", reached=reached, milliseconds=milliseconds, rounds=[0, 1])
+        row = Row(name, objective="entropic", reached=reached, milliseconds=milliseconds, rounds=[0, 1])
         found.append(row)
     return found
 
@@ -166,12 +170,12 @@ def synthetic(scale=1.0, machine=1.0, seed=0, rounds=21):
 
     rows, calibration = [], []
     for name in ("w1", "small"):
-        row = measure.Row(name, ours=True)
+        row = Row(name, ours=True)
         row.milliseconds = [10 * scale * machine * waver() for _ in range(rounds)]
         row.processor = [2 * sample for sample in row.milliseconds]
         row.rounds = list(range(rounds))
         rows.append(row)
-    other = measure.Row("another library", milliseconds=[100.0 * scale], rounds=[0])
+    other = Row("another library", milliseconds=[100.0 * scale], rounds=[0])
     for _ in range(rounds):
         calibration.append({name: machine * waver() for loops in compare.CLOCKS.values() for name in loops})
     return Results("", {}, {}, [Table("t", "", [*rows, other], calibration=calibration)])
@@ -218,7 +222,7 @@ def test_compare_as_a_command(tmp_path, capsys):
 def test_command(tmp_path, monkeypatch, capsys):
     tiny = workloads.Workload("a small one", lambda: SMALL, (workloads.Target(1e9),))
     monkeypatch.setitem(command.WORKLOADS, "small", tiny)
-    monkeypatch.setattr("benchmarks.comparison.PEERS", [*OURS, peer("plain torch, log domain, eager")])
+    monkeypatch.setattr("benchmarks.tables.comparison.PEERS", [*OURS, peer("plain torch, log domain, eager")])
     monkeypatch.setattr(command.limits, "measure", lambda device: limits.Limits(1e10, 1e10))
     monkeypatch.setattr(command, "pin_threads", lambda threads: None)
     assert command.main(["--workload", "small", "--rounds", "2", "--threads", "1", "--out", str(tmp_path)]) == 0
@@ -247,7 +251,7 @@ def test_plots(tmp_path):
         }[axis]
         tables.append(growth.grow(growth.Sweep(axis, "tiny", sizes, make, peers=False), run))
         assert set(tables[-1].facts["exponents"]) == {OURS[0].name}
-    accuracy = Table("accuracy", "", [measure.Row("a, tol 1", marginal_error=0.1, milliseconds=[1.0], rounds=[0])])
+    accuracy = Table("accuracy", "", [Row("a, tol 1", marginal_error=0.1, milliseconds=[1.0], rounds=[0])])
     memory = Table("memory", "", facts={"MiB by N": {"ours": {"4": 0.0, "16": 1.0}}})
     results = Results("", {}, {}, [*tables, accuracy, memory])
     drawn = plots.draw(results, tmp_path)
@@ -290,6 +294,29 @@ def test_excess_over_the_exact_value_falls_with_eps():
     assert all(str(eps) in excess.table(entries) for eps in excess.EPS)
 
 
-def test_gpu_benchmark_without_a_gpu():
-    """Every path of it on tiny problems, so that time on a GPU is not lost to a slip."""
-    assert cuda.main(["--dry"]) == 0
+@pytest.mark.parametrize("suite", ["quick", "kernels"])
+def test_dry_run(suite, tmp_path, monkeypatch, capsys):
+    """Every path on tiny problems, so that no hour, and no time on a GPU, is lost to a slip."""
+    monkeypatch.setattr(command.limits, "measure", lambda device: limits.Limits(1e10, 1e10))
+    monkeypatch.setattr(command, "pin_threads", lambda threads: None)
+    assert command.main(["--suite", suite, "--dry-run", "--threads", "1", "--out", str(tmp_path)]) == 0
+    assert not list(tmp_path.iterdir())
+    printed = capsys.readouterr().out
+    for table in {"quick": ("training", "memory", "growth in N"), "kernels": ("kernels, huge", "calls, w1")}[suite]:
+        assert table in printed
+
+
+def test_squared_distances_are_for_those_that_have_them():
+    squared = dataclasses.replace(SMALL, metric="sqeuclidean")
+    true = truth.Truth(squared)
+    ours, others = entry(OURS[0], squared, true)[0], entry(peer("plain torch, log domain, eager"), squared, true)[0]
+    assert ours.problem is None and ours.value_error < 1e-3 and ours.gradient_error < 1e-2
+    assert others.problem == "not run: no sqeuclidean cost"
+
+
+def test_floors_of_kernels_by_hand():
+    most = limits.Limits(copy_bytes=1e9, multiply_adds=1e9, vector_multiply_adds=2e9, clock=1e6)
+    found = floors.kernel_floors(SMALL, 7, most)
+    pairs, size = 5 * 3 * 6 * 6, 2 * 5 * 3 * 6 * 4
+    assert found["forward"].milliseconds == pytest.approx(1e3 * (max(2 * pairs / 2e9, size / 1e9) + 7 * 150 / 1e6))
+    assert found["backward"].milliseconds == pytest.approx(1e3 * max(6 * pairs / 2e9, 3 * size / 1e9))

@@ -6,8 +6,10 @@ import functools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,7 @@ from native_build import BuildError
 import sfr_ext
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = {".py", ".h", ".cpp", ".cu", ".cuh", ".md", ".npz"}
 
 
 def test_build_info():
@@ -92,6 +95,37 @@ def test_objects_are_linked_in_ascending_order_of_instruction_set(tmp_path):
     assert linked[:2] == ["bindings.o", "cpu/dispatch.o"] and ranks and ranks == sorted(ranks)
 
 
+def test_sdist_holds_all_that_a_build_needs(tmp_path):
+    """Made by the backend as pip does; what it holds builds again, up to the compilers."""
+    code = "import build_backend, sys; build_backend.build_sdist(sys.argv[1])"
+    command = [sys.executable, "-c", code, tmp_path]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tools" / "backend"), "SFR_EXT_CUDA": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(tmp_path / f"sfr_ext-{sfr_ext.__version__}.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / f"sfr_ext-{sfr_ext.__version__}"
+    for folder in ("csrc", "tools", "tests", "benchmarks", "docs", "examples", "sfr_ext"):
+        kept = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES}
+        assert kept and all((unpacked / path).is_file() for path in kept), folder
+    assert not list(unpacked.rglob("*.so"))
+    # pip takes the backend from there, and it finds its sources and writes the rules for ninja.
+    project = (unpacked / "pyproject.toml").read_text()
+    backend = re.search(r'build-backend = "(\w+)"', project)[1]
+    code = f"import {backend}; print({backend}.get_requires_for_build_wheel())"
+    env["PYTHONPATH"] = str(unpacked / re.search(r'backend-path = \["(.+)"\]', project)[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=unpacked)
+    assert done.returncode == 0, done.stderr
+    native_build.write_ninja(unpacked, tmp_path, "_C.so", native_build.find_toolchain())
+    assert "bindings.cpp" in (tmp_path / "build.ninja").read_text()
+
+
+def test_backend_folder_holds_the_backend_alone():
+    """pip puts it before everything else: a module there must not stand in for another of that name."""
+    names = {path.name for path in (ROOT / "tools" / "backend").iterdir() if path.suffix == ".py"}
+    assert names == {"build_backend.py", "native_build.py", "cuda_toolchain.py"}
+
+
 def test_wheel_holds_what_it_should(tmp_path):
     """Built by the same ninja as the installed module, so nothing is compiled again."""
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
@@ -118,7 +152,7 @@ EVERY_ARCH = "75 80 86 87 88 89 90 100 103 110 120 121"
 
 def fake_toolkit(folder, release="13.0", archs=EVERY_ARCH, compiles=True):
     """A toolkit whose nvcc answers questions and makes empty objects, which link with its empty runtime."""
-    cxx = toolchain().cxx[0]
+    cxx = shlex.join(toolchain().cxx)
     nvcc = folder / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     make_object = f'for last; do :; done; {cxx} -fPIC -x c++ -c /dev/null -o "$last"'

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import convergence
+from benchmarks.studies import convergence
 from sfr_ext import ops, solve
 
 

@@ -36,6 +36,7 @@ def problem(
     return features(*x_shape), features(*y_shape), a, b, k
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_bits_do_not_depend_on_run_threads_or_batch(
@@ -70,6 +71,7 @@ def test_teams_of_threads_on_one_large_problem(threads: None) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("metric", METRICS)
@@ -91,6 +93,7 @@ def test_nan_and_inf_stay_in_their_own_problem(side: str, metric: str, objective
     assert result.converged.tolist() == [True, False, True]
 
 
+@pytest.mark.every_strategy
 def test_nan_in_one_group_leaves_the_other_teachers_alone() -> None:
     x, y = features(2, 6, 4, 4, grad=True), features(2, 3, 6, 4, 4)
     y[1, 2, 0, 0, 0] = torch.nan
@@ -100,6 +103,7 @@ def test_nan_in_one_group_leaves_the_other_teachers_alone() -> None:
     assert grad_y[1, 2].isnan().all() and grad_y[1, :2].isfinite().all() and grad_y[0].isfinite().all()
 
 
+@pytest.mark.every_strategy
 def test_weights_of_a_broken_problem_get_nan() -> None:
     cost = torch.rand(2, 4, 5)
     cost[0, 1, 1] = torch.nan

@@ -12,6 +12,7 @@ import sfr_ext
 from sfr_ext import emd_l2, reference, solve, solve_sample
 
 
+@pytest.mark.every_strategy
 def test_two_points_by_hand() -> None:
     """Symmetric 2 x 2: the mass that changes places is 1 / (1 + e^(1/eps))."""
     cost = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
@@ -73,6 +74,7 @@ def test_reference_float64(
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.every_strategy
 def test_weights_forms_and_normalisation() -> None:
     x, y = features(2, 5, 3, 4, dtype=torch.float64), features(2, 3, 5, 2, 3, dtype=torch.float64)
     a, b, b_all = (weights(*s, dtype=torch.float64) for s in ((2, 3, 4), (2, 2, 3), (2, 3, 6)))
@@ -88,6 +90,7 @@ def test_weights_forms_and_normalisation() -> None:
         assert torch.equal(each[:, g], alone)
 
 
+@pytest.mark.cpu_only("it stays where it is, with no mass: within rounding, which is in test_cuda_against_cpu.py")
 def test_weight_zero_removes_a_patch_to_the_bit() -> None:
     """Padding, even with NaN in it, changes nothing: not a bit of the value, the potentials or the gradients."""
     x, y = features(2, 5, 7, grad=True), features(2, 9, 7, grad=True)
@@ -111,6 +114,7 @@ def test_weight_zero_removes_a_patch_to_the_bit() -> None:
     assert grads[2].isfinite().all() and (grads[2][:, [1, 4]] == 0).all()
 
 
+@pytest.mark.cpu_only("padding stays where it is: within rounding")
 @pytest.mark.parametrize(("kept", "padded"), [(60, 120), (64, 70), (96, 130), (97, 98)])
 def test_padding_to_another_size_changes_no_bit(kept: int, padded: int) -> None:
     """How a problem is laid out and iterated on follows from the patches that it has."""
@@ -124,6 +128,7 @@ def test_padding_to_another_size_changes_no_bit(kept: int, padded: int) -> None:
     assert all(torch.equal(grad, wider[:, :kept]) for grad, wider in zip(grads, others, strict=True))
 
 
+@pytest.mark.every_strategy
 def test_masked_windows_ignore_nan_in_uncovered_pixels() -> None:
     x, y = features(1, 3, 4, 4), features(1, 3, 4, 4)
     mask = torch.ones(1, 3, 3)
@@ -139,6 +144,7 @@ def test_masked_windows_ignore_nan_in_uncovered_pixels() -> None:
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.every_strategy
 def test_plan_potentials_and_costs_fit_together() -> None:
     x, y = features(3, 5, 4, 4, dtype=torch.float64), features(3, 2, 5, 3, 4, dtype=torch.float64)
     a, b = weights(3, 16, dtype=torch.float64), weights(3, 12, dtype=torch.float64)
@@ -173,6 +179,7 @@ def test_excess_over_exact_falls_with_eps(objective: str) -> None:
     assert excess[2] < 0.05
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_lower_precision_against_float64(dtype: torch.dtype, objective: str) -> None:
@@ -189,6 +196,7 @@ def test_mixed_dtypes_promote() -> None:
     assert emd_l2(x, y.double()).dtype == torch.float64
 
 
+@pytest.mark.cpu_only("autocast of the CPU; that of the GPU is in test_cuda_device.py")
 def test_nothing_is_cast_down_under_autocast() -> None:
     x, y = features(2, 8, 3, 3), features(2, 8, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -196,6 +204,7 @@ def test_nothing_is_cast_down_under_autocast() -> None:
     assert torch.equal(inside, emd_l2(x, y))
 
 
+@pytest.mark.every_strategy
 def test_warm_start_needs_no_iteration() -> None:
     x, y = features(3, 8, 5, 5), features(3, 2, 8, 5, 5)
     cold = solve_sample(x, y)
@@ -206,6 +215,7 @@ def test_warm_start_needs_no_iteration() -> None:
     assert (again.n_iter <= 1).all()
 
 
+@pytest.mark.every_strategy
 def test_every_problem_stops_by_itself() -> None:
     easy, hard = torch.rand(20, 20) * 1e-3 + 1, torch.rand(20, 20)
     result = solve(torch.stack([easy, hard]), eps=0.02, eps_scale="absolute", tol=1e-5)
@@ -244,6 +254,7 @@ def test_solve_takes_any_leading_axes_and_strides() -> None:
             assert one.transport_cost.shape == () and torch.equal(one.transport_cost, result.transport_cost[i, j, 1])
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("eps", [0.3, 0.05, 0.01, 0.001])
 @pytest.mark.parametrize("case", ["equal", "constant", "duplicates", "huge", "tiny", "outlier", "skewed"])
 def test_hard_inputs_stay_finite(case: str, eps: float) -> None:
@@ -272,6 +283,7 @@ def test_hard_inputs_stay_finite(case: str, eps: float) -> None:
         assert (emd_l2(x, y, eps=eps, reduction="none") >= 0).all()
 
 
+@pytest.mark.every_strategy
 def test_all_costs_equal_takes_the_product_plan() -> None:
     result = solve(torch.full((3, 4), 2.0), torch.tensor([1.0, 2.0, 1.0]))
     assert result.transport_cost == 2 and result.entropic_cost == 2 and result.eps == 0 and result.converged
@@ -280,6 +292,7 @@ def test_all_costs_equal_takes_the_product_plan() -> None:
     assert rounded.eps == 0 and rounded.n_iter == 0
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_empty_batch(reduction: str) -> None:
     x = torch.empty(0, 4, 3, 3, requires_grad=True)

@@ -9,7 +9,7 @@ import torch
 from cases import weights
 from torch import Tensor
 
-from benchmarks.exact import COSTS, certify, problems_of_all_kinds
+from benchmarks.studies.optimality import COSTS, certify, problems_of_all_kinds
 from sfr_ext import reference
 from sfr_ext.ops.exact import exact_forward, exact_plan
 
@@ -119,6 +119,7 @@ def test_any_strides_and_a_shared_cost_without_a_copy() -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("weighted", [False, True])
 def test_bits_do_not_depend_on_run_threads_or_batch(weighted: bool, threads: None) -> None:
     cost = torch.rand(6, 40, 40)
@@ -134,6 +135,7 @@ def test_bits_do_not_depend_on_run_threads_or_batch(weighted: bool, threads: Non
         assert torch.equal(ours[0], theirs[4])
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_nan_and_inf_stay_in_their_own_problem(weighted: bool, bad: float) -> None:
@@ -239,6 +241,7 @@ def test_under_transforms_of_torch_func() -> None:
     assert torch.equal(each, torch.stack([torch.func.grad(value)(c) for c in cost]))
 
 
+@pytest.mark.cpu_only("contents of weights are not looked at: they give NaN")
 def test_bad_weights_are_refused() -> None:
     a = torch.ones(2, 3)
     a[1, 2] = -1
@@ -250,6 +253,7 @@ def test_bad_weights_are_refused() -> None:
         exact_forward(torch.rand(2, 1, 3, 3), None, torch.eye(2, 3) * torch.tensor([[0.0], [1.0]]), "solve")
 
 
+@pytest.mark.every_strategy
 def test_empty_batch() -> None:
     cost = torch.rand(0, 2, 5, 4, requires_grad=True)
     out = exact_forward(cost, None, None, "solve")

@@ -42,6 +42,7 @@ def test_gradcheck(objective: str, metric: str, eps_scale: str, wanted: str) -> 
     assert torch.autograd.gradcheck(value, inputs[index].requires_grad_(), atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("patch_size", [2, 3])
 def test_gradcheck_windows(patch_size: int, objective: str) -> None:
@@ -51,6 +52,7 @@ def test_gradcheck_windows(patch_size: int, objective: str) -> None:
     assert torch.autograd.gradcheck(lambda x, y: emd_l2(x, y, **options), (x, y), atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("value", ["transport_cost", "entropic_cost"])
 def test_gradcheck_solve(value: str) -> None:
     cost = torch.rand(2, 5, 7, dtype=torch.float64, requires_grad=True)
@@ -140,6 +142,7 @@ def _unrolled(x: Tensor, y: Tensor, objective: str) -> Tensor:
     return transport.mean()
 
 
+@pytest.mark.every_strategy
 def test_upstream_gradients_scale_and_zero_ones_vanish() -> None:
     x, y = features(3, 6, 4, 4, grad=True), features(3, 6, 4, 4)
     value = emd_l2(x, y, reduction="none")

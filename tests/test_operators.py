@@ -73,6 +73,7 @@ def test_trace_is_of_the_operator() -> None:
     assert torch.equal(traced(other), emd_l2(other, y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_fullgraph(dynamic: bool) -> None:
     compiled = torch.compile(emd_l2, fullgraph=True, dynamic=dynamic)
@@ -96,6 +97,7 @@ def test_compile_fullgraph(dynamic: bool) -> None:
                 torch.testing.assert_close(other, eager, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_compile_solve_and_cost_matrix_fullgraph() -> None:
     def distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         result = solve(cost_matrix(x, y), eps=0.1)
@@ -129,6 +131,7 @@ for shape in ((2, 30, 7, 7), (1, 8, 12, 12)):
 """
 
 
+@pytest.mark.cpu_only("about the CPU's instruction sets")
 @pytest.mark.parametrize("isa", build_info()["cpu_isas"])
 def test_every_instruction_set(isa: str) -> None:
     if isa not in _C.cpu_isas():
@@ -140,6 +143,7 @@ def test_every_instruction_set(isa: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.cpu_only("about the CPU's instruction sets")
 def test_unknown_instruction_set_is_refused() -> None:
     script = "import torch, sfr_ext; sfr_ext.emd_l2(torch.rand(1, 2, 3), torch.rand(1, 2, 3))"
     environment = {**os.environ, "SFR_EXT_CPU_ISA": "mmx"}

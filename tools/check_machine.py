@@ -1,5 +1,6 @@
 """Says in one sentence what a machine lacks before `make` downloads anything. Runs on any Python 3."""
 
+import os
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036
@@ -14,7 +15,8 @@ try:
 except ImportError:
     sys.exit("Python's venv module is missing (Debian and Ubuntu: apt-get install python3-venv)")
 
-import native_build
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "backend"))
+import native_build  # noqa: E402
 
 try:
     native_build.find_toolchain()

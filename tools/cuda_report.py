@@ -24,10 +24,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import native_build
-from cuda_toolchain import WERROR_FLAGS, CudaToolchain, NoCuda, find_cuda
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools" / "backend"))
+
+import native_build  # noqa: E402
+from cuda_toolchain import WERROR_FLAGS, CudaToolchain, NoCuda, find_cuda  # noqa: E402
 
 # "kernel<arguments> sm_75", with * for anything: why these may have a stack frame or spills.
 ALLOWED: dict[str, str] = {

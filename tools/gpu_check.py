@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools" / "backend"))  # for the processes that build
 TESTS = ROOT / "tests" / "cuda"
 LOGS = ROOT / "build" / "gpu_check"
 PACKAGES = LOGS / "packages"
@@ -252,16 +253,17 @@ class Check:
         return summary
 
     def benchmarks(self) -> str:
-        command = [sys.executable, "-m", "benchmarks.cuda", "--source", self.source]
+        command = [sys.executable, "-m", "benchmarks", "--suite", "kernels", "--source", self.source]
         if not self.gpu:
-            status, output = run([*command, "--dry"], "benchmarks", self.left(240))
+            status, output = run([*command, "--dry-run"], "benchmarks", self.left(240))
             if status != 0:
                 raise Failed(tail(output))
             return tail(output, 1)
         self.need_gpu()
         limit = self.left(80 if self.options.quick else 200)
-        command += ["--out", str(self.options.out.resolve()), "--limit", str(int(0.6 * limit))]
-        command += ["--quick"] if self.options.quick else []
+        folder = self.options.out.resolve() / re.sub(r"[^a-z0-9]+", "-", self.torch["gpu"].lower()).strip("-")
+        command += ["--device", "cuda", "--out", str(folder), "--limit", str(int(0.6 * limit))]
+        command += ["--rounds", "7"] if self.options.quick else []
         status, output = run(command, "benchmarks", limit)
         if status != 0:
             raise Failed(tail(output, 40))

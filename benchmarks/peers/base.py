@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..machine import version_of
-from ..workloads import Problem
+from ..data.workloads import Problem
+from ..harness.machine import version_of
 
 MAX_ITER = 5000
 
@@ -39,6 +39,7 @@ class Peer:
     objective: str  # "transport": <P, C> | "entropic": <P, C> + eps KL | "exact": the least <P, C>
     settings: tuple[Any, ...]  # from coarse to fine; the first that reaches the wanted marginal error is timed
     solve: Callable[[Tensor, Tensor, Problem, Any], Solved]
+    metrics: tuple[str, ...] = ("l2",)
     takes_maps: bool = False  # [B, C, H, W] and groups, else tokens [B, N, C]
     device: str = ""  # "cpu" | "cuda": there alone
     tol: float | None = None  # instead of the problem's

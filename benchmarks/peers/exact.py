@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..workloads import Problem
+from ..data.workloads import Problem
 from .base import Peer, Solved, Unsuited, hold_fixed
 
 Assign = Callable[[Tensor], Tensor]  # costs [B, N, N] to the column of each row, [B, N]

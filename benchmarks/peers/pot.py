@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..workloads import Problem
+from ..data.workloads import Problem
 from .base import MAX_ITER, Peer, Solved, hold_fixed
 
 

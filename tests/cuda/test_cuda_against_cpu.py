@@ -59,6 +59,7 @@ MAP_CASES = [
 ]
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize(("name", "metric", "dtype", "weighted"), MAP_CASES)
 def test_maps_agree(name: str, metric: str, dtype: torch.dtype, weighted: bool) -> None:
     x_shape, y_shape, patch = MAPS[name]
@@ -85,6 +86,7 @@ def test_maps_agree(name: str, metric: str, dtype: torch.dtype, weighted: bool) 
     check(name, value, leaves, dtype)
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", COSTS)
 def test_costs_agree(name: str, dtype: torch.dtype) -> None:
@@ -121,6 +123,7 @@ def test_iterations_agree(metric: str) -> None:
     assert counts.max() <= 2 * expected.max() + 10
 
 
+@pytest.mark.every_strategy
 def test_weight_zero_removes_a_patch() -> None:
     """Padding, even with NaN in it, changes what rounding does and no more, and gets no gradient."""
     x, y = features(2, 5, 7, grad=True), features(2, 9, 7, grad=True)

@@ -11,6 +11,7 @@ from cases import features, value_and_gradients, weights
 from torch import Tensor
 
 import sfr_ext
+from benchmarks.harness.device import capture
 from sfr_ext import cost_matrix, emd_l2, solve, solve_sample
 
 # Fits every strategy but the first; the smaller one fits that too.
@@ -29,6 +30,7 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_bad_weights_give_nan_for_their_own_problem(shape: tuple[int, ...]) -> None:
     x, y = features(*shape, grad=True), features(*shape, grad=True)
@@ -68,6 +70,7 @@ def test_in_any_batch_the_same_bits(real_gpu: None) -> None:
         assert same(part, [t[first:last] for t in whole])
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_same_bits_on_a_side_stream(shape: tuple[int, ...], real_gpu: None) -> None:
     x, y = features(*shape, grad=True), features(*shape, grad=True)
@@ -100,33 +103,22 @@ def test_a_side_stream_is_waited_for_by_nobody_else(real_gpu: None) -> None:
     assert same(late, expected) and same(now, expected)
 
 
-def captured(function: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-    """A graph of ``function``, and the tensors that a replay writes."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        function()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        written = function()
-    return graph, written
-
-
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_graph_replay_has_the_bits_of_eager(shape: tuple[int, ...], real_gpu: None) -> None:
     x, y = features(*shape, grad=True), features(*shape, grad=True)
     a = weights(shape[0], shape[2] * shape[3], grad=True)
-    graph, written = captured(lambda: call(x, y, a))
+    replay, written = capture(lambda: call(x, y, a))
     for _ in range(3):
         with torch.no_grad():
             x.copy_(features(*shape))
             y.copy_(features(*shape))
-        graph.replay()
+        replay()
         found = [t.clone() for t in written]
         assert same(found, call(x, y, a))
 
 
+@pytest.mark.every_strategy
 def test_graph_of_given_costs(real_gpu: None) -> None:
     cost = torch.rand(3, 30, 31, requires_grad=True)
 
@@ -134,10 +126,10 @@ def test_graph_of_given_costs(real_gpu: None) -> None:
         result = solve(cost)
         return [result.transport_cost.detach(), *torch.autograd.grad(result.transport_cost.sum(), cost)]
 
-    graph, written = captured(both)
+    replay, written = capture(both)
     with torch.no_grad():
         cost.copy_(torch.rand(3, 30, 31))
-    graph.replay()
+    replay()
     found = [t.clone() for t in written]
     assert same(found, both())
 
@@ -149,14 +141,15 @@ def test_graph_of_cost_matrices(real_gpu: None) -> None:
         cost = cost_matrix(x, y, patch_size=2, metric="cosine")
         return [cost.detach(), *torch.autograd.grad(cost.square().sum(), (x, y))]
 
-    graph, written = captured(both)
+    replay, written = capture(both)
     with torch.no_grad():
         x.copy_(features(2, 9, 6, 6))
-    graph.replay()
+    replay()
     found = [t.clone() for t in written]
     assert same(found, both())
 
 
+@pytest.mark.every_strategy
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_threads_on_streams_of_their_own(shape: tuple[int, ...], real_gpu: None) -> None:
     problems = [(features(*shape, grad=True), features(*shape)) for _ in range(2)]
@@ -223,6 +216,7 @@ def test_tensors_on_different_devices_are_refused(real_gpu: None) -> None:
         solve(torch.rand(2, 3, 4), torch.ones(3, device="cpu"))
 
 
+@pytest.mark.every_strategy
 def test_host_does_not_wait(real_gpu: None) -> None:
     """Neither where torch can see it nor in a launch: the call returns while the stream still sleeps."""
     for shape in SHAPES.values():

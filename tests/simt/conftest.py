@@ -18,10 +18,6 @@ def sanitized() -> dict[str, str]:
     return environment
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "quick: run on every mutant of the kernels by tools/mutate_cuda.py")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if sys.platform != "linux":
         for item in items:

@@ -1,0 +1,1 @@
+"""What every table stands on: clocks, limits, checking, timing, reporting. Knows no table."""

@@ -1,0 +1,1 @@
+"""Questions of accuracy and convergence, each a command of its own: ``python -m benchmarks.studies.<name>``."""

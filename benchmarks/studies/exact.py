@@ -1,0 +1,155 @@
+"""Time of the exact solver beside others: ``python -m benchmarks.studies.exact``.
+
+A batch of problems whose costs are given, values and dual variables wanted. Other libraries take one problem at a call
+and run on one thread; a row here is their loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfr_ext.ops.exact import exact_forward
+
+from ..data.workloads import WORKLOADS, Problem, as_tokens
+from ..harness.device import Device
+from ..harness.machine import torch_threads, version_of
+from ..harness.report import markdown
+from ..harness.row import Entry, Row
+from ..harness.timing import time_rows
+
+
+@dataclass(frozen=True)
+class Solver:
+    name: str
+    distribution: str
+    weights: bool  # takes them
+    threads: int
+    solve: Callable[[Tensor, Tensor | None, Tensor | None], Any]
+
+
+def _ours(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
+    return exact_forward(cost[:, None], a, b, "benchmark")
+
+
+def _one_by_one(function: Callable[[Any], Any]) -> Callable[[Tensor, Tensor | None, Tensor | None], Any]:
+    return lambda cost, a, b: [function(matrix) for matrix in cost.numpy()]
+
+
+def _lapjvx(matrix: Any) -> Any:
+    import lap
+
+    return lap.lapjvx(matrix)
+
+
+def _lapjvs(matrix: Any) -> Any:
+    import lap
+
+    return lap.lapjvs(matrix)
+
+
+def _scipy(matrix: Any) -> Any:
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(matrix)
+
+
+def _pot(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
+    import ot
+
+    matrices = cost.numpy()
+    if a is None or b is None:
+        return [ot.emd2([], [], matrix) for matrix in matrices]
+    return [ot.emd2(p, q, matrix) for p, q, matrix in zip(a.numpy(), b.numpy(), matrices, strict=True)]
+
+
+SOLVERS = [
+    Solver("1 thread", "sfr_ext", True, 1, _ours),
+    Solver("2 threads", "sfr_ext", True, 2, _ours),
+    Solver("lapjvx", "lapx", False, 1, _one_by_one(_lapjvx)),
+    Solver("lapjvs", "lapx", False, 1, _one_by_one(_lapjvs)),
+    Solver("linear_sum_assignment", "scipy", False, 1, _one_by_one(_scipy)),
+    Solver("emd2", "POT", True, 1, _pot),
+]
+
+
+def _l2(problem: Problem) -> Tensor:
+    return torch.cdist(as_tokens(problem.x.double()), as_tokens(problem.y.double()))
+
+
+@functools.cache
+def workloads() -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
+    """Costs and weights, float64: the type that every one of these libraries computes in."""
+    generator = torch.Generator().manual_seed(0)
+
+    def weight(b: int, n: int) -> Tensor:
+        weights = torch.rand(b, n, generator=generator, dtype=torch.float64) + 0.2
+        return weights / weights.sum(-1, keepdim=True)
+
+    def uniform(b: int, n: int) -> Tensor:
+        return torch.full((b, n), 1 / n, dtype=torch.float64)
+
+    w1, maps, large = (_l2(WORKLOADS[name].make()) for name in ("w1", "maps", "large"))
+    x, y = (F.normalize(torch.randn(16, 196, 3, generator=generator, dtype=torch.float64), dim=-1) for _ in range(2))
+    points = torch.cdist(x, y)
+    return {
+        "49 x 49": ("unit vectors of 512 channels, uniform", w1, None, None),
+        "49 x 49 maps": ("feature maps of a trained network, uniform", maps, None, None),
+        "196 x 196": ("unit vectors of 256 channels, uniform", large, None, None),
+        "196 x 196 sphere": ("points on a sphere, uniform", points, None, None),
+        "49 x 49 weights": ("random weights", w1, weight(128, 49), weight(128, 49)),
+        "49 x 49 ones": ("equal weights passed", w1, uniform(128, 49), uniform(128, 49)),
+        "49 x 49 maps, weights": ("random weights", maps, weight(32, 49), weight(32, 49)),
+        "49 x 36": ("uniform", w1[:, :, :36].contiguous(), uniform(128, 49), uniform(128, 36)),
+        "196 x 196 weights": ("random weights", large, weight(16, 196), weight(16, 196)),
+        "196 x 196 sphere, weights": ("random weights", points, weight(16, 196), weight(16, 196)),
+        "196 x 49": ("uniform", large[:, :, :49].contiguous(), uniform(16, 196), uniform(16, 49)),
+    }
+
+
+def timed(solver: Solver, cost: Tensor, a: Tensor | None, b: Tensor | None) -> Entry:
+    row = Row(
+        f"{solver.distribution} {solver.name}", version_of(solver.distribution), ours=solver.distribution == "sfr_ext"
+    )
+
+    def run() -> None:
+        with torch_threads(solver.threads):
+            solver.solve(cost, a, b)
+
+    return row, run
+
+
+def rows(names: list[str], rounds: int) -> Iterator[list[str]]:
+    for name in names:
+        kind, cost, a, b = workloads()[name]
+        able = [s for s in SOLVERS if version_of(s.distribution) is not None and (s.weights or a is None)]
+        entries = [timed(solver, cost, a, b) for solver in able]
+        time_rows(entries, Device("cpu"), rounds)
+        for row, _ in entries:
+            spent = [1e3 * sample / len(cost) for sample in row.milliseconds]
+            label = f"{name}, {kind}" if row is entries[0][0] else ""
+            times = f"{statistics.median(spent):.0f} ({min(spent):.0f})"
+            yield [label, f"{row.name} {row.version}", times, f"{statistics.median(row.ratios):.2f}"]
+        print(f"{name} done", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.exact", description=__doc__)
+    parser.add_argument("--problem", choices=workloads(), action="append", help="these alone")
+    parser.add_argument("--rounds", type=int, default=15, help="times that each solver runs (default: 15)")
+    options = parser.parse_args(arguments)
+    header = ("problem", "solver", "us a problem, median (smallest)", "times the first")
+    print(markdown(header, rows(options.problem or list(workloads()), options.rounds)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The tables of ``python -m benchmarks``, one to a file."""
