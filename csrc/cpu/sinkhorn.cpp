@@ -11,8 +11,8 @@ struct Work {
   Transport<T> transport;
   T* cost = nullptr;
 
-  Work(Arena& arena, const SinkhornParams& p, bool backward) {
-    transport.reserve(arena, p.N, p.M, backward);
+  Work(Arena& arena, const SinkhornParams& p) {
+    transport.reserve(arena, p.N, p.M);
     cost = arena.take<T>(p.N * padded<T>(p.M));
   }
 };
@@ -37,16 +37,16 @@ void read_cost(const Team& team, const SinkhornParams& p, int64_t item, Work<T>&
 
 // Calls task(team, item, work) with weights and costs in place.
 template <class T, class Task>
-void each_problem(const SinkhornParams& p, const Solve& solve, bool backward, Task&& task) {
+void each_problem(const SinkhornParams& p, const Solve& solve, Task&& task) {
   Arena measure;
-  Work<T>(measure, p, backward);
+  Work<T>(measure, p);
   for_each_problem(
       {p.B * p.G, Transport<T>::operations(p.N, p.M), measure.used() + int64_t(sizeof(Work<T>)) + 64, 0, p.threads},
       [&](const Team& team, int64_t item) {
         Arena arena(team.memory);
         auto* work = arena.take<Work<T>>(1);
         if (team.rank == 0) {
-          new (work) Work<T>(arena, p, backward);
+          new (work) Work<T>(arena, p);
           work->transport.read_weights(solve, item / p.G, item % p.G);
         }
         team.barrier();
@@ -59,7 +59,7 @@ template <class T>
 Status forward(const SinkhornForwardParams& p) {
   const Status status = check_weights<T>(p.solve, p.B, p.G, p.N, p.M);
   if (status != Status::ok) return status;
-  each_problem<T>(p, p.solve, false, [&](const Team& team, int64_t item, Work<T>& work) {
+  each_problem<T>(p, p.solve, [&](const Team& team, int64_t item, Work<T>& work) {
     transport_forward(team, work.transport, work.cost, p.solve, item);
   });
   return Status::ok;
@@ -67,7 +67,7 @@ Status forward(const SinkhornForwardParams& p) {
 
 template <class T>
 Status backward(const SinkhornBackwardParams& p) {
-  each_problem<T>(p, p.solve, true, [&](const Team& team, int64_t item, Work<T>& work) {
+  each_problem<T>(p, p.solve, [&](const Team& team, int64_t item, Work<T>& work) {
     const bool sound = transport_backward(team, work.transport, work.cost, p.solve, item);
     if (!p.grad_cost) return;
     const Weights<T>&a = work.transport.a, &b = work.transport.b;
@@ -78,9 +78,10 @@ Status backward(const SinkhornBackwardParams& p) {
     });
     team.barrier();
     if (!sound) return;
-    const T* grad = work.transport.plan.P;
+    const T* grad = work.transport.memory.P;
+    const int64_t ld = work.transport.ld();
     team.blocks(a.count, [&](int64_t i) {
-      for (int64_t j = 0; j < b.count; ++j) out[a.index(i) * p.M + b.index(j)] = grad[i * work.transport.plan.ld + j];
+      for (int64_t j = 0; j < b.count; ++j) out[a.index(i) * p.M + b.index(j)] = grad[i * ld + j];
     });
   });
   return Status::ok;
