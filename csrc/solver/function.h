@@ -15,6 +15,7 @@
 #elif defined(__CUDACC__) || defined(SFR_SIMT)
 
 #include "../cuda/vector.cuh"
+#define SFR_ON_GPU
 #define SFR_TARGET sfr::cuda
 #define SFR_FN SFR_DEVICE
 
@@ -32,7 +33,7 @@
 #define SFR_ROLLED
 #endif
 
-#if !defined(__CUDACC__) && !defined(SFR_SIMT)
+#if !defined(SFR_ON_GPU)
 
 namespace SFR_TARGET {
 

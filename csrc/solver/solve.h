@@ -29,7 +29,7 @@ struct Solution {
 // eps, or 0 where the potentials are a start already.
 template <class T>
 SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread) {
-  Strategy<T> strategy(options, spread);
+  SolverStrategy<T> strategy(options, spread);
   From from = strategy.start();
   T width = 1;
   SFR_ROLLED

@@ -103,13 +103,13 @@ SFR_FN bool stalls(T error, T last) {
 }
 
 template <class T>
-class Strategy {
+class SolverStrategy {
  public:
   int64_t n_iter = 0;  // counted by whoever iterates
   Relaxation<T> relaxation;
 
   // `spread`: the costs' deviation over eps; 0: there is a start, and none is sought.
-  SFR_FN Strategy(const SolverOptions& options, T spread)
+  SFR_FN SolverStrategy(const SolverOptions& options, T spread)
       : relaxation(options.method != Method::plain),
         tol_(T(options.tol)),
         max_iter_(options.max_iter),
