@@ -15,11 +15,11 @@ struct Work {
 
   Work(Arena& arena, const CostParams& p) {
     ground.reserve(arena, p);
-    transport.reserve(arena, p.N(), p.M(), false);
+    transport.reserve(arena, p.N(), p.M());
   }
   Work(Arena& arena, const EmdBackwardParams& p) {
     ground.reserve(arena, p);
-    transport.reserve(arena, p.N(), p.M(), true);
+    transport.reserve(arena, p.N(), p.M());
     ground_grad.reserve(arena, p, p.grad_x, p.grad_y);
   }
 };
@@ -64,7 +64,7 @@ Status backward(const EmdBackwardParams& p) {
       const bool finite = transport_backward(team, work.transport, work.ground.cost, p.solve, b * p.G + g);
       sound = sound && finite;
       // A broken problem goes through as well: its NaNs are made below.
-      ground_backward(team, work.ground, work.ground_grad, work.transport.plan.P);
+      ground_backward(team, work.ground, work.ground_grad, work.transport.memory.P);
       if (!finite && p.grad_y.data && team.rank == 0)
         fill(p.grad_y, map_offset(p.grad_y, b, g), 0, p.C, std::numeric_limits<float>::quiet_NaN());
       team.barrier();

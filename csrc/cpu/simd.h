@@ -74,6 +74,11 @@ SFR_INLINE Vec<T> vmax(Vec<T> x, Vec<T> y) {
   return x > y ? x : y;
 }
 
+template <class T>
+SFR_INLINE Vec<T> quotient(Vec<T> x, Vec<T> y) {
+  return x / y;
+}
+
 // Sum of the lanes, halves first: an order that depends on the width alone.
 template <class T>
 SFR_INLINE T sum_lanes(Vec<T> v) {

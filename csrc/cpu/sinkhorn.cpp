@@ -11,18 +11,17 @@ struct Work {
   Transport<T> transport;
   T* cost = nullptr;
 
-  Work(Arena& arena, const SinkhornParams& p, bool backward = false) {
-    transport.reserve(arena, p.N, p.M, backward);
+  Work(Arena& arena, const SinkhornParams& p) {
+    transport.reserve(arena, p.N, p.M);
     cost = arena.take<T>(p.N * padded<T>(p.M));
   }
-  Work(Arena& arena, const SinkhornBackwardParams& p) : Work(arena, p, true) {}
 };
 
 // The costs between kept patches, as the solver wants them.
 template <class T>
 void read_cost(const Team& team, const SinkhornParams& p, int64_t item, Work<T>& work) {
   const Weights<T>&a = work.transport.a, &b = work.transport.b;
-  const int64_t ld = padded<T>(b.count);
+  const int64_t ld = work.transport.ld();
   with_element(p.cost.dtype, [&](auto element) {
     using E = decltype(element);
     const E* cost = first_of<E>(p.cost, item / p.G, item % p.G);
@@ -71,9 +70,10 @@ Status backward(const SinkhornBackwardParams& p) {
     });
     team.barrier();
     if (!sound) return;
-    const T* grad = work.transport.plan.P;
+    const T* grad = work.transport.memory.P;
+    const int64_t ld = work.transport.ld();
     team.blocks(a.count, [&](int64_t i) {
-      for (int64_t j = 0; j < b.count; ++j) out[a.index(i) * p.M + b.index(j)] = grad[i * work.transport.plan.ld + j];
+      for (int64_t j = 0; j < b.count; ++j) out[a.index(i) * p.M + b.index(j)] = grad[i * ld + j];
     });
   });
   return Status::ok;

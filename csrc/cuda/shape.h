@@ -9,6 +9,7 @@
 
 #include "cuda.h"
 #include "launch.h"
+#include "pairwise.cuh"
 #include "plan.cuh"
 
 namespace sfr::cuda {
@@ -81,8 +82,8 @@ struct Places {
     y_used = own.take<uint8_t>(task.solved ? s.y_pixels : 0);
     // Panels of features and vectors of the solver are never needed at the same time.
     panels = shared;
-    row_vectors = solver(own, int64_t(row::count + task.reach) * rows);
-    column_vectors = solver(own, int64_t(column::count + task.reach) * s.ld);
+    row_vectors = solver(own, int64_t(Marginal<T>::of_rows + task.reach) * rows);
+    column_vectors = solver(own, int64_t(Marginal<T>::of_columns + task.reach) * s.ld);
     const Cover cover = s.cover();
     partial = solver(own, int64_t(cover.slices) * cover.width);
     shared_end = shared.used;

@@ -2,9 +2,8 @@
 #pragma once
 
 #include "../contracts/cost.h"
-#include "adjoint.cuh"
+#include "../solver/problem.h"
 #include "problem.cuh"
-#include "solver.cuh"
 
 namespace sfr::cuda {
 
@@ -110,75 +109,41 @@ SFR_PHASE unsigned read_weights(Site site, const Solve& solve, int64_t b, int64_
   return team.meetings;
 }
 
-template <class T>
-SFR_DEVICE bool finite(T x) {
-  return x - x == 0;
-}
-
 // The plan of the problem, its vectors cleared, before anything is known of it.
 template <class T>
 SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team) {
   const Places<T>& at = problem.at;
   const Shape& s = problem.shape;
   Plan<T> plan(team, s.cover());
-  plan.N = s.N, plan.M = s.M;
-  plan.slab = s.slab, plan.first = problem.first, plan.rows = problem.rows;
+  plan.all_rows = s.N, plan.all_columns = s.M;
+  plan.slab = s.slab, plan.first = problem.first;
   plan.ld = s.ld;
   plan.cost = problem.cost(), plan.P = at.P;
-  plan.row_margin.weight = at.row_weight, plan.column_margin.weight = at.column_weight;
   plan.kept_columns = at.notes->kept_columns;
-  plan.row_vectors = at.row_vectors, plan.column_vectors = at.column_vectors;
-  plan.row_stride = round_up(s.slab, 4), plan.column_stride = s.ld;
-  plan.row_margin.bent = plan.of_rows(row::bent), plan.column_margin.bent = plan.of_columns(column::bent);
+  Marginal<T>&rows = plan.rows, &columns = plan.columns;
+  rows.count = problem.rows, columns.count = s.M;
+  rows.weight = at.row_weight, columns.weight = at.column_weight;
+  rows.vectors = at.row_vectors, columns.vectors = at.column_vectors;
+  rows.stride = round_up(s.slab, 4), columns.stride = s.ld;
+  rows.bent = rows.vectors + Marginal<T>::of_rows * rows.stride;
+  columns.bent = columns.vectors + Marginal<T>::of_columns * columns.stride;
   plan.partial = at.partial;
   plan.board = problem.board();
 #pragma unroll 1
-  for (int k = team.rank; k < row::count * plan.row_stride; k += team.size) at.row_vectors[k] = 0;
+  for (int k = team.rank; k < Marginal<T>::of_rows * rows.stride; k += team.size) at.row_vectors[k] = 0;
 #pragma unroll 1
-  for (int k = team.rank; k < column::count * plan.column_stride; k += team.size) at.column_vectors[k] = 0;
+  for (int k = team.rank; k < Marginal<T>::of_columns * columns.stride; k += team.size) at.column_vectors[k] = 0;
 #pragma unroll 1
-  for (int i = team.warp(); i < plan.rows; i += team.warps())  // products run over the ends of rows
+  for (int i = team.warp(); i < rows.count; i += team.warps())  // products run over the ends of rows
 #pragma unroll 1
-    for (int j = s.M + team.lane(); j < s.ld; j += warp_threads) plan.P[int64_t(i) * s.ld + j] = 0;
+    for (int j = s.M + team.lane(); j < s.ld; j += warp_threads) *plan.at(i, j) = 0;
   team.sync();  // mutant: what each thread looks at first it wrote itself
   return plan;
 }
 
-// Sets what the plan's exponents are made of, and gives a side with a reach its own sum of weights.
 template <class T>
-SFR_DEVICE void place(Plan<T>& plan, const Notes<T>& notes, const SolverOptions& options, T mean, T eps) {
-  plan.mean = mean;
-  plan.factor = eps > 0 ? 1 / (eps * T(ln2)) : T(0);
-  Margin<T>&a = plan.row_margin, &b = plan.column_margin;
-  if (options.reach_a > 0) {
-    a.bend(T(options.reach_a), eps, mean, notes.a_total);
-    plan.each_row([&](int i) { a.weight[i] *= a.total; });
-  }
-  if (options.reach_b > 0) {
-    b.bend(T(options.reach_b), eps, mean, notes.b_total);
-    plan.each_column([&](int j) { b.weight[j] *= b.total; });
-  }
-}
-
-// eps of problem p in units of the cost: within what the type can hold, and 0 where all costs are equal.
-template <class T>
-SFR_DEVICE T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p) {
-  constexpr T negligible = sizeof(T) == 4 ? T(1e-37) : T(1e-300);
-  constexpr T epsilon = sizeof(T) == 4 ? T(1.1920929e-7) : T(2.220446049250313e-16);
-  const SolverOptions& options = solve.options;
-  const bool relative = options.relative && !solve.eps_given;
-  T eps = solve.eps_given ? static_cast<const T*>(solve.eps_given)[p] : T(options.eps);
-  if (relative) eps *= spread.deviation;
-  const T least = spread.largest * T(1e-30);
-  if (eps < least) eps = least;
-  if (eps < negligible) eps = relative ? T(0) : negligible;
-  // Costs that differ by rounding alone are equal.
-  const T mean = magnitude(spread.mean);
-  if (relative && spread.deviation <= 2 * epsilon * mean) {
-    const T reach = T(options.reach_a > 0 ? options.reach_a : options.reach_b);
-    eps = reach > 0 ? T(options.eps) * (mean > 0 ? mean : reach) : T(0);
-  }
-  return eps;
+SFR_DEVICE Totals<T> totals_of(const Notes<T>& notes) {
+  return {notes.a_total, notes.b_total};
 }
 
 // Solves problem p, whose weights have been read and whose costs are in place.
@@ -188,133 +153,25 @@ SFR_PHASE unsigned transport_forward(Site site, const Solve& out, int64_t p) {
   if (!problem.solves()) return site.meetings;
   Team team = problem.solvers();
   Plan<T> plan = make_plan(problem, team);
-  const Spread<T> spread = measure(plan);
-  const T eps = regularisation(out, spread, p);
-  const bool sound = problem.at.notes->sound && finite(spread.mean) && finite(spread.deviation) && finite(eps);
-  const T to_cost = eps * T(ln2), nan = T(NAN);
-
-  Solution<T> solution;
-  if (sound) {
-    place(plan, *problem.at.notes, out.options, spread.mean, eps);
-    const T* init = static_cast<const T*>(out.init_g);
-    plan.each_row([&](int i) { plan.of_rows(row::scale)[i] = 1; });
-    plan.each_column([&](int j) {
-      const T start = init ? (init[p * plan.M + j] - spread.mean / 2) * plan.factor : T(0);
-      const T w = plan.column_margin.weight[j];
-      plan.of_columns(column::log)[j] = w > 0 ? log2_of(w) + start : Max::nothing<T>();
-      plan.of_columns(column::scale)[j] = 1;
-    });
-    team.sync();
-    solution = solve(plan, out.options, eps > 0 && !init ? spread.deviation / eps : T(0));
-  }
-
-  T* f = static_cast<T*>(out.f) + p * plan.N + plan.first;
-  T* g = static_cast<T*>(out.g) + p * plan.M;
-  // The potential at i, and what it adds to the dual value.
-  const auto potential = [&](const Margin<T>& side, int i, T log, T& dual) {
-    const T w = side.weight[i], x = !sound ? nan : w > 0 ? (log - log2_of(w)) * to_cost : T(0);
-    if (side.soft == 0) {
-      dual += w * x;
-    } else if (w > 0) {
-      const T reach = eps / side.soft;
-      dual -= w * reach * expm1_of((-x - spread.mean / 2) / reach);
-    }
-    return x;
-  };
-  const Margin<T>&a = plan.row_margin, &b = plan.column_margin;
-  T dual[1] = {}, columns[1] = {};
-  plan.each_row([&](int i) { f[i] = potential(a, i, plan.of_rows(row::log)[i], dual[0]); });
-  plan.each_column([&](int j) {
-    const T x = potential(b, j, plan.of_columns(column::log)[j], columns[0]);
-    if (team.block == 0) g[j] = x;  // mutant: all blocks have the same
-  });
-  over_team<Sum>(team, plan.board, dual);
-  over_block<Sum>(team, plan.board, columns);
-  if (team.rank == 0 && team.block == 0) {
-    const auto put = [&](void* to, T value) { static_cast<T*>(to)[p] = sound ? value : nan; };
-    put(out.transport, solution.plan.value);
-    const T centre = ((a.soft > 0 ? 0 : 1) + (b.soft > 0 ? 0 : 1)) * (spread.mean / 2);
-    put(out.entropic, centre + dual[0] + columns[0] - eps * (solution.plan.mass - a.total * b.total));
-    put(out.eps, eps);
-    put(out.mean, spread.mean);
-    put(out.error, solution.plan.error);
-    out.n_iter[p] = solution.n_iter;
-  }
+  problem_forward(plan, out, totals_of(*problem.at.notes), problem.at.notes->sound, p);
   return team.meetings;
 }
 
-// A problem that holds a NaN is NaN everywhere.
-template <class T>
-SFR_DEVICE bool is_sound(const SolveGrad& grad, int64_t p) {
-  return finite(static_cast<const T*>(grad.mean)[p]);
-}
-
 // Leaves d/dC of the slab of problem p in the plan, and writes the weights' gradients. For a cosine cost also the sums
-// over rows and columns of d/dC (1 - C). A problem that is not sound gets no d/dC.
+// over rows and columns of d/dC (1 - C).
 template <class T>
 SFR_PHASE unsigned transport_backward(Site site, const SolveGrad& grad, int64_t p) {
   const Problem<T> problem(site);
   if (!problem.solves()) return site.meetings;
   Team team = problem.solvers();
-  const auto at = [p](const void* in) { return static_cast<const T*>(in)[p]; };
-  const T mean = at(grad.mean), eps = at(grad.eps);
-  const int N = problem.shape.N, M = problem.shape.M;
-  T* out_a = grad.grad_a ? static_cast<T*>(grad.grad_a) + p * N + problem.first : nullptr;
-  T* out_b = grad.grad_b && team.block == 0 ? static_cast<T*>(grad.grad_b) + p * M : nullptr;
-  T* out_eps =
-      grad.grad_eps_given && team.rank == 0 && team.block == 0 ? static_cast<T*>(grad.grad_eps_given) : nullptr;
-  if (!is_sound<T>(grad, p)) {
-    if (out_eps) out_eps[p] = T(NAN);
-#pragma unroll 1
-    for (int i = team.rank; out_a && i < problem.rows; i += team.size) out_a[i] = T(NAN);
-#pragma unroll 1
-    for (int j = team.rank; out_b && j < M; j += team.size) out_b[j] = T(NAN);
-    return team.meetings;
-  }
   Plan<T> plan = make_plan(problem, team);
-  const Notes<T>& notes = *problem.at.notes;
-  place(plan, notes, grad.options, mean, eps);
-  const Margin<T>&a = plan.row_margin, &b = plan.column_margin;
-  const T* f = static_cast<const T*>(grad.f) + p * N + plan.first;
-  const T* g = static_cast<const T*>(grad.g) + p * M;
-  const auto start = [&](T weight, T potential) {
-    return weight > 0 ? log2_of(weight) + potential * plan.factor : Max::nothing<T>();
-  };
-  plan.each_row([&](int i) { plan.of_rows(row::log)[i] = start(a.weight[i], f[i]); });
-  plan.each_column([&](int j) { plan.of_columns(column::log)[j] = start(b.weight[j], g[j]); });
-  team.sync();
-  Upstream<T> up;
-  if (grad.grad_transport) up.transport = at(grad.grad_transport);
-  if (grad.grad_entropic) up.entropic = at(grad.grad_entropic);
-  if (grad.grad_eps) up.eps = at(grad.grad_eps);
-  const bool relative = grad.options.relative && !grad.eps_given;
-  const T slope = adjoint_backward(plan, up, eps, relative, T(grad.options.eps));
-  if (out_eps) out_eps[p] = slope;
-
-  // Through the normalisation a = w / sum(w), which a side with a reach does without.
-  const T *grad_a = plan.of_rows(row::gradient), *grad_b = plan.of_columns(column::gradient);
-  T along_a[1] = {}, along_b[1] = {};
-  plan.each_row([&](int i) { along_a[0] += a.weight[i] * grad_a[i]; });
-  plan.each_column([&](int j) { along_b[0] += b.weight[j] * grad_b[j]; });
-  over_team<Sum>(team, plan.board, along_a);
-  over_block<Sum>(team, plan.board, along_b);
-  const auto through = [](const Margin<T>& side, int i, T gradient, T along, T total) {
-    return !(side.weight[i] > 0) ? T(0) : side.soft > 0 ? gradient : (gradient - along) / total;
-  };
-  if (out_a) plan.each_row([&](int i) { out_a[i] = through(a, i, grad_a[i], along_a[0], notes.a_total); });
-  if (out_b) plan.each_column([&](int j) { out_b[j] = through(b, j, grad_b[j], along_b[0], notes.b_total); });
-
-  if (site.task.norms) {
-    T *rows = plan.of_rows(row::sum), *columns = plan.of_columns(column::sum);
-    gather(
-        plan,
-        [&](int i, int j) {
-          const int64_t k = int64_t(i) * plan.ld + j;
-          return plan.P[k] * (1 - plan.cost[k]);
-        },
-        rows, columns);
+  problem_backward(plan, grad, totals_of(*problem.at.notes), p);
+  if (site.task.norms && is_sound<T>(grad, p)) {
+    T *rows = plan.rows.sum(), *columns = plan.columns.sum();
+    const auto term = [&](int i, int j, T gradient) { return gradient * (1 - plan.cost_at(i, j)); };
+    plan.gather(term, term, rows, columns);
     plan.each_row([&](int i) { problem.at.x_sums[plan.first + i] = rows[i]; });
-    if (team.block == 0)  // mutant: all blocks have the same
+    if (plan.has_columns())  // mutant: all blocks have the same
       plan.each_column([&](int j) { problem.at.y_sums[j] = columns[j]; });
   }
   return team.meetings;

@@ -1,0 +1,252 @@
+// The passes over the plan of one problem that the solver is made of (../solver/passes.h), in warps and blocks.
+#pragma once
+
+#include "../solver/iterations.h"
+#include "products.cuh"
+
+namespace sfr::cuda {
+
+template <class T>
+SFR_DEVICE T exponent(const Plan<T>& plan, T log, int i, int j) {
+  return log - plan.centred(i, j) * plan.factor;
+}
+
+// Exact update of F in the log domain: F_i = log2 a_i - log2 sum_j 2^(G_j - S_ij).
+template <class T>
+SFR_DEVICE void Plan<T>::update_rows() {
+  const T* G = columns.log();
+  T *most = rows.sum(), *F = rows.log();
+  row_terms<Max>(*this, [&](int i, int j) { return exponent(*this, G[j], i, j); }, [&](int i, T x) { most[i] = x; });
+  team.sync();
+  row_terms<Sum>(
+      *this, [&](int i, int j) { return exp2_of(exponent(*this, G[j], i, j) - most[i]); },
+      [&](int i, T sum) {
+        F[i] = rows.weight[i] > 0 ? rows.updated(log2_of(rows.weight[i]), most[i], sum) : Max::nothing<T>();
+      });
+  team.sync();
+}
+
+// Exact update of G: G_j = log2 b_j - log2 sum_i 2^(F_i - S_ij).
+template <class T>
+SFR_DEVICE void Plan<T>::update_columns() {
+  const T* F = rows.log();
+  T *most = columns.sum(), *G = columns.log();
+  column_terms<Max>(*this, [&](int i, int j) { return exponent(*this, F[i], i, j); });
+  exchange_columns<Max>(*this);
+  each_column_sum<Max>(*this, [&](int j, T x) { most[j] = x; });
+  team.sync();
+  column_terms<Sum>(*this, [&](int i, int j) { return exp2_of(exponent(*this, F[i], i, j) - most[j]); });
+  exchange_columns<Sum>(*this);
+  each_column_sum<Sum>(*this, [&](int j, T sum) {
+    G[j] = columns.weight[j] > 0 ? columns.updated(log2_of(columns.weight[j]), most[j], sum) : Max::nothing<T>();
+  });
+  team.sync();
+}
+
+// A vector over the rows to the columns, which are the same patches. A barrier before and after.
+template <class T>
+SFR_DEVICE void rows_to_columns(Plan<T>& plan, const T* of_rows, T* of_columns) {
+  Team& team = plan.team;
+  if (team.blocks == 1) {
+    team.sync();
+    plan.each_column([&](int j) { of_columns[j] = of_rows[j]; });
+  } else {
+    const int turn = team.exchange();
+    T* mine = plan.board.of_block(turn, team.blocks, team.block);
+    team.sync();
+    plan.each_row([&](int i) { mine[plan.first + i] = of_rows[i]; });
+    team.meet();
+    plan.each_column([&](int j) { of_columns[j] = plan.board.of_block(turn, team.blocks, j / plan.slab)[j]; });
+  }
+  team.sync();
+}
+
+// Both potentials of a symmetric problem become the mean of the rows' and the columns'.
+template <class T>
+SFR_DEVICE void Plan<T>::average() {
+  T *F = rows.log(), *G = columns.log();
+  each_row([&](int i) { F[i] = (F[i] + G[first + i]) / 2; });
+  rows_to_columns(*this, F, G);
+}
+
+template <class T>
+template <From from>
+SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
+  constexpr bool exact = from == From::potentials;
+  const T *F = rows.log(), *G = columns.log(), *u = rows.scale(), *v = columns.scale();
+  T sums[4] = {};  // value, mass, error, underflow
+  // Compares a sum with what it should be at the potentials and scalings as they are.
+  const auto judge = [&](const Marginal<T>& side, int i, T sum, T log, T scale) {
+    if (!(side.weight[i] > 0)) return;
+    if (side.has_reach()) side.bent[i] = side.bend(log2_of(side.weight[i]), exact ? log : log + log2_of(scale));
+    const T target = side.target()[i];
+    sums[2] += magnitude(sum - target);
+    if (sum < target * Rules<T>::least_mass) sums[3] += 1;
+  };
+  row_terms<Sum>(
+      *this,
+      [&](int i, int j) {
+        T* p = at(i, j);
+        if constexpr (exact) {
+          const T c = cost_at(i, j);
+          *p = exp2_of(F[i] + G[j] - (c - mean) * factor);
+          sums[0] += *p * c;
+        } else {
+          *p *= u[i] * v[j];
+        }
+        sums[1] += *p;
+        return *p;
+      },
+      [&](int i, T sum) {
+        rows.sum()[i] = sum;
+        judge(rows, i, sum, F[i], u[i]);
+      });
+  team.sync();
+  column_terms<Sum>(*this, [&](int i, int j) { return *at(i, j); });
+  exchange_columns<Sum>(*this, sums);
+  const T of_rows[2] = {sums[2], sums[3]};
+  sums[2] = sums[3] = 0;
+  each_column_sum<Sum>(*this, [&](int j, T sum) {
+    columns.sum()[j] = sum;
+    judge(columns, j, sum, G[j], v[j]);
+  });
+  T of_columns[2] = {sums[2], sums[3]};
+  over_block<Sum>(team, board, of_columns);
+  Evaluation<T> result;
+  result.mass = sums[1];
+  result.value = has_reach() ? sums[0] : sums[0] / sums[1];
+  result.error = of_rows[0] + of_columns[0];
+  if (has_reach() && result.error > 0) result.error /= result.mass;
+  result.underflow = of_rows[1] + of_columns[1] > 0;
+  result.exact = exact;
+  return result;
+}
+
+template <class T>
+SFR_DEVICE Evaluation<T> Plan<T>::evaluate(From from) {
+  if (from == From::columns || from == From::halfway) update_rows();
+  if (from == From::halfway) average();
+  if (from != From::scalings) return evaluate_from<From::potentials>();
+  const Evaluation<T> out = evaluate_from<From::scalings>();
+  absorb();
+  return out;
+}
+
+template <class T>
+SFR_DEVICE void Plan<T>::absorb() {
+  const auto move = [](T* log, T* scale) {
+    *log += log2_of(*scale);
+    *scale = 1;
+  };
+  each_row([&](int i) { move(rows.log() + i, rows.scale() + i); });
+  each_column([&](int j) { move(columns.log() + j, columns.scale() + j); });
+  team.sync();
+}
+
+template <class T>
+SFR_DEVICE ErrorSample<T> Plan<T>::scale_rows(bool sample, T omega) {
+  T *u = rows.scale(), *v = columns.scale();
+  T seen[3] = {};  // error, mass, at the edge
+  row_products(*this, v, [&](int i, T s) {
+    if (!(rows.weight[i] > 0)) return;
+    const T a = rows.target_at(i, u[i]), next = relaxed<T>(rows, u[i], s, a, omega);
+    if (sample) {
+      seen[0] += magnitude(u[i] * s - a);
+      seen[1] += u[i] * s;
+      seen[2] += is_at_edge<T>(next);
+    }
+    u[i] = next;
+  });
+  team.sync();
+  column_products(*this, u);
+  if (sample)
+    exchange_columns<Sum>(*this, seen);
+  else
+    exchange_columns<Sum>(*this);
+  return {seen[0], seen[1], seen[2] > 0};
+}
+
+template <class T>
+SFR_DEVICE ErrorSample<T> Plan<T>::scale_columns(bool sample, T omega) {
+  T* v = columns.scale();
+  T left[2] = {};  // error, at the edge
+  each_column_sum<Sum>(*this, [&](int j, T t) {
+    if (!(columns.weight[j] > 0)) return;
+    const T next = relaxed<T>(columns, v[j], t, columns.target_at(j, v[j]), omega);
+    if (sample) {
+      left[0] += magnitude(next * t - columns.target_at(j, next));
+      left[1] += is_at_edge<T>(next);
+    }
+    v[j] = next;
+  });
+  if (sample)
+    over_block<Sum>(team, board, left);
+  else
+    team.sync();
+  return {left[0], T(0), left[1] > 0};
+}
+
+template <class T>
+SFR_DEVICE ErrorSample<T> Plan<T>::scale_halfway(bool sample) {
+  T *u = rows.scale(), *v = columns.scale();
+  T seen[3] = {};  // error, mass, at the edge
+  row_products(*this, v, [&](int i, T s) {
+    if (!(rows.weight[i] > 0)) return;
+    const T w = rows.target_at(i, u[i]), next = relaxed<T>(rows, u[i], s, w, T(1));
+    if (sample) {
+      seen[0] += magnitude(u[i] * s - w);
+      seen[1] += u[i] * s;
+      seen[2] += is_at_edge<T>(next);
+    }
+    u[i] = sqrt_of(u[i] * next);
+  });
+  rows_to_columns(*this, u, v);
+  if (sample) over_team<Sum>(team, board, seen);
+  return {seen[0], seen[1], seen[2] > 0};
+}
+
+template <class T>
+SFR_DEVICE void Plan<T>::eliminate_rows(const T* v, const T* right) {
+  T* step = rows.step();
+  const T* sum = rows.sum();
+  row_products(*this, v, [&](int i, T s) {
+    step[i] = rows.weight[i] > 0 ? ((right ? right[i] : T(0)) - s) / (rows.gain() * sum[i]) : T(0);
+  });
+  team.sync();
+}
+
+// The rows' step, and P^T of it in the partial sums.
+template <class T>
+SFR_DEVICE void Plan<T>::eliminate(const T* v, const T* right) {
+  eliminate_rows(v, right);
+  column_products(*this, rows.step());
+  exchange_columns<Sum>(*this);
+}
+
+template <class T>
+template <class Op, int K, class F>
+SFR_DEVICE void Plan<T>::reduce_column_products(T (&out)[K], F&& f) {
+  clear<Op>(out);
+  each_column_sum<Sum>(*this, [&](int j, T s) { f(j, s, out); });
+  over_block<Op>(team, board, out);
+}
+
+template <class T>
+template <class RowTerm, class ColumnTerm>
+SFR_DEVICE void Plan<T>::gather(RowTerm&& row_term, ColumnTerm&& column_term, T* of_rows, T* of_columns) {
+  row_terms<Sum>(
+      *this, [&](int i, int j) { return row_term(i, j, *at(i, j)); }, [&](int i, T sum) { of_rows[i] = sum; });
+  team.sync();
+  gather_columns(column_term, of_columns);
+}
+
+template <class T>
+template <class Term>
+SFR_DEVICE void Plan<T>::gather_columns(Term&& term, T* of_columns) {
+  column_terms<Sum>(*this, [&](int i, int j) { return term(i, j, *at(i, j)); });
+  exchange_columns<Sum>(*this);
+  each_column_sum<Sum>(*this, [&](int j, T sum) { of_columns[j] = sum; });
+  team.sync();
+}
+
+}  // namespace sfr::cuda

@@ -1,0 +1,68 @@
+// One side of a problem: its marginal, its potential, and how the marginal gives way where the side has a reach.
+#pragma once
+
+#include "function.h"
+
+namespace SFR_TARGET {
+
+// Vectors of a side, one after the other; everything in powers of two (see plan.h of the device).
+template <class T>
+struct Marginal {
+  Index count = 0;      // patches
+  T* weight = nullptr;  // the marginal a or b
+  T* bent = nullptr;    // where there is a reach: what the potentials make of it
+  T* vectors = nullptr;
+  Index stride = 0;
+
+  T total = 1;           // sum of the weights; 1 without a reach
+  T eps_over_reach = 0;  // 0: the marginal is met
+  T offset = 0;          // mean / (2 reach) in powers of two: f is that of C, F that of C - mean
+
+  static constexpr int of_rows = 5, of_columns = 10;  // vectors that there are
+
+  SFR_INLINE T* log() const { return vectors; }               // F or G
+  SFR_INLINE T* scale() const { return vectors + stride; }    // scaling u or v
+  SFR_INLINE T* sum() const { return vectors + 2 * stride; }  // of the plan over the other side
+  // The linear system of a plan (newton.h): its right side, and its solution.
+  SFR_INLINE T* right() const { return vectors + 3 * stride; }
+  SFR_INLINE T* step() const { return vectors + 4 * stride; }
+  // Of the columns alone, for its conjugate gradients.
+  SFR_INLINE T* residual() const { return vectors + 5 * stride; }
+  SFR_INLINE T* direction() const { return vectors + 6 * stride; }
+  SFR_INLINE T* product() const { return vectors + 7 * stride; }
+  SFR_INLINE T* inverse_diagonal() const { return vectors + 8 * stride; }
+  SFR_INLINE T* best() const { return vectors + 9 * stride; }
+  // Backward (adjoint.h): the potential without the marginal, in units of eps, and d/dweight.
+  SFR_INLINE T* bare() const { return scale(); }
+  SFR_INLINE T* gradient() const { return right(); }
+
+  // Gives the side a reach, in units of the cost like eps and mean; its weights are then to have their own sum.
+  SFR_FN void set_reach(T reach, T eps, T mean, T sum_of_weights) {
+    eps_over_reach = eps / reach;
+    offset = mean / (2 * reach) * T(1 / ln2);
+    total = sum_of_weights;
+  }
+  SFR_INLINE bool has_reach() const { return eps_over_reach > 0; }
+  SFR_INLINE T reach(T eps) const { return eps / eps_over_reach; }
+
+  // What the plan's sums should be.
+  SFR_INLINE const T* target() const { return has_reach() ? bent : weight; }
+  // ... once a scaling of x more has moved the potentials.
+  SFR_INLINE Vec<T> target_at(Index i, Vec<T> x) const {
+    const Vec<T> now = load(target() + i);
+    return has_reach() ? now * exp2<T>(-eps_over_reach * log2<T>(x)) : now;
+  }
+  // The marginal bent by a potential.
+  SFR_INLINE Vec<T> bend(Vec<T> log_weight, Vec<T> log) const {
+    return exp2<T>(log_weight - eps_over_reach * (log - log_weight) - offset);
+  }
+  // The potential that makes 2^most * sum, a sum over the other side, what it should be.
+  SFR_INLINE Vec<T> updated(Vec<T> log_weight, Vec<T> most, Vec<T> sum) const {
+    if (has_reach()) return log_weight - (most + log2<T>(sum) + offset) / gain();
+    return log_weight - most - log2<T>(sum);
+  }
+  // How much faster than the marginal its distance from the target follows the potential.
+  SFR_INLINE T gain() const { return 1 + eps_over_reach; }
+};
+
+}  // namespace SFR_TARGET

@@ -1,0 +1,143 @@
+// The linear system of one plan, which is solved forward (Newton steps) and backward (the plan's own motion):
+//
+//     diag(P 1) alpha + P beta = h,    P^T alpha + diag(P^T 1) beta = k
+//
+// Symmetric and positive semi-definite; its null space is the shift (1, -1) of the potentials. A side with a reach has
+// its diagonal times 1 + eps / reach, and then there is no null space. alpha is eliminated;
+// what is left, diag(P^T 1) - P^T diag(1 / (P 1)) P, is solved by conjugate gradients with a diagonal preconditioner:
+// one pair of matrix-vector products a step, as much as an iteration of Sinkhorn's. h and k are right() of the rows and
+// of the columns, alpha and beta their step().
+#pragma once
+
+#include "passes.h"
+#include "strategy.h"
+
+namespace SFR_TARGET {
+
+// Solves from 0, with the constant mode projected out, until the residual has fallen by `goal`, or the type has no more
+// to give, or after `limit` steps; keeps the best. Returns the number of steps.
+template <class T>
+SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit) {
+  const Marginal<T>&rows = plan.rows, &columns = plan.columns;
+  T *r = columns.residual(), *p = columns.direction(), *q = columns.product(), *d = columns.inverse_diagonal();
+  T *beta = columns.step(), *best = columns.best();
+  const T *k = columns.right(), *sum = columns.sum(), row_gain = rows.gain(), gain = columns.gain();
+  const T modes = plan.has_reach() ? Number<T>::infinity : T(plan.kept_columns);  // a mean over them is the null space
+
+  plan.gather_columns(
+      [&](Index i, Index, Vec<T> x) {
+        const T whole = row_gain * rows.sum()[i];
+        return x > 0 ? x * x / whole : Vec<T>{};
+      },
+      d);
+  plan.each_column([&](Index j) { store(beta + j, Vec<T>{}); });
+  plan.sync();
+  plan.eliminate(beta, rows.right());
+  T total[1];
+  plan.template reduce_column_products<Sum>(total, [&](Index j, Vec<T> s, Vec<T>(&sums)[1]) {
+    const Vec<T> whole = gain * load(sum + j), diagonal = whole - load(d + j), floor = whole * T(1e-6);
+    store(d + j, kept(columns, j, 1 / (diagonal > floor ? diagonal : floor)));
+    const Vec<T> residual = kept(columns, j, load(k + j) - s);
+    store(r + j, residual);
+    store(best + j, Vec<T>{});
+    sums[0] += residual;
+  });
+  T mean = total[0] / modes, start[1];
+  plan.template reduce_columns<Sum>(start, [&](Index j, Vec<T>(&sums)[1]) {
+    const Vec<T> residual = kept(columns, j, load(r + j) - mean), first = residual * load(d + j);
+    store(r + j, residual);
+    store(p + j, first);
+    sums[0] += residual * first;
+  });
+  T energy = start[0], least = energy;
+  const T wanted = goal * goal * energy;
+  int stale = 0;
+  int64_t step = 0;
+  SFR_ROLLED
+  for (bool go = energy > 0 && limit > 0; go; ++step) {
+    plan.eliminate(p, static_cast<const T*>(nullptr));
+    T dots[3];  // p.q, sum of q, sum of r
+    plan.template reduce_column_products<Sum>(dots, [&](Index j, Vec<T> s, Vec<T>(&sums)[3]) {
+      // s is -P^T diag(1 / P 1) P p.
+      const Vec<T> direction = load(p + j), product = kept(columns, j, gain * load(sum + j) * direction + s);
+      store(q + j, product);
+      sums[0] += direction * product;
+      sums[1] += product;
+      sums[2] += load(r + j);
+    });
+    const T length = energy / dots[0];
+    if (!(dots[0] > 0) || !(length > 0)) {
+      ++step;
+      break;
+    }
+    mean = (dots[2] - length * dots[1]) / modes;
+    T next[1];
+    plan.template reduce_columns<Sum>(next, [&](Index j, Vec<T>(&sums)[1]) {
+      const Vec<T> residual = kept(columns, j, load(r + j) - length * load(q + j) - mean);
+      store(beta + j, load(beta + j) + length * load(p + j));
+      store(r + j, residual);
+      sums[0] += residual * residual * load(d + j);
+    });
+    const bool better = next[0] < least;
+    stale = better && next[0] < least * T(0.9) ? 0 : stale + 1;
+    if (better) least = next[0];
+    const T ratio = next[0] / energy;
+    plan.each_column([&](Index j) {
+      if (better) store(best + j, load(beta + j));
+      store(p + j, load(r + j) * load(d + j) + ratio * load(p + j));
+    });
+    plan.sync();
+    energy = next[0];
+    go = energy > wanted && stale < Rules<T>::patience && step + 1 < limit;
+  }
+  plan.each_column([&](Index j) { store(beta + j, load(best + j)); });
+  plan.sync();
+  plan.eliminate_rows(beta, rows.right());
+  return step;
+}
+
+// One Newton step on both potentials, left in the scalings: the plan's system with the errors of its marginals as right
+// sides. The potentials before it stay in right(). A step of the conjugate gradients counts as an iteration. Returns
+// whether the step was cut.
+template <class T>
+SFR_FN bool newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) {
+  const auto missing = [](const Marginal<T>& side, Index i) {
+    store(side.right() + i, kept(side, i, load(side.target() + i) - load(side.sum() + i)));
+  };
+  plan.each_row([&](Index i) { missing(plan.rows, i); });
+  plan.each_column([&](Index j) { missing(plan.columns, j); });
+  plan.sync();
+  n_iter += 1 + solve_system(plan, step.precision, step.limit - n_iter - 1);
+  const auto take = [](const Marginal<T>& side, Index i, Vec<T>(&longest)[1]) {
+    const Vec<T> most = splat<T>(Rules<T>::longest_step), x = kept(side, i, load(side.step() + i));
+    longest[0] = vmax<T>(longest[0], vabs<T>(x));
+    store(side.right() + i, load(side.log() + i));
+    store(side.scale() + i, exp2<T>(T(1 / ln2) * vmax<T>(-most, -vmax<T>(-most, -x))));
+  };
+  T of_rows[1], of_columns[1];
+  plan.template reduce_rows<Max>(of_rows, [&](Index i, Vec<T>(&longest)[1]) { take(plan.rows, i, longest); });
+  plan.template reduce_columns<Max>(of_columns, [&](Index j, Vec<T>(&longest)[1]) { take(plan.columns, j, longest); });
+  return of_rows[0] > Rules<T>::longest_step || of_columns[0] > Rules<T>::longest_step;
+}
+
+template <class T>
+SFR_FN void undo_step(Plan<T>& plan) {
+  const auto back = [](const Marginal<T>& side, Index i) { store(side.log() + i, load(side.right() + i)); };
+  plan.each_row([&](Index i) { back(plan.rows, i); });
+  plan.each_column([&](Index j) { back(plan.columns, j); });
+  plan.sync();
+}
+
+// What rounding of the potentials leaves of an error.
+template <class T>
+SFR_FN T rounding(Plan<T>& plan) {
+  const auto size = [](const Marginal<T>& side, Index i, Vec<T>(&most)[1]) {
+    most[0] = vmax<T>(most[0], vabs<T>(kept(side, i, load(side.log() + i))));
+  };
+  T of_rows[1], of_columns[1];
+  plan.template reduce_rows<Max>(of_rows, [&](Index i, Vec<T>(&most)[1]) { size(plan.rows, i, most); });
+  plan.template reduce_columns<Max>(of_columns, [&](Index j, Vec<T>(&most)[1]) { size(plan.columns, j, most); });
+  return (of_rows[0] + of_columns[0]) * Number<T>::epsilon;
+}
+
+}  // namespace SFR_TARGET

@@ -1,0 +1,140 @@
+// One transport problem from its weights and costs, which lie in its plan, to its outputs, and back.
+#pragma once
+
+#include "adjoint.h"
+#include "options.h"
+#include "solve.h"
+
+namespace SFR_TARGET {
+
+// Sums of both sides' weights as they were given.
+template <class T>
+struct Totals {
+  T a = 1, b = 1;
+};
+
+// Sets what the plan's exponents are made of, and the masses of sides with a reach.
+template <class T>
+SFR_FN void set_scale(Plan<T>& plan, const SolverOptions& options, Totals<T> totals, T mean, T eps) {
+  plan.mean = mean;
+  plan.factor = eps > 0 ? 1 / (eps * T(ln2)) : T(0);
+  if (options.reach_a > 0) {
+    plan.rows.set_reach(T(options.reach_a), eps, mean, totals.a);
+    plan.each_patch_of_rows([&](Index i) { scale_weight(plan.rows, i, totals.a); });
+  }
+  if (options.reach_b > 0) {
+    plan.columns.set_reach(T(options.reach_b), eps, mean, totals.b);
+    plan.each_patch_of_columns([&](Index j) { scale_weight(plan.columns, j, totals.b); });
+  }
+  plan.sync();
+}
+
+// Potentials, with the marginals, from those of problem p as they are returned; no `from`: 0.
+template <class T>
+SFR_FN void set_rows(Plan<T>& plan, const void* from, int64_t p) {
+  const T* f = static_cast<const T*>(from) + p * plan.all_rows;
+  plan.each_row([&](Index i) { store(plan.rows.log() + i, log_weight(plan.rows, i)); });
+  plan.sync();
+  plan.each_patch_of_rows([&](Index i) { plan.rows.log()[i] += f[plan.row_index(i)] * plan.factor; });
+}
+template <class T>
+SFR_FN void set_columns(Plan<T>& plan, const void* from, int64_t p, T centre) {
+  const T* g = static_cast<const T*>(from) + p * plan.all_columns;
+  plan.each_column([&](Index j) { store(plan.columns.log() + j, log_weight(plan.columns, j)); });
+  plan.sync();
+  if (from)
+    plan.each_patch_of_columns(
+        [&](Index j) { plan.columns.log()[j] += (g[plan.column_index(j)] - centre) * plan.factor; });
+}
+
+// Solves problem p. `sound`: its weights are what weights should be.
+template <class T>
+SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, bool sound, int64_t p) {
+  const Spread<T> spread = spread_of(plan);
+  const T eps = regularisation(out, spread, p), to_cost = eps * T(ln2), nan = Number<T>::nan;
+  sound = sound && finite(spread.mean) && finite(spread.deviation) && finite(eps);
+  Solution<T> solution;
+  if (sound) {
+    set_scale(plan, out.options, totals, spread.mean, eps);
+    set_columns(plan, out.init_g, p, spread.mean / 2);
+    plan.each_row([&](Index i) { store(plan.rows.scale() + i, splat<T>(1)); });
+    plan.each_column([&](Index j) { store(plan.columns.scale() + j, splat<T>(1)); });
+    plan.sync();
+    solution = solve(plan, out.options, eps > 0 && !out.init_g ? spread.deviation / eps : T(0));
+  }
+
+  // A side's potentials, and what they add to the dual value.
+  const auto put_potential = [&](const Marginal<T>& side, Index i, T* to) {
+    const T f = sound ? (side.log()[i] - log_weight_of(side, i)) * to_cost : nan;
+    if (to) *to = f;
+    if (!side.has_reach()) return side.weight[i] * f;
+    const T reach = side.reach(eps);
+    return -side.weight[i] * reach * expm1_of((-f - spread.mean / 2) / reach);
+  };
+  T *f = static_cast<T*>(out.f) + p * plan.all_rows, *g = static_cast<T*>(out.g) + p * plan.all_columns;
+  plan.clear_removed_rows(f);
+  if (plan.has_columns()) plan.clear_removed_columns(g);
+  T dual = plan.sum_patches_of_rows([&](Index i) { return put_potential(plan.rows, i, f + plan.row_index(i)); });
+  dual += plan.sum_patches_of_columns(
+      [&](Index j) { return put_potential(plan.columns, j, plan.has_columns() ? g + plan.column_index(j) : nullptr); });
+  if (!plan.reports()) return;
+  const auto put = [&](void* to, T value) { static_cast<T*>(to)[p] = sound ? value : nan; };
+  const T centre = ((plan.rows.has_reach() ? 0 : 1) + (plan.columns.has_reach() ? 0 : 1)) * (spread.mean / 2);
+  put(out.transport, solution.plan.value);
+  put(out.entropic, dual + centre - eps * (solution.plan.mass - plan.rows.total * plan.columns.total));
+  put(out.eps, eps);
+  put(out.mean, spread.mean);
+  put(out.error, solution.plan.error);
+  out.n_iter[p] = solution.n_iter;
+}
+
+// A problem that holds a NaN is NaN everywhere.
+template <class T>
+SFR_FN bool is_sound(const SolveGrad& grad, int64_t p) {
+  return finite(static_cast<const T*>(grad.mean)[p]);
+}
+
+// Leaves d/dC of problem p in the plan, and writes the gradients of weights and eps. One that is not sound has no d/dC.
+template <class T>
+SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> totals, int64_t p) {
+  T* out_a = grad.grad_a ? static_cast<T*>(grad.grad_a) + p * plan.all_rows : nullptr;
+  T* out_b = grad.grad_b && plan.has_columns() ? static_cast<T*>(grad.grad_b) + p * plan.all_columns : nullptr;
+  T* out_eps = grad.grad_eps_given ? static_cast<T*>(grad.grad_eps_given) + p : nullptr;
+  if (!is_sound<T>(grad, p)) {
+    if (out_a) plan.fill_rows(out_a, Number<T>::nan);
+    if (out_b) plan.fill_columns(out_b, Number<T>::nan);
+    if (out_eps && plan.reports()) *out_eps = Number<T>::nan;
+    return;
+  }
+  const auto at = [p](const void* in) { return in ? static_cast<const T*>(in)[p] : T(0); };
+  const T mean = at(grad.mean), eps = at(grad.eps);
+  set_scale(plan, grad.options, totals, mean, eps);
+  set_rows(plan, grad.f, p);
+  set_columns(plan, grad.g, p, T(0));
+  plan.sync();
+  const Upstream<T> up{at(grad.grad_transport), at(grad.grad_entropic), at(grad.grad_eps)};
+  const bool relative = grad.options.relative && !grad.eps_given;
+  const T slope = adjoint_backward(plan, up, eps, relative, T(grad.options.eps));
+  if (out_eps && plan.reports()) *out_eps = slope;
+
+  // Through the normalisation a = w / sum(w), which a side with a reach does without.
+  const auto along = [](const Marginal<T>& side, Index i) { return side.weight[i] * side.gradient()[i]; };
+  const auto through = [](const Marginal<T>& side, Index i, T along, T total) {
+    const T gradient = side.gradient()[i];
+    return side.has_reach() ? gradient : (gradient - along) / total;
+  };
+  if (out_a) {
+    const T mean_a = plan.sum_patches_of_rows([&](Index i) { return along(plan.rows, i); });
+    plan.clear_removed_rows(out_a);
+    plan.each_patch_of_rows([&](Index i) { out_a[plan.row_index(i)] = through(plan.rows, i, mean_a, totals.a); });
+  }
+  if (out_b) {
+    const T mean_b = plan.sum_patches_of_columns([&](Index j) { return along(plan.columns, j); });
+    plan.clear_removed_columns(out_b);
+    plan.each_patch_of_columns(
+        [&](Index j) { out_b[plan.column_index(j)] = through(plan.columns, j, mean_b, totals.b); });
+  }
+  plan.sync();
+}
+
+}  // namespace SFR_TARGET

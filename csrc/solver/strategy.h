@@ -1,0 +1,245 @@
+// What to do next with a problem, from the last evaluation of its plan: every "when" of the solver and every constant.
+// No memory, no threads, no vectors: the same decisions on every device.
+//
+// Larger eps first: at a small one, iterations move mass a little at a time; at a larger one they cross the same
+// distance at once, and its potentials, found roughly, are a good start. Then over-relaxed iterations, until the error
+// is below `newton_below`, where Newton steps take over. Where a step's model did not hold, mass is off in a few
+// places, which a few iterations put right. A step that fails nevertheless is undone and, unless it was cut, taken
+// again from a more precise solution of its system (what is left then is mass between parts of the plan that hardly
+// touch, the system's smallest eigenvalues); after that, iterations follow, twice as many after each failure. Between
+// steps the plan is scaled; the one that is judged is that of the potentials, and where their rounding keeps it from
+// tol, solving ends. A symmetric problem takes the mean of both potentials instead, which halves its error.
+#pragma once
+
+#include "../contracts/sinkhorn.h"
+#include "relaxation.h"
+
+namespace SFR_TARGET {
+
+// What one wants to know of a plan.
+template <class T>
+struct Evaluation {
+  T value = 0;             // <P, C> / sum(P): what rounding does to the mass does nothing to it; with a reach <P, C>
+  T mass = 0;              // sum(P)
+  T error = 0;             // L1 error of both marginals, with a reach in units of the mass
+  bool underflow = false;  // some patch holds so little of its mass that scaling could not bring it back
+  bool exact = false;      // of the potentials, to the last bit; else up to rounding, and without the value
+};
+
+// What one half of an iteration finds of a side.
+template <class T>
+struct ErrorSample {
+  T error = 0, mass = 0;
+  bool at_edge = false;
+};
+
+// What a plan is made of.
+enum class From {
+  columns,     // the columns' potentials; the rows' follow from them
+  halfway,     // the same, and both become the mean of the two: a symmetric problem
+  potentials,  // P = 2^(F + G - S): what the potentials mean
+  scalings,    // P <- u P v: the same up to rounding, without exponentials; the scalings are absorbed
+};
+
+// Why iterations stopped.
+enum class Stop {
+  reached,  // the scalings' error is within what was asked for
+  at_edge,  // the scalings are at the edge of their range
+  ended,    // iterations are used up, or something else is better from here on
+};
+
+enum class Action {
+  finish,
+  evaluate,  // nothing but that
+  narrow,    // on to the next smaller eps
+  update,    // both potentials in the log domain, where scalings would underflow
+  iterate,
+  newton,
+  undo,  // the last Newton step
+};
+
+template <class T>
+struct Step {
+  Action action;
+  // iterate: to this error, or this iteration, or below `gate` where Newton steps are faster from there on
+  T error = 0, gate = 0;
+  int64_t limit = 0;
+  bool plain = false;  // without over-relaxation
+  // newton: what the residual of its system is to fall by
+  T precision = 0;
+};
+
+// The constants that passes and rules share.
+template <class T>
+struct Rules {
+  static constexpr int sampled_every = 4;   // iterations: looking at the error takes a good part of one
+  static constexpr T anneal_by = 4;         // ratio of one eps to the next
+  static constexpr T least_mass = T(1e-6);  // share of its marginal below which a patch underflows
+  // No potential goes further than e^4 in one Newton step: the linear model does not reach that far. Those that want to
+  // are of parts of the plan that hardly touch others, which need not wait for them.
+  static constexpr T longest_step = 4;
+  // Scalings stay within this and its inverse: 2^30, about 2^240.
+  static constexpr T most_scale = is_single<T> ? T(1073741824) : T(1.7e72);
+  // Conjugate gradients: steps without progress; float32 soon has no more to give. Precision of backward's.
+  static constexpr int patience = is_single<T> ? 25 : 200;
+  static constexpr T adjoint_precision = is_single<T> ? T(1e-6) : T(1e-13);
+};
+
+// Would iterations bring this error below tol as soon as Newton steps, each of which squares it and costs twenty?
+// `last` is the error `sampled_every` iterations ago.
+template <class T>
+SFR_FN bool iterations_are_as_fast(T error, T last, T tol) {
+  const T fall = error / last;
+  T iterated = error;
+  SFR_ROLLED
+  for (T squared = error; squared > tol; squared *= squared) iterated *= fall * fall * fall * fall * fall;
+  return iterated <= tol;
+}
+
+// Near the solution every step of a symmetric problem halves the error: one that does not has met rounding.
+template <class T>
+SFR_FN bool stalls(T error, T last) {
+  return error < T(1e-3) && !(error < last * T(0.95));
+}
+
+template <class T>
+class SolverStrategy {
+ public:
+  int64_t n_iter = 0;  // counted by whoever iterates
+  Relaxation<T> relaxation;
+
+  // `spread`: the costs' deviation over eps; 0: there is a start, and none is sought.
+  SFR_FN SolverStrategy(const SolverOptions& options, T spread)
+      : relaxation(options.method != Method::plain),
+        tol_(T(options.tol)),
+        max_iter_(options.max_iter),
+        last_(options.max_iter),
+        symmetric_(options.symmetric),
+        newton_(options.method == Method::automatic && !options.symmetric) {
+    constexpr T enough = T(0.18);
+    while (newton_ && width_ * Rules<T>::anneal_by < enough * spread) width_ *= Rules<T>::anneal_by;
+    until_ = at_most(anneal_for);
+  }
+
+  // The eps to solve for at first, in units of the problem's own.
+  SFR_FN T width() const { return width_; }
+  SFR_FN From start() const { return symmetric_ ? From::halfway : From::columns; }
+
+  // `rounding()`: the error that rounding of the potentials leaves.
+  template <class Rounding>
+  SFR_FN Step<T> next(const Evaluation<T>& now, Rounding&& rounding) {
+    const T error = now.error;
+    if (reached_) {
+      if (error > missed_ * T(0.9) && error < 4 * rounding()) last_ = n_iter;
+      missed_ = error;
+      reached_ = false;
+    }
+    correcting_ = stepped_ && !correcting_ && error > before_ / 2 && n_iter < max_iter_;
+    if (correcting_) return iterate(before_ / 2, at_most(n_iter + corrections), T(0), true);
+    if (stepped_) {
+      stepped_ = false;
+      // A cut step moves mass along a path that only opens up on the way: the error may wait.
+      if (!(error < before_ * (cut_ ? T(1.2) : T(0.7)))) {
+        if (precision_ > finest && !cut_) {
+          precision_ *= T(1e-2);
+        } else {
+          if (rest_ > 64 && before_ < 4 * rounding()) last_ = n_iter;
+          resume_ = n_iter + rest_;
+          rest_ *= 2;
+        }
+        return {Action::undo};
+      }
+    }
+    if (width_ > 1) {
+      if (!(error > rough) || now.underflow || n_iter >= until_) return narrow();
+      return iterate(rough, until_, T(0), false);
+    }
+    if (!(error > tol_) || n_iter >= last_) {
+      if (now.exact) return {Action::finish};
+      reached_ = true;
+      return {Action::evaluate};
+    }
+    if (now.underflow) {
+      ++n_iter;
+      before_ = Number<T>::infinity;
+      return {Action::update};
+    }
+    if (symmetric_) {
+      if (stalls(error, before_)) return {Action::finish};
+      before_ = error;
+      return iterate(tol_, max_iter_, T(0), true);
+    }
+    const T gate = newton_ ? newton_below : T(0);
+    if (error > gate) return iterate(tol_, max_iter_, gate, false);
+    if (n_iter < resume_) return iterate(tol_, at_most(resume_), T(0), false);
+    before_ = error;
+    stepped_ = true;
+    Step<T> step{Action::newton};
+    step.precision = precision_;
+    step.limit = max_iter_;
+    return step;
+  }
+
+  // How the plan follows after an action ...
+  SFR_FN From after(const Step<T>& step) const {
+    switch (step.action) {
+      case Action::narrow:
+        return From::columns;
+      case Action::update:
+        return start();
+      case Action::newton:
+        return From::scalings;
+      default:
+        return From::potentials;
+    }
+  }
+  // ... and after iterations.
+  SFR_FN From iterated(Stop stop) {
+    if (symmetric_) return From::potentials;
+    if (correcting_) return From::scalings;
+    if (width_ > 1) {
+      if (stop == Stop::at_edge) return From::potentials;
+      narrow();
+      return From::columns;
+    }
+    reached_ = stop == Stop::reached;
+    return stop == Stop::ended ? From::scalings : From::potentials;
+  }
+
+  // Whether the last Newton step was cut.
+  SFR_FN void stepped(bool cut) { cut_ = cut; }
+
+ private:
+  static constexpr T newton_below = T(1e-2);
+  static constexpr T rough = T(0.03);                             // error that is enough at a larger eps
+  static constexpr int64_t anneal_for = 64;                       // iterations at most, at each of them
+  static constexpr int64_t corrections = 8;                       // iterations after a Newton step
+  static constexpr T finest = is_single<T> ? T(1e-5) : T(1e-10);  // precision of a Newton step
+
+  SFR_FN int64_t at_most(int64_t n) const { return n < max_iter_ ? n : max_iter_; }
+
+  SFR_FN Step<T> iterate(T error, int64_t limit, T gate, bool plain) const {
+    return {Action::iterate, error, gate, limit, plain, T(0)};
+  }
+
+  SFR_FN Step<T> narrow() {
+    width_ /= Rules<T>::anneal_by;
+    until_ = at_most(n_iter + anneal_for);
+    relaxation = Relaxation<T>(true);
+    return {Action::narrow};
+  }
+
+  T tol_;
+  int64_t max_iter_, last_;  // no iteration after `last_`: rounding has been met
+  bool symmetric_, newton_;
+  T width_ = 1;                     // above 1: annealing, at eps times this
+  int64_t until_ = 0;               // iteration at which the present eps is left
+  T precision_ = T(1e-2);           // of the next Newton step
+  int64_t rest_ = 16, resume_ = 0;  // no Newton step before iteration `resume_`
+  T before_ = Number<T>::infinity;  // error before the last Newton step, or the last symmetric iterations
+  T missed_ = Number<T>::infinity;  // error of the potentials, the last time that scalings were within tol
+  bool reached_ = false;            // scalings are within tol; the potentials are looked at next
+  bool stepped_ = false, correcting_ = false, cut_ = false;  // the Newton step that is to be judged
+};
+
+}  // namespace SFR_TARGET
