@@ -9,6 +9,7 @@
 
 #include "cuda.h"
 #include "launch.h"
+#include "pairwise.cuh"
 #include "plan.cuh"
 
 namespace sfr::cuda {

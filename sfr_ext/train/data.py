@@ -14,6 +14,7 @@ from torch import Tensor
 from . import fashion_mnist
 from .config import TrainConfig
 from .errors import TrainError
+from .images import read_image
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class ImageData:
     @property
     def channels(self) -> int:
         return int(self.train_images.shape[1])
+
+    def identity(self) -> dict[str, int]:
+        """What a resumed run must find as it was, in words."""
+        return {
+            "classes": self.num_classes,
+            "channels": self.channels,
+            "training images": len(self.train_labels),
+            "test images": len(self.test_labels),
+        }
 
 
 def load_data(config: TrainConfig) -> ImageData:
@@ -117,22 +127,22 @@ def _image_folder(config: TrainConfig) -> ImageData:
             raise TrainError(f"imagefolder: {part} does not exist; {folder} must hold train/ and test/ (or val/)")
     try:
         train, test = datasets.ImageFolder(str(folder / "train")), datasets.ImageFolder(str(held_out))
-        if train.classes != test.classes:
-            raise TrainError(f"imagefolder: {folder / 'train'} and {held_out} do not have the same classes")
-        parts = (*_folder_part(train, config.image_size), *_folder_part(test, config.image_size))
     except OSError as error:
         raise TrainError(f"imagefolder: {folder} cannot be read: {error}") from error
+    if train.classes != test.classes:
+        raise TrainError(f"imagefolder: {folder / 'train'} and {held_out} do not have the same classes")
+    parts = (*_folder_part(train, config.image_size), *_folder_part(test, config.image_size))
     return _pack(*parts, padding=config.image_size // 8, flip=True, source=str(folder))
 
 
 def _folder_part(part: Any, size: int) -> tuple[Tensor, Tensor]:
     images = torch.empty(len(part), 3, size, size, dtype=torch.uint8)
-    for i in range(len(part)):
-        image, _ = part[i]
+    for i, (path, _) in enumerate(part.samples):
+        image = read_image(path)
         width, height = image.size
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
-        square = image.convert("RGB").resize((size, size), box=(left, top, left + side, top + side))
+        square = image.resize((size, size), box=(left, top, left + side, top + side))
         images[i] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
     return images, torch.tensor([label for _, label in part.samples])
 

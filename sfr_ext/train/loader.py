@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from .augment import crop_and_flip
 from .data import ImageData
+from .engine import L
 
 IGNORED = -100  # label of the places that only fill up a device's share of the test images
 

@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-
+from .engine import L
 from .files import atomic_write
 from .module import Classifier
 
@@ -57,6 +56,11 @@ class Records(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # A run that was killed before it wrote the last row has it in its checkpoint.
+        if trainer.is_global_zero and self.rows:
+            write_rows(self.path, self.rows)
 
 
 def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
