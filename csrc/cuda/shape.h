@@ -9,7 +9,6 @@
 
 #include "cuda.h"
 #include "launch.h"
-#include "pairwise.cuh"
 #include "plan.cuh"
 
 namespace sfr::cuda {
