@@ -49,12 +49,13 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    _require("lightning", "matplotlib", "jsonargparse", "filelock")
+    needed = ["lightning", "matplotlib", "filelock"]
+    if not _is_installed("jsonargparse"):
+        _require("jsonargparse", *needed)
     from .train.parser import parse
 
     config = parse(arguments.options)
-    if config.data == "digits":
-        _require("sklearn")
+    _require(*needed, *(["sklearn"] if config.data == "digits" else []))
     from .train.run import run
 
     for name in ("lightning.pytorch", "lightning.fabric"):  # after the import, which sets them to INFO
@@ -63,8 +64,12 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
 def _require(*names: str) -> None:
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if not _is_installed(name)]
     if missing:
         raise TrainError(f"train needs {' and '.join(missing)}, not installed here: pip install 'sfr_ext[train]'")
 

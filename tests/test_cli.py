@@ -10,8 +10,11 @@ import pytest
 
 from sfr_ext import cli
 from sfr_ext.train import fashion_mnist
+from sfr_ext.train.config import TrainConfig
 
-TRAIN_EXTRA = all(importlib.util.find_spec(name) for name in ("lightning", "matplotlib", "sklearn"))
+TRAIN_EXTRA = all(importlib.util.find_spec(name) for name in ("lightning", "matplotlib", "sklearn", "jsonargparse"))
+if TRAIN_EXTRA:
+    from sfr_ext.train.parser import parse
 needs_extra = pytest.mark.skipif(not TRAIN_EXTRA, reason="the extra [train] is not installed")
 
 QUICK = ["--data", "digits", "--limit", "192", "--batch-size", "64", "--epochs", "1", "--accelerator", "cpu"]
@@ -63,6 +66,135 @@ def test_wrong_usage(arguments, capsys):
     assert "usage: sfr-ext" in capsys.readouterr().err
 
 
+@needs_extra
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--bach-size", "3"], "unrecognized arguments: --bach-size 3; near to it: --batch-size"),
+        (["--epoch", "3"], "near to it: --epochs"),
+        (["--epochs", "many"], "--epochs: expected int, got many"),
+        (["--lr", "fast"], "expected a number, got 'fast'"),
+        (["--arm", "kd"], "--arm: expected one of 'ce', 'ls', 'dls', 'sfr', 'emd', 'l2', got kd"),
+        (["--config", "nowhere.yaml"], "--config: File does not exist: '"),
+    ],
+)
+def test_wrong_usage_names_the_flag_and_what_is_near(arguments, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", *arguments])
+    printed = capsys.readouterr().err
+    assert caught.value.code == 2 and said in printed and printed.count("\n") == 2
+
+
+@needs_extra
+def test_options_from_a_file(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("batch_size: 7\nlr: 1e-2\nprecision: 64\ndevices: 2\nlayers: [layer1, layer3]\naugment: false\n")
+    config = parse(["--config", str(file), "--batch-size", "9"])
+    assert (config.batch_size, config.lr, config.precision, config.devices) == (9, 0.01, "64", "2")
+    assert config.layers == ("layer1", "layer3") and config.augment is False and config.limit is None
+
+    with pytest.raises(SystemExit) as caught:
+        parse(["--config", str(file), "--print_config"])
+    again = tmp_path / "again.yaml"
+    again.write_text(capsys.readouterr().out)
+    assert caught.value.code == 0 and parse(["--config", str(again)]) == parse(["--config", str(file)])
+
+    for text, said in (
+        ("batch-sizes: 7", "near to it: --batch-size"),
+        ("lr: fast", "--lr: expected a number, got 'fast'"),
+        ("layers: 3", "--layers: expected names, got 3"),
+        ("epochs: [", "Problems parsing config"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SystemExit) as caught:
+            parse(["--config", str(file)])
+        assert caught.value.code == 2 and said in capsys.readouterr().err
+
+
+@needs_extra
+def test_defaults_are_those_of_the_configuration():
+    assert parse([]) == TrainConfig()
+
+
+@needs_extra
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--emd-warmup", "inf"], "--emd-warmup must be finite, got inf"),
+        (["--emd-weight", "nan"], "--emd-weight must be at least 0, got nan"),
+        (["--devices", "²"], "--devices must be a number from 1 or 'auto', got '²'"),
+        (["--devices", "1.5"], "--devices must be a number from 1 or 'auto', got '1.5'"),
+        (["--resume", "--overwrite"], "--resume continues a run and --overwrite begins it anew"),
+        (["--out", "/dev/null/runs"], "--out: /dev/null/runs cannot be written: "),
+    ],
+)
+def test_values_that_are_not_allowed(arguments, said, capsys):
+    assert cli.main(["train", *arguments]) == 1
+    assert said in one_sentence(capsys.readouterr())
+
+
+def without_notes(captured):
+    """stderr less the lines of Lightning's log, which pytest shows and the command line does not."""
+    return [line for line in captured.err.splitlines() if not line.startswith("INFO")]
+
+
+@needs_extra
+def test_a_loss_that_is_not_finite_is_exit_code_1(capsys, tmp_path):
+    assert cli.main(["train", *QUICK, "--arm", "ce", "--lr", "1e30", "--out", str(tmp_path)]) == 1
+    said = without_notes(capsys.readouterr())
+    assert len(said) == 1 and "loss is not finite" in said[0]
+    assert not (tmp_path / "result.json").exists()
+
+
+BROKEN = """
+raise RuntimeError("operator torchvision::nms does not exist")
+"""
+
+
+@needs_extra
+def test_a_torchvision_of_another_torch(tmp_path):
+    """It must not disturb a run that does not need it, and one that does is told why it cannot have it."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(BROKEN)
+    info = tmp_path / "torchvision-0.99.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n")
+    search = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    for i, (more, code, said) in enumerate(
+        (
+            ([], 0, ""),
+            (["--arch", "resnet9"], 1, "torchvision does not load (operator torchvision::nms does not exist)"),
+            (["--data", "cifar10"], 1, "--data cifar10 needs torchvision: torchvision does not load (operator"),
+        )
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "sfr_ext", "train", *QUICK, "--arm", "ce", "--out", str(tmp_path / str(i)), *more],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search},
+        )
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr and "Traceback" not in done.stderr
+
+
+@needs_extra
+def test_interrupted_after_an_epoch(monkeypatch, capsys, tmp_path):
+    from sfr_ext.train.module import Classifier
+
+    step = Classifier.training_step
+
+    def interrupted(self, batch, index):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Classifier, "training_step", interrupted)
+    assert cli.main(["train", *QUICK, "--epochs", "2", "--out", str(tmp_path)]) == 130
+    assert "--resume goes on after the last whole epoch" in capsys.readouterr().err
+
+
 def test_without_the_extra(monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(
@@ -105,6 +237,8 @@ def test_train_and_resume(capsys, tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert f"test accuracy {100 * result['test_accuracy']:.2f} %" in printed and "in the feature loss" in printed
     assert result["options"]["layers"] == ["layer2", "layer3"]
+    assert cli.main(arguments) == 1
+    assert "holds a finished run" in capsys.readouterr().err
     assert cli.main([*arguments, "--epochs", "2", "--resume"]) == 0
     assert json.loads((tmp_path / "result.json").read_text())["epochs"] == 2
 
@@ -118,7 +252,7 @@ def test_interrupt(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(Classifier, "training_step", interrupted)
     assert cli.main(["train", *QUICK, "--out", str(tmp_path)]) == 130
-    assert "interrupted" in one_sentence(capsys.readouterr())
+    assert "interrupted; no epoch was finished" in one_sentence(capsys.readouterr())
 
 
 @needs_extra
@@ -148,6 +282,21 @@ def test_two_devices_as_a_command(tmp_path):
     # Both devices' shares together are the 359 test images, each once.
     assert result["test_accuracy"] * 359 == pytest.approx(round(result["test_accuracy"] * 359), abs=1e-4)
     assert done.stdout.count("epoch 1/1") == done.stdout.count("wrote") == 1
+
+
+@needs_extra
+@pytest.mark.parametrize("options, said", [(["--lr", "1e30"], "loss is not finite"), (["--batch-size", "1"], "raise")])
+def test_two_devices_end_together_with_one_sentence(options, said, tmp_path):
+    command = [sys.executable, "-m", "sfr_ext", "train", *QUICK, "--arm", "ce", "--arch", "resnet18", "--devices", "2"]
+    done = subprocess.run(
+        [*command, "--limit", "42", "--out", str(tmp_path), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("sfr-ext: ") == 1 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_importing_the_package_needs_torch_alone():

@@ -17,6 +17,7 @@ from sfr_ext.train.config import TrainConfig
 from sfr_ext.train.data import load_data
 from sfr_ext.train.errors import TrainError
 from sfr_ext.train.files import atomic_write
+from sfr_ext.train.images import read_image
 
 IMAGES = "train-images-idx3-ubyte.gz"
 
@@ -226,9 +227,58 @@ def test_image_folder(torchvision, tmp_path):
     data = load_data(config)
     assert data.train_images.shape == (2, 3, 8, 8) and data.test_labels.tolist() == [0, 1]
     assert data.train_images[1, :, 4, 4].tolist() == [0, 0, 255]
+    cut = tmp_path / "train" / "dog" / "two.png"
+    cut.write_bytes((tmp_path / "train" / "dog" / "one.png").read_bytes()[:50])
+    with pytest.raises(TrainError, match="dog/two.png cannot be read"):
+        load_data(config)
+    cut.unlink()
     (tmp_path / "train" / "eel").mkdir()
     with pytest.raises(TrainError, match="do not have the same classes"):
         load_data(config)
+
+
+def test_sixteen_bits_of_grey_are_not_white(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    levels = np.array([[0, 255, 256], [4660, 32768, 65535]], dtype=np.uint16)
+    wanted = (levels >> 8).astype(np.uint8)
+    for suffix in ("png", "tiff"):
+        path = tmp_path / f"grey.{suffix}"
+        image.fromarray(levels).save(path)
+        read = np.asarray(read_image(path))
+        assert read.shape == (2, 3, 3) and all(np.array_equal(read[..., c], wanted) for c in range(3))
+
+
+def test_every_other_kind_of_image(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    grey = image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20)
+    wanted = np.asarray(grey)
+    for mode, suffix in (("L", "png"), ("RGB", "png"), ("LA", "png"), ("RGBA", "png"), ("P", "png"), ("CMYK", "tiff")):
+        path = tmp_path / f"{mode}.{suffix}"
+        (grey.convert("RGB") if mode == "CMYK" else grey).convert(mode).save(path)
+        read = np.asarray(read_image(path)).astype(int)
+        assert read.shape == (3, 4, 3) and np.abs(read - wanted[..., None]).max() <= 1, mode
+    grey.convert("1", dither=0).save(tmp_path / "1.png")
+    assert set(np.unique(np.asarray(read_image(tmp_path / "1.png")))) == {0, 255}
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    noise = image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    for suffix in ("png", "jpg", "bmp", "gif", "tiff", "webp"):
+        path = tmp_path / f"cut.{suffix}"
+        noise.save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(TrainError, match=rf"cut.{suffix} cannot be read: ") as caught:
+            read_image(path)
+        assert "\n" not in str(caught.value) and str(caught.value).count(str(path)) == 1
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name in ("text.png", "empty.png", "nowhere.png"):
+        with pytest.raises(TrainError, match=f"{name} cannot be read"):
+            read_image(tmp_path / name)
+    image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(TrainError, match="float.tiff has levels of no known range"):
+        read_image(tmp_path / "float.tiff")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagefolder"])

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import random
 import resource
@@ -30,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -115,7 +117,7 @@ class Trials:
         step = 0
         while True:
             prior, out = PRIORS[step % 2], self.folder / f"step-{step}"
-            ended = start(out, prior, before=lambda step=step: kill_at_write(step)).wait()
+            ended = start(out, prior, before=functools.partial(kill_at_write, step)).wait()
             if ended.code == 0:
                 break
             assert ended.code == -signal.SIGKILL, ended
@@ -207,9 +209,11 @@ def kill_at_write(step: int) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(os, name)
 
-    files.os = System()
     whole = Path.write_bytes
-    Path.write_bytes = counted(whole, lambda path, data: whole(path, data[: len(data) // 2]))  # type: ignore[method-assign]
+    mock.patch.object(files, "os", System()).start()
+    mock.patch.object(
+        Path, "write_bytes", counted(whole, lambda path, data: whole(path, data[: len(data) // 2]))
+    ).start()
 
 
 class SmallDisk:
@@ -242,7 +246,7 @@ class SizeLimit(SmallDisk):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (len(data) // 2, resource.RLIM_INFINITY))
             return write(path, data)
 
-        Path.write_bytes = limited  # type: ignore[method-assign]
+        mock.patch.object(Path, "write_bytes", limited).start()
 
     def free(self) -> None:
         """Nothing: the limit ended with the process."""

@@ -15,6 +15,7 @@ from . import fashion_mnist
 from .config import TrainConfig
 from .errors import TrainError
 from .images import read_image
+from .optional import import_optional
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,10 @@ def _folder_part(part: Any, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _torchvision_datasets(name: str) -> Any:
-    try:
-        return importlib.import_module("torchvision.datasets")
-    except ImportError as error:
-        raise TrainError(f"--data {name} needs torchvision, which cannot be imported ({error})") from error
+    datasets, reason = import_optional("torchvision.datasets")
+    if datasets is None:
+        raise TrainError(f"--data {name} needs torchvision: {reason}")
+    return datasets
 
 
 def _pack(
