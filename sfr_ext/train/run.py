@@ -47,7 +47,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         checkpoint, content = (None, None) if config.resume is None else _resume_from(config, config.resume, first)
         data = load_data(config)
         if checkpoint is not None:
-            _check_same_run(config, data, checkpoint, content)
+            _check_same_data(config, data, checkpoint, content)
         L.seed_everything(config.seed, verbose=False)
         model, stages = build_model(config.arch, data.channels, data.num_classes)
         module = Classifier(config, model, stages)
@@ -106,25 +106,25 @@ def _clear(config: TrainConfig) -> None:
 def _resume_from(config: TrainConfig, path: Path, first: bool) -> tuple[Path, dict[str, Any]]:
     """The checkpoint to go on from; one that is damaged is said to be, and is set aside if it is the run's own."""
     found, content, note = find_checkpoint(path)
+    before = content["sfr_ext"]
+    for name, value in config.identity().items():
+        # An option that the checkpoint does not have is younger than it.
+        if name in before and before[name] != value:
+            raise TrainError(f"--resume: {found} was trained with {flag(name)} {before[name]}, got {value}")
+    done = content["epoch"] + 1
+    finished = (config.out / "result.json").exists()
+    if done > config.epochs or (done == config.epochs and finished):
+        raise TrainError(f"--resume: {found} has already run {done} epochs; give more with --epochs")
     if note is not None and first:
         print(f"sfr-ext: {note}", file=sys.stderr)
         if path.exists() and path.resolve() == (config.out / LAST_CHECKPOINT).resolve():
             # Not to be kept as the one before the next.
             path.replace(path.with_name("damaged.ckpt"))
-    done = content["epoch"] + 1
-    finished = (config.out / "result.json").exists()
-    if done > config.epochs or (done == config.epochs and finished):
-        raise TrainError(f"--resume: {found} has already run {done} epochs; give more with --epochs")
     return found, content
 
 
-def _check_same_run(config: TrainConfig, data: ImageData, path: Path, content: dict[str, Any] | None) -> None:
+def _check_same_data(config: TrainConfig, data: ImageData, path: Path, content: dict[str, Any] | None) -> None:
     assert content is not None
-    before = content["sfr_ext"]
-    for name, value in config.identity().items():
-        # An option that the checkpoint does not have is younger than it.
-        if name in before and before[name] != value:
-            raise TrainError(f"--resume: {path} was trained with {flag(name)} {before[name]}, got {value}")
     for what, number in data.identity().items():
         then = content.get("sfr_ext_data", {}).get(what, number)
         if then != number:
