@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ._version import __version__
 from .train.errors import EveryProcessError, TrainError
 
 
@@ -54,6 +55,9 @@ def _train(arguments: argparse.Namespace) -> int:
         _require("jsonargparse", *needed)
     from .train.parser import parse
 
+    # Threads that wait asleep: on a machine that is busy otherwise, spinning ones hold each other up badly. OpenMP
+    # reads this when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     config = parse(arguments.options)
     _require(*needed, *(["sklearn"] if config.data == "digits" else []))
     from .train.run import run
@@ -61,6 +65,13 @@ def _train(arguments: argparse.Namespace) -> int:
     for name in ("lightning.pytorch", "lightning.fabric"):  # after the import, which sets them to INFO
         logging.getLogger(name).setLevel(logging.WARNING)
     run(config)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from .train.compare import compare
+
+    print(compare(arguments.folders))
     return 0
 
 
@@ -89,11 +100,15 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sfr-ext", description="Optimal transport between feature maps.")
+    parser.add_argument("--version", action="version", version=f"sfr-ext {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="how this installation was built")
     info.set_defaults(function=_info)
     train = commands.add_parser("train", add_help=False, help="train an image classifier, with or without SFR")
     train.set_defaults(function=_train)
+    compare = commands.add_parser("compare", help="the results of finished runs, side by side")
+    compare.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what was --out of a run")
+    compare.set_defaults(function=_compare)
     bench = commands.add_parser(
         "bench", add_help=False, help="speed beside other libraries (options: those of python -m benchmarks)"
     )

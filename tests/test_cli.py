@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import sfr_ext
 from sfr_ext import cli
 from sfr_ext.train import fashion_mnist
 from sfr_ext.train.config import TrainConfig
@@ -126,7 +127,7 @@ def test_defaults_are_those_of_the_configuration():
         (["--devices", "²"], "--devices must be a number from 1 or 'auto', got '²'"),
         (["--devices", "1.5"], "--devices must be a number from 1 or 'auto', got '1.5'"),
         (["--resume", "--overwrite"], "--resume continues a run and --overwrite begins it anew"),
-        (["--out", "/dev/null/runs"], "--out: /dev/null/runs cannot be written: "),
+        (["--out", "/dev/null/runs"], "--out: /dev/null/runs cannot be made: "),
     ],
 )
 def test_values_that_are_not_allowed(arguments, said, capsys):
@@ -299,9 +300,92 @@ def test_two_devices_end_together_with_one_sentence(options, said, tmp_path):
     assert done.stderr.count("sfr-ext: ") == 1 and said in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["train", "--print_config"]])
+def test_what_needs_no_torch_does_not_load_it(arguments):
+    if arguments[0] == "train" and not TRAIN_EXTRA:
+        pytest.skip("the extra [train] is not installed")
+    code = f"""if True:
+        import sys
+        from sfr_ext import cli
+        try:
+            cli.main({arguments!r})
+        except SystemExit as end:
+            assert end.code == 0
+        assert "torch" not in sys.modules and "lightning" not in sys.modules
+        """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"sfr-ext {sfr_ext.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sfr_ext; assert 'torch' not in __import__('sys').modules; sfr_ext.emd_l2; sfr_ext.reference.exact_emd",
+        "from sfr_ext import *; emd_l2; reference",
+        "from sfr_ext import reference, emd_l2",
+        "import torch, sfr_ext; torch.ops.sfr_ext.emd_forward",
+        "import sfr_ext.smoothing, sfr_ext; sfr_ext.solve",
+        "import sfr_ext.regularizer",
+        "import sfr_ext.ops",
+        "import sfr_ext; assert set(sfr_ext.__all__) <= set(dir(sfr_ext)) and not hasattr(sfr_ext, 'emd_l3')",
+    ],
+)
+def test_public_names_are_there_however_the_package_is_imported(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_extra
+def test_threads_wait_asleep_unless_told_otherwise(monkeypatch, tmp_path):
+    for told, wanted in ((None, "passive"), ("active", "active")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if told:
+            monkeypatch.setenv("OMP_WAIT_POLICY", told)
+        assert cli.main(["train", "--arch", "resnet9", "--out", str(tmp_path)]) == 1
+        assert os.environ["OMP_WAIT_POLICY"] == wanted
+
+
+def result_of(folder, **changed):
+    """A folder with a result.json as a run leaves it."""
+    result = {"arm": "ce", "data": "digits", "arch": "resnet8", "seed": 0, "epochs": 2, "test_accuracy": 0.5}
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps({**result, "seconds": 10.0, "emd_seconds": 2.5, **changed}))
+    return str(folder)
+
+
+def test_compare(tmp_path, capsys):
+    runs = [
+        result_of(tmp_path / "a", seed=0, test_accuracy=0.9),
+        result_of(tmp_path / "b", seed=1, test_accuracy=0.92),
+        result_of(tmp_path / "c", arm="sfr", test_accuracy=0.875),
+    ]
+    assert cli.main(["compare", *runs]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["run", "arm", "data"] and len(lines) == 6
+    assert lines[3].split()[:2] == [runs[2], "sfr"] and "87.50 %" in lines[3] and "25 % of them" in lines[3]
+    assert lines[5] == "ce on digits, resnet8, 2 epochs: 91.00 % +- 1.41 over 2 seeds"
+
+
+def test_compare_what_is_no_run(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["compare", str(tmp_path / "empty")]) == 1
+    assert "empty/result.json cannot be read: No such file" in one_sentence(capsys.readouterr())
+    (tmp_path / "other").mkdir()
+    for text in ("{", "{}", "[]", "3"):
+        (tmp_path / "other" / "result.json").write_text(text)
+        assert cli.main(["compare", str(tmp_path / "other")]) == 1
+        assert "is not the result of a run of sfr-ext train" in one_sentence(capsys.readouterr())
+
+
 def test_importing_the_package_needs_torch_alone():
     code = (
-        "import sys, sfr_ext, sfr_ext.cli; "
+        "import sys, sfr_ext, sfr_ext.cli; sfr_ext.emd_l2; "
         "print([m for m in ('lightning', 'matplotlib', 'sklearn', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -447,7 +447,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
 def test_out_that_cannot_be_written(out):
     if not Path(out).parent.exists():
         pytest.skip(f"this system has no {Path(out).parent}")
-    with pytest.raises(TrainError, match=f"--out: {out} cannot be written: "):
+    with pytest.raises(TrainError, match=f"--out: {out} cannot be made: "):
         run(quick(Path(out)))
 
 
@@ -457,8 +457,8 @@ def test_a_read_only_out(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("nothing may be mounted here")
     try:
-        for out in (disk, disk / "runs"):
-            with pytest.raises(TrainError, match=f"--out: {out} cannot be written: Read-only file system"):
+        for out, what in ((disk, "written"), (disk / "runs", "made")):
+            with pytest.raises(TrainError, match=f"--out: {out} cannot be {what}: Read-only file system"):
                 run(quick(out))
     finally:
         subprocess.run(["umount", str(disk)], check=True)

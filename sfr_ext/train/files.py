@@ -86,6 +86,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     lock = FileLock(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainError(f"--out: {folder} cannot be made: {error.strerror or error}") from error
+    try:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise TrainError(f"--out: another run is writing into {folder}; give this one a folder of its own") from error

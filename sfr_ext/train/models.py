@@ -96,7 +96,10 @@ def build_model(arch: str, channels: int, num_classes: int) -> tuple[nn.Module, 
             stages = tuple(f"layer{i}" for i in (1, 2, 3, 4))
             return found, stages if all(hasattr(found, stage) for stage in stages) else None
         refusals.append(found)
-    raise TrainError(f"--arch {arch!r} is not one of {', '.join(RESNETS)}, and {'; '.join(refusals)}")
+    raise TrainError(
+        f"--arch {arch!r} is neither one of {', '.join(RESNETS)} nor a name known to an installed torchvision or timm "
+        f"({'; '.join(refusals)})"
+    )
 
 
 def _torchvision_model(arch: str, channels: int, num_classes: int) -> nn.Module | str:

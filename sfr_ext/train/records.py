@@ -45,8 +45,11 @@ class Records(L.Callback):
         if trainer.is_global_zero:
             write_rows(self.path, self.rows)
             if self.say:
+                # Apart: their sum rises while the factor on the feature loss does.
+                feature = "" if regularizer is None else f"feature loss {row['train_feature_loss']:.3f}  "
                 print(
-                    f"epoch {row['epoch']}/{trainer.max_epochs}  loss {row['train_loss']:.3f}  "
+                    f"epoch {row['epoch']}/{trainer.max_epochs}  cross-entropy {row['train_cross_entropy']:.3f}  "
+                    f"{feature}"
                     f"test accuracy {100 * row['test_accuracy']:.2f} %  {row['seconds']:.1f} s",
                     flush=True,
                 )
