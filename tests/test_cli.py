@@ -245,6 +245,25 @@ def test_train_and_resume(capsys, tmp_path):
 
 
 @needs_extra
+def test_resume_takes_its_options_from_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *QUICK, "--arm", "ce", "--seed", "3", "--lr", "0.05", "--no-augment"]) == 0
+    out = tmp_path / "runs" / "ce-digits-3"
+    assert (out / "result.json").is_file()
+    for i, resume in enumerate((["runs/ce-digits-3"], [str(out / "checkpoints" / "last.ckpt")], [])):
+        more = [] if resume else ["--out", str(out)]
+        assert cli.main(["train", "--resume", *resume, *more, "--epochs", str(2 + i)]) == 0
+        result = json.loads((out / "result.json").read_text())
+        options = {key: result["options"][key] for key in ("arm", "seed", "lr", "augment", "limit", "epochs")}
+        assert options == {"arm": "ce", "seed": 3, "lr": 0.05, "augment": False, "limit": 192, "epochs": 2 + i}
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", str(out), "--lr", "0.1", "--epochs", "9"]) == 1
+    assert "was trained with --lr 0.05, got 0.1" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "runs/nowhere"]) == 1
+    assert "runs/nowhere does not exist" in one_sentence(capsys.readouterr())
+
+
+@needs_extra
 def test_interrupt(monkeypatch, capsys, tmp_path):
     from sfr_ext.train.module import Classifier
 

@@ -146,7 +146,11 @@ def epoch_of(path):
 def test_the_one_before_is_kept(checkpoints):
     out = checkpoints.out
     assert [epoch_of(out / name) for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)] == [2, 1]
-    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
+        "last.ckpt",
+        "options.json",
+        "previous.ckpt",
+    ]
 
 
 def torn(data):

@@ -26,6 +26,7 @@ ARMS = {
 PRECISIONS = ("32", "bf16-mixed", "16-mixed", "64")
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # of OUT
+KEPT_OPTIONS = LAST_CHECKPOINT.with_name("options.json")
 PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")  # the one before
 
 SAME = "same"  # a resumed run must have what its beginning had: it would train something else otherwise
@@ -141,11 +142,11 @@ class TrainConfig:
     precision: str = option("32", "training", "bits of the network's arithmetic", SAME, choices=PRECISIONS)
     seed: int = option(0, "training", "of everything that is random", SAME, check=whole(0, 2**32 - 1))
 
-    out: Path = option(Path("runs/sfr"), "run", "folder for everything written", FREE, metavar="DIR")
+    out: Path = option(None, "run", "folder for everything written (default: runs/ARM-DATA-SEED)", FREE, metavar="DIR")
     resume: Path | None = option(
         None,
         "run",
-        "continue from this checkpoint; without a name, from OUT/checkpoints/last.ckpt",
+        "go on with the run of this folder or checkpoint, with its options; without a name, of OUT",
         FREE,
         metavar="CHECKPOINT",
     )
@@ -156,6 +157,9 @@ class TrainConfig:
     progress: bool | None = option(None, "run", "a bar (default: on a terminal)", FREE)
 
     def __post_init__(self) -> None:
+        out: Any = self.out
+        if out is None:
+            object.__setattr__(self, "out", Path("runs") / f"{self.arm}-{self.data}-{self.seed}")
         for name, declared in options().items():
             value = getattr(self, name)
             if declared.choices is not None and value not in declared.choices:
@@ -164,6 +168,12 @@ class TrainConfig:
                 raise TrainError(f"{flag(name)} must be {wanted}, got {value!r}")
         if self.resume is not None and self.overwrite:
             raise TrainError("--resume continues a run and --overwrite begins it anew: give one of them")
+
+    def to_keep(self) -> dict[str, Any]:
+        """What is left beside the checkpoints, as values of JSON: the options without those of one start of the run."""
+        once = ("out", "resume", "overwrite", "progress")
+        kept = {name: getattr(self, name) for name in options() if name not in once}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
 
     def identity(self) -> dict[str, Any]:
         """The options that a resumed run must share with its beginning, as plain values."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, set_parsing_settings
 
-from .config import LAST_CHECKPOINT, TrainConfig, flag, near_misses, options
+from .config import KEPT_OPTIONS, LAST_CHECKPOINT, TrainConfig, flag, near_misses, options
 
 _PROGRAM = "sfr-ext train"
 
@@ -30,6 +30,14 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     parser = _parser()
     try:
         given = vars(parser.parse_args(list(arguments)))
+        if given["resume"] is not None:
+            checkpoint = _checkpoint(given)
+            kept = checkpoint.with_name(KEPT_OPTIONS.name)
+            if kept.is_file():  # flags win over what comes before them
+                given = vars(parser.parse_args(["--config", str(kept), *arguments]))
+            given["resume"] = checkpoint
+            if given["out"] is None and checkpoint.parent.name == LAST_CHECKPOINT.parent.name:
+                given["out"] = checkpoint.parent.parent
     except ArgumentError as error:
         _refuse(str(error), parser)
     values = {name: given[name] for name in options()}
@@ -38,11 +46,18 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     if values["layers"] is not None:
         values["layers"] = tuple(values["layers"])
     for name in ("data_dir", "out", "resume"):
-        if values[name] not in (None, ""):
+        if values[name] is not None:
             values[name] = Path(values[name])
-    if values["resume"] == "":
-        values["resume"] = values["out"] / LAST_CHECKPOINT
     return TrainConfig(**values)
+
+
+def _checkpoint(given: dict[str, Any]) -> Path:
+    """The checkpoint that ``--resume`` means: a file, that of a run's folder, or that of OUT."""
+    if given["resume"] == "":
+        out = given["out"] or TrainConfig(arm=given["arm"], data=given["data"], seed=given["seed"]).out
+        return Path(out) / LAST_CHECKPOINT
+    path = Path(given["resume"])
+    return path / LAST_CHECKPOINT if path.is_dir() else path
 
 
 def _parser() -> ArgumentParser:
@@ -75,12 +90,10 @@ def _argument(name: str) -> dict[str, Any]:
         return {**told, "action": ActionYesNo(no_prefix="no-")}
     if name == "resume":  # the name of the checkpoint may be left out
         return {**told, "nargs": "?", "const": "", "type": str, "metavar": declared.metavar}
-    kinds: dict[Any, Any] = {float: _number, tuple[str, ...] | None: _names, Path: str, Path | None: str | None}
+    kinds: dict[Any, Any] = {float: _number, tuple[str, ...] | None: _names, Path: str | None, Path | None: str | None}
     if name == "devices":
         kinds[str] = str | int
     metavar = declared.metavar or {float: "X", int: "N"}.get(hint, "NAME")
-    if isinstance(told["default"], Path):
-        told["default"] = str(told["default"])
     return {**told, "type": kinds.get(hint, hint), "metavar": metavar}
 
 

@@ -18,7 +18,7 @@ import torch
 import sfr_ext
 
 from .checkpoints import KeepingIO, find_checkpoint
-from .config import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag
+from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag
 from .data import ImageData, load_data
 from .engine import CSVLogger, L, MisconfigurationException, ModelCheckpoint, process_rank
 from .errors import TrainError
@@ -57,6 +57,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if first:
             print(f"{config.arm} on {config.data} ({len(data.train_labels)} images from {data.source}), {config.arch}")
             _clear(config)
+            with atomic_write(config.out / KEPT_OPTIONS) as path:
+                path.write_text(json.dumps(config.to_keep(), indent=2) + "\n")
         _fit(trainer, module, ImageModule(data, config.batch_size, config.seed, config.augment), checkpoint)
         result = _result(config, data, model, records, trainer)
         if first:
