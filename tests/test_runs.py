@@ -286,6 +286,7 @@ OTHER = {
     "devices": "auto",
     "accelerator": "cpu",
     "nodes": 1,
+    "workers": 1,
     "progress": None,
 }
 

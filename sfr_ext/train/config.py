@@ -153,6 +153,14 @@ class TrainConfig:
     overwrite: bool = option(False, "run", "replace the run that OUT holds", FREE)
     devices: str = option("1", "run", "how many, or auto", FREE, check=devices)
     accelerator: str = option("auto", "run", "where to train", FREE, choices=("auto", "cpu", "gpu"))
+    workers: int | None = option(
+        None,
+        "run",
+        "processes that read files (default: none for images in memory, else one a core up to 8)",
+        FREE,
+        check=whole(0, 1024),
+        metavar="N",
+    )
     nodes: int = option(1, "run", "machines", FREE, check=whole(1))
     progress: bool | None = option(None, "run", "a bar (default: on a terminal)", FREE)
 

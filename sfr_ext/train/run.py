@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import signal
@@ -19,7 +20,7 @@ import sfr_ext
 
 from .checkpoints import KeepingIO, find_checkpoint
 from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag
-from .data import ImageData, load_data
+from .data import FolderData, ImageData, load_data
 from .engine import CSVLogger, L, MisconfigurationException, ModelCheckpoint, process_rank
 from .errors import TrainError
 from .files import alone_in, atomic_write, refuses_writing, remove_partial
@@ -59,7 +60,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
             _clear(config)
             with atomic_write(config.out / KEPT_OPTIONS) as path:
                 path.write_text(json.dumps(config.to_keep(), indent=2) + "\n")
-        _fit(trainer, module, ImageModule(data, config.batch_size, config.seed, config.augment), checkpoint)
+        datamodule = ImageModule(data, config.batch_size, config.seed, config.augment, _workers(config, data))
+        _fit(trainer, module, datamodule, checkpoint)
         result = _result(config, data, model, records, trainer)
         if first:
             plot_curves(config.out / "curves.png", {config.arm: records.rows})
@@ -125,7 +127,9 @@ def _resume_from(config: TrainConfig, path: Path, first: bool) -> tuple[Path, di
     return found, content
 
 
-def _check_same_data(config: TrainConfig, data: ImageData, path: Path, content: dict[str, Any] | None) -> None:
+def _check_same_data(
+    config: TrainConfig, data: ImageData | FolderData, path: Path, content: dict[str, Any] | None
+) -> None:
     assert content is not None
     for what, number in data.identity().items():
         then = content.get("sfr_ext_data", {}).get(what, number)
@@ -140,9 +144,10 @@ def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkp
     out = module.config.out
     try:
         with warnings.catch_warnings():
-            # Workers cannot help: the images are in memory, and a batch is one index operation.
+            # More workers than were asked for are the user's affair; for images in memory they cannot help.
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
             warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+            warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")
             warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
             warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
             trainer.fit(module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint))
@@ -164,6 +169,12 @@ def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkp
         saved = (out / LAST_CHECKPOINT).exists()
         how = "the same command with --resume goes on after the last whole epoch" if saved else "no epoch was finished"
         raise KeyboardInterrupt(how)
+
+
+def _workers(config: TrainConfig, data: ImageData | FolderData) -> int:
+    if config.workers is not None:
+        return config.workers
+    return min(8, os.cpu_count() or 1) if isinstance(data, FolderData) else 0
 
 
 def _build_trainer(config: TrainConfig, records: Records, progress: bool) -> L.Trainer:
@@ -194,7 +205,7 @@ def _build_trainer(config: TrainConfig, records: Records, progress: bool) -> L.T
 
 
 def _result(
-    config: TrainConfig, data: ImageData, model: torch.nn.Module, records: Records, trainer: L.Trainer
+    config: TrainConfig, data: ImageData | FolderData, model: torch.nn.Module, records: Records, trainer: L.Trainer
 ) -> dict[str, Any]:
     rows = records.rows
     if not rows:
@@ -204,6 +215,7 @@ def _result(
         "seed": config.seed,
         "data": config.data,
         "data_source": data.source,
+        "class_names": list(data.class_names),
         "train_images": len(data.train_labels),
         "test_images": len(data.test_labels),
         "arch": config.arch,
