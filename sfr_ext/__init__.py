@@ -4,17 +4,18 @@
 >>> loss = sfr_ext.emd_l2(torch.randn(2, 8, 7, 7), torch.randn(2, 8, 7, 7))
 """
 
-from . import reference
+# ruff: noqa: F403, F405
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__
-from .build import build_info
-from .channels import group_channels
-from .divergence import SelfTerm, self_term
-from .emd import ConvergenceWarning, EMDL2Loss, emd_l2, warn_on_nonconvergence
-from .regularizer import SelfFeatureRegularizer
-from .result import OTResult
-from .smoothing import DynamicLabelSmoothing
-from .transport import cost_matrix, solve, solve_sample
-from .weights import cross_reference_weights
+
+if TYPE_CHECKING:
+    from .api import *
 
 __all__ = [
     "ConvergenceWarning",
@@ -35,3 +36,25 @@ __all__ = [
     "solve_sample",
     "warn_on_nonconvergence",
 ]
+
+
+_MODULES = ("reference",)
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public names when the first is asked for: the command line answers ``--help`` without torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:  # which others import from, while they are loaded
+        return importlib.import_module(f"{__name__}.{name}")
+    api = importlib.import_module(f"{__name__}.api")
+    globals().update({public: getattr(api, public) for public in __all__ if public != "__version__"})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "torch" in sys.modules:  # nothing to wait for; and the operators under torch.ops.sfr_ext are there at once
+    __getattr__(__all__[0])

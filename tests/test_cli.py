@@ -8,10 +8,14 @@ import sys
 
 import pytest
 
+import sfr_ext
 from sfr_ext import cli
 from sfr_ext.train import fashion_mnist
+from sfr_ext.train.config import TrainConfig
 
-TRAIN_EXTRA = all(importlib.util.find_spec(name) for name in ("lightning", "matplotlib", "sklearn"))
+TRAIN_EXTRA = all(importlib.util.find_spec(name) for name in ("lightning", "matplotlib", "sklearn", "jsonargparse"))
+if TRAIN_EXTRA:
+    from sfr_ext.train.parser import parse
 needs_extra = pytest.mark.skipif(not TRAIN_EXTRA, reason="the extra [train] is not installed")
 
 QUICK = ["--data", "digits", "--limit", "192", "--batch-size", "64", "--epochs", "1", "--accelerator", "cpu"]
@@ -63,6 +67,135 @@ def test_wrong_usage(arguments, capsys):
     assert "usage: sfr-ext" in capsys.readouterr().err
 
 
+@needs_extra
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--bach-size", "3"], "unrecognized arguments: --bach-size 3; near to it: --batch-size"),
+        (["--epoch", "3"], "near to it: --epochs"),
+        (["--epochs", "many"], "--epochs: expected int, got many"),
+        (["--lr", "fast"], "expected a number, got 'fast'"),
+        (["--arm", "kd"], "--arm: expected one of 'ce', 'ls', 'dls', 'sfr', 'emd', 'l2', got kd"),
+        (["--config", "nowhere.yaml"], "--config: File does not exist: '"),
+    ],
+)
+def test_wrong_usage_names_the_flag_and_what_is_near(arguments, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", *arguments])
+    printed = capsys.readouterr().err
+    assert caught.value.code == 2 and said in printed and printed.count("\n") == 2
+
+
+@needs_extra
+def test_options_from_a_file(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("batch_size: 7\nlr: 1e-2\nprecision: 64\ndevices: 2\nlayers: [layer1, layer3]\naugment: false\n")
+    config = parse(["--config", str(file), "--batch-size", "9"])
+    assert (config.batch_size, config.lr, config.precision, config.devices) == (9, 0.01, "64", "2")
+    assert config.layers == ("layer1", "layer3") and config.augment is False and config.limit is None
+
+    with pytest.raises(SystemExit) as caught:
+        parse(["--config", str(file), "--print_config"])
+    again = tmp_path / "again.yaml"
+    again.write_text(capsys.readouterr().out)
+    assert caught.value.code == 0 and parse(["--config", str(again)]) == parse(["--config", str(file)])
+
+    for text, said in (
+        ("batch-sizes: 7", "near to it: --batch-size"),
+        ("lr: fast", "--lr: expected a number, got 'fast'"),
+        ("layers: 3", "--layers: expected names, got 3"),
+        ("epochs: [", "Problems parsing config"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SystemExit) as caught:
+            parse(["--config", str(file)])
+        assert caught.value.code == 2 and said in capsys.readouterr().err
+
+
+@needs_extra
+def test_defaults_are_those_of_the_configuration():
+    assert parse([]) == TrainConfig()
+
+
+@needs_extra
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--emd-warmup", "inf"], "--emd-warmup must be finite, got inf"),
+        (["--emd-weight", "nan"], "--emd-weight must be at least 0, got nan"),
+        (["--devices", "²"], "--devices must be a number from 1 or 'auto', got '²'"),
+        (["--devices", "1.5"], "--devices must be a number from 1 or 'auto', got '1.5'"),
+        (["--resume", "--overwrite"], "--resume continues a run and --overwrite begins it anew"),
+        (["--out", "/dev/null/runs"], "--out: /dev/null/runs cannot be made: "),
+    ],
+)
+def test_values_that_are_not_allowed(arguments, said, capsys):
+    assert cli.main(["train", *arguments]) == 1
+    assert said in one_sentence(capsys.readouterr())
+
+
+def without_notes(captured):
+    """stderr less the lines of Lightning's log, which pytest shows and the command line does not."""
+    return [line for line in captured.err.splitlines() if not line.startswith("INFO")]
+
+
+@needs_extra
+def test_a_loss_that_is_not_finite_is_exit_code_1(capsys, tmp_path):
+    assert cli.main(["train", *QUICK, "--arm", "ce", "--lr", "1e30", "--out", str(tmp_path)]) == 1
+    said = without_notes(capsys.readouterr())
+    assert len(said) == 1 and "loss is not finite" in said[0]
+    assert not (tmp_path / "result.json").exists()
+
+
+BROKEN = """
+raise RuntimeError("operator torchvision::nms does not exist")
+"""
+
+
+@needs_extra
+def test_a_torchvision_of_another_torch(tmp_path):
+    """It must not disturb a run that does not need it, and one that does is told why it cannot have it."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(BROKEN)
+    info = tmp_path / "torchvision-0.99.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n")
+    search = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    for i, (more, code, said) in enumerate(
+        (
+            ([], 0, ""),
+            (["--arch", "resnet9"], 1, "torchvision does not load (operator torchvision::nms does not exist)"),
+            (["--data", "cifar10"], 1, "--data cifar10 needs torchvision: torchvision does not load (operator"),
+        )
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "sfr_ext", "train", *QUICK, "--arm", "ce", "--out", str(tmp_path / str(i)), *more],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search},
+        )
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr and "Traceback" not in done.stderr
+
+
+@needs_extra
+def test_interrupted_after_an_epoch(monkeypatch, capsys, tmp_path):
+    from sfr_ext.train.module import Classifier
+
+    step = Classifier.training_step
+
+    def interrupted(self, batch, index):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Classifier, "training_step", interrupted)
+    assert cli.main(["train", *QUICK, "--epochs", "2", "--out", str(tmp_path)]) == 130
+    assert "--resume goes on after the last whole epoch" in capsys.readouterr().err
+
+
 def test_without_the_extra(monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(
@@ -105,8 +238,29 @@ def test_train_and_resume(capsys, tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert f"test accuracy {100 * result['test_accuracy']:.2f} %" in printed and "in the feature loss" in printed
     assert result["options"]["layers"] == ["layer2", "layer3"]
+    assert cli.main(arguments) == 1
+    assert "holds a finished run" in capsys.readouterr().err
     assert cli.main([*arguments, "--epochs", "2", "--resume"]) == 0
     assert json.loads((tmp_path / "result.json").read_text())["epochs"] == 2
+
+
+@needs_extra
+def test_resume_takes_its_options_from_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *QUICK, "--arm", "ce", "--seed", "3", "--lr", "0.05", "--no-augment"]) == 0
+    out = tmp_path / "runs" / "ce-digits-3"
+    assert (out / "result.json").is_file()
+    for i, resume in enumerate((["runs/ce-digits-3"], [str(out / "checkpoints" / "last.ckpt")], [])):
+        more = [] if resume else ["--out", str(out)]
+        assert cli.main(["train", "--resume", *resume, *more, "--epochs", str(2 + i)]) == 0
+        result = json.loads((out / "result.json").read_text())
+        options = {key: result["options"][key] for key in ("arm", "seed", "lr", "augment", "limit", "epochs")}
+        assert options == {"arm": "ce", "seed": 3, "lr": 0.05, "augment": False, "limit": 192, "epochs": 2 + i}
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", str(out), "--lr", "0.1", "--epochs", "9"]) == 1
+    assert "was trained with --lr 0.05, got 0.1" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "runs/nowhere"]) == 1
+    assert "runs/nowhere does not exist" in one_sentence(capsys.readouterr())
 
 
 @needs_extra
@@ -118,7 +272,7 @@ def test_interrupt(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(Classifier, "training_step", interrupted)
     assert cli.main(["train", *QUICK, "--out", str(tmp_path)]) == 130
-    assert "interrupted" in one_sentence(capsys.readouterr())
+    assert "interrupted; no epoch was finished" in one_sentence(capsys.readouterr())
 
 
 @needs_extra
@@ -150,9 +304,107 @@ def test_two_devices_as_a_command(tmp_path):
     assert done.stdout.count("epoch 1/1") == done.stdout.count("wrote") == 1
 
 
+@needs_extra
+@pytest.mark.parametrize("options, said", [(["--lr", "1e30"], "loss is not finite"), (["--batch-size", "1"], "raise")])
+def test_two_devices_end_together_with_one_sentence(options, said, tmp_path):
+    command = [sys.executable, "-m", "sfr_ext", "train", *QUICK, "--arm", "ce", "--arch", "resnet18", "--devices", "2"]
+    done = subprocess.run(
+        [*command, "--limit", "42", "--out", str(tmp_path), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("sfr-ext: ") == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["train", "--print_config"]])
+def test_what_needs_no_torch_does_not_load_it(arguments):
+    if arguments[0] == "train" and not TRAIN_EXTRA:
+        pytest.skip("the extra [train] is not installed")
+    code = f"""if True:
+        import sys
+        from sfr_ext import cli
+        try:
+            cli.main({arguments!r})
+        except SystemExit as end:
+            assert end.code == 0
+        assert "torch" not in sys.modules and "lightning" not in sys.modules
+        """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"sfr-ext {sfr_ext.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sfr_ext; assert 'torch' not in __import__('sys').modules; sfr_ext.emd_l2; sfr_ext.reference.exact_emd",
+        "from sfr_ext import *; emd_l2; reference",
+        "from sfr_ext import reference, emd_l2",
+        "import torch, sfr_ext; torch.ops.sfr_ext.emd_forward",
+        "import sfr_ext.smoothing, sfr_ext; sfr_ext.solve",
+        "import sfr_ext.regularizer",
+        "import sfr_ext.ops",
+        "import sfr_ext; assert set(sfr_ext.__all__) <= set(dir(sfr_ext)) and not hasattr(sfr_ext, 'emd_l3')",
+    ],
+)
+def test_public_names_are_there_however_the_package_is_imported(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_extra
+def test_threads_wait_asleep_unless_told_otherwise(monkeypatch, tmp_path):
+    for told, wanted in ((None, "passive"), ("active", "active")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if told:
+            monkeypatch.setenv("OMP_WAIT_POLICY", told)
+        assert cli.main(["train", "--arch", "resnet9", "--out", str(tmp_path)]) == 1
+        assert os.environ["OMP_WAIT_POLICY"] == wanted
+
+
+def result_of(folder, **changed):
+    """A folder with a result.json as a run leaves it."""
+    result = {"arm": "ce", "data": "digits", "arch": "resnet8", "seed": 0, "epochs": 2, "test_accuracy": 0.5}
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps({**result, "seconds": 10.0, "emd_seconds": 2.5, **changed}))
+    return str(folder)
+
+
+def test_compare(tmp_path, capsys):
+    runs = [
+        result_of(tmp_path / "a", seed=0, test_accuracy=0.9),
+        result_of(tmp_path / "b", seed=1, test_accuracy=0.92),
+        result_of(tmp_path / "c", arm="sfr", test_accuracy=0.875),
+    ]
+    assert cli.main(["compare", *runs]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["run", "arm", "data"] and len(lines) == 6
+    assert lines[3].split()[:2] == [runs[2], "sfr"] and "87.50 %" in lines[3] and "25 % of them" in lines[3]
+    assert lines[5] == "ce on digits, resnet8, 2 epochs: 91.00 % +- 1.41 over 2 seeds"
+
+
+def test_compare_what_is_no_run(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["compare", str(tmp_path / "empty")]) == 1
+    assert "empty/result.json cannot be read: No such file" in one_sentence(capsys.readouterr())
+    (tmp_path / "other").mkdir()
+    for text in ("{", "{}", "[]", "3"):
+        (tmp_path / "other" / "result.json").write_text(text)
+        assert cli.main(["compare", str(tmp_path / "other")]) == 1
+        assert "is not the result of a run of sfr-ext train" in one_sentence(capsys.readouterr())
+
+
 def test_importing_the_package_needs_torch_alone():
     code = (
-        "import sys, sfr_ext, sfr_ext.cli; "
+        "import sys, sfr_ext, sfr_ext.cli; sfr_ext.emd_l2; "
         "print([m for m in ('lightning', 'matplotlib', 'sklearn', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -6,6 +6,7 @@ import io
 import sys
 import types
 import urllib.error
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from sfr_ext.train.config import TrainConfig
 from sfr_ext.train.data import load_data
 from sfr_ext.train.errors import TrainError
 from sfr_ext.train.files import atomic_write
+from sfr_ext.train.folder import Names, centre_box, random_box
+from sfr_ext.train.images import read_image
 
 IMAGES = "train-images-idx3-ubyte.gz"
 
@@ -198,40 +201,166 @@ def test_cifar_that_cannot_be_downloaded(torchvision, tmp_path):
         load_data(TrainConfig(data="cifar10", data_dir=tmp_path))
 
 
-def test_image_folder(torchvision, tmp_path):
+@pytest.fixture
+def folders(tmp_path):
+    """A function that makes image files: part/class/name, colour, size."""
     image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 
-    class Folder:
-        def __init__(self, root):
-            root = tmp_path / root
-            self.classes = sorted(path.name for path in root.iterdir())
-            self.samples = [
-                (path, label) for label, name in enumerate(self.classes) for path in sorted((root / name).iterdir())
-            ]
+    def make(path, colour, size=(20, 10)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        image.new("RGB", size, colour).save(tmp_path / path)
 
-        def __len__(self):
-            return len(self.samples)
+    return make
 
-        def __getitem__(self, i):
-            return image.open(self.samples[i][0]).convert("RGB"), self.samples[i][1]
 
-    torchvision.ImageFolder = Folder
-    config = TrainConfig(data="imagefolder", data_dir=tmp_path, image_size=8)
+def batches(config, workers=0, epoch=0, part="train"):
+    """The batches of one epoch as the run gets them, before they are normalised."""
+    loader = pytest.importorskip("sfr_ext.train.loader", reason="the extra [train] is not installed")
+    module = loader.ImageModule(load_data(config), config.batch_size, config.seed, config.augment, workers)
+    module.trainer = types.SimpleNamespace(world_size=1, global_rank=0)
+    data = module.train_dataloader() if part == "train" else module.val_dataloader()
+    if part == "train":
+        data.sampler.set_epoch(epoch)
+    return list(data)
+
+
+def test_image_folder(folders, tmp_path):
+    config = TrainConfig(data="imagefolder", data_dir=tmp_path, image_size=8, batch_size=2, augment=False)
     with pytest.raises(TrainError, match="train does not exist"):
         load_data(config)
     for part in ("train", "val"):
-        for label, colour in (("cat", (255, 0, 0)), ("dog", (0, 0, 255))):
-            (tmp_path / part / label).mkdir(parents=True)
-            image.new("RGB", (20, 10), colour).save(tmp_path / part / label / "one.png")
+        folders(f"{part}/cat/one.png", (255, 0, 0))
+        folders(f"{part}/dog/deeper/two.JPG", (0, 0, 255))
+        (tmp_path / part / "dog" / "notes.txt").write_text("no image")
     data = load_data(config)
-    assert data.train_images.shape == (2, 3, 8, 8) and data.test_labels.tolist() == [0, 1]
-    assert data.train_images[1, :, 4, 4].tolist() == [0, 0, 255]
+    assert data.class_names == ("cat", "dog") and data.num_classes == 2 and data.channels == 3
+    assert data.train_labels.tolist() == data.test_labels.tolist() == [0, 1]
+    ((images, labels),) = batches(config, part="test")
+    assert images.shape == (2, 3, 8, 8) and images.dtype == torch.uint8 and labels.tolist() == [0, 1]
+    assert images[0, :, 4, 4].tolist() == [255, 0, 0] and int(images[1, 2].min()) >= 250
+
+    cut = tmp_path / "train" / "dog" / "two.png"
+    cut.write_bytes((tmp_path / "train" / "cat" / "one.png").read_bytes()[:50])
+    assert any(
+        "dog/two.png cannot be read" in batch
+        for batch in batches(replace(config, batch_size=1))
+        if isinstance(batch, str)
+    )
+    cut.unlink()
     (tmp_path / "train" / "eel").mkdir()
+    with pytest.raises(TrainError, match="train/eel holds no image"):
+        load_data(config)
+    folders("train/eel/one.png", (0, 0, 0))
     with pytest.raises(TrainError, match="do not have the same classes"):
         load_data(config)
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    (tmp_path / "empty" / "val").mkdir()
+    with pytest.raises(TrainError, match="empty/train holds no folders"):
+        load_data(TrainConfig(data="imagefolder", data_dir=tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagefolder"])
+def test_the_same_images_whoever_reads_them(folders, tmp_path):
+    """What is random of an image depends on seed, epoch and place; not on the number of workers."""
+    for i in range(12):
+        folders(f"train/{'ab'[i % 2]}/{i}.png", (20 * i, 255 - 20 * i, 7 * i), (30, 20))
+    folders("test/a/0.png", (0, 0, 0))
+    folders("test/b/0.png", (0, 0, 0))
+    options = {"data": "imagefolder", "data_dir": tmp_path, "image_size": 16, "batch_size": 4}
+    for part in ("a", "b"):  # edges, so that crops and mirroring show
+        for path in (tmp_path / "train" / part).iterdir():
+            path.write_bytes(striped(path.stem))
+    one, two, later, other = (
+        batches(TrainConfig(**options, seed=seed), workers, epoch)
+        for workers, epoch, seed in ((0, 0, 0), (2, 0, 0), (0, 1, 0), (0, 0, 1))
+    )
+    assert len(one) == 3 and sorted(int(label) for _, labels in one for label in labels) == [0] * 6 + [1] * 6
+    assert all(torch.equal(a, b) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True))
+    for another in (later, other):
+        assert not all(torch.equal(x[0], y[0]) for x, y in zip(one, another, strict=True))
+
+
+def striped(name):
+    from PIL import Image
+
+    levels = np.zeros((20, 30, 3), dtype=np.uint8)
+    levels[:, :, 0] = np.arange(30) * 8
+    levels[:, :, 1] = np.arange(20)[:, None] * 12
+    levels[:, :, 2] = int(name) * 20
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("size", [(500, 375), (1, 1), (1000, 3), (3, 1000)])
+def test_boxes_of_imagenets_crops(size):
+    width, height = size
+    left, top, right, bottom = centre_box(width, height)
+    assert right - left == pytest.approx(min(size) * 224 / 256) == bottom - top
+    assert (left + right, top + bottom) == pytest.approx(size)
+    random = np.random.default_rng(0)
+    shares = []
+    for _ in range(300):
+        left, top, right, bottom = random_box(width, height, random)
+        assert 0 <= left < right <= width + 1e-6 and 0 <= top < bottom <= height + 1e-6
+        assert 0.74 < (right - left) / (bottom - top) < 1.34
+        shares.append((right - left) * (bottom - top) / (width * height))
+    if max(size) < 2 * min(size):
+        assert 0.08 <= min(shares) < 0.12 and 0.8 < max(shares) <= 1 and 0.4 < np.mean(shares) < 0.6
+
+
+def test_many_names_take_little_room():
+    names = [f"class/{i:07d}.jpg" for i in range(10000)] + ["class/umlaut-ä.png"]
+    packed = Names(names)
+    assert len(packed) == 10001 and [packed[i] for i in (0, 7, 10000)] == [names[i] for i in (0, 7, 10000)]
+    assert packed.text.nbytes + packed.ends.nbytes < 30 * len(names)
+    assert packed.at(torch.tensor([9, 3]))[1] == names[3]
+
+
+def test_sixteen_bits_of_grey_are_not_white(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    levels = np.array([[0, 255, 256], [4660, 32768, 65535]], dtype=np.uint16)
+    wanted = (levels >> 8).astype(np.uint8)
+    for suffix in ("png", "tiff"):
+        path = tmp_path / f"grey.{suffix}"
+        image.fromarray(levels).save(path)
+        read = np.asarray(read_image(path))
+        assert read.shape == (2, 3, 3) and all(np.array_equal(read[..., c], wanted) for c in range(3))
+
+
+def test_every_other_kind_of_image(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    grey = image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20)
+    wanted = np.asarray(grey)
+    for mode, suffix in (("L", "png"), ("RGB", "png"), ("LA", "png"), ("RGBA", "png"), ("P", "png"), ("CMYK", "tiff")):
+        path = tmp_path / f"{mode}.{suffix}"
+        (grey.convert("RGB") if mode == "CMYK" else grey).convert(mode).save(path)
+        read = np.asarray(read_image(path)).astype(int)
+        assert read.shape == (3, 4, 3) and np.abs(read - wanted[..., None]).max() <= 1, mode
+    grey.convert("1", dither=0).save(tmp_path / "1.png")
+    assert set(np.unique(np.asarray(read_image(tmp_path / "1.png")))) == {0, 255}
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    noise = image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    for suffix in ("png", "jpg", "bmp", "gif", "tiff", "webp"):
+        path = tmp_path / f"cut.{suffix}"
+        noise.save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(TrainError, match=rf"cut.{suffix} cannot be read: ") as caught:
+            read_image(path)
+        assert "\n" not in str(caught.value) and str(caught.value).count(str(path)) == 1
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name in ("text.png", "empty.png", "nowhere.png"):
+        with pytest.raises(TrainError, match=f"{name} cannot be read"):
+            read_image(tmp_path / name)
+    image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(TrainError, match="float.tiff has levels of no known range"):
+        read_image(tmp_path / "float.tiff")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_without_torchvision(name, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,9 +112,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
     config = quick(tmp_path / "parts", **options)
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "result.json").write_text("of an earlier run")
+    with pytest.raises(TrainError, match="holds a finished run"):
+        run(config)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
         patch.setattr(Classifier, "training_step", breaks)
-        run(config)
+        run(replace(config, overwrite=True))
     assert not (tmp_path / "parts" / "result.json").exists()
     assert len(rows_of(tmp_path / "parts")) == 2
 
@@ -129,14 +132,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
     ):
         with pytest.raises(TrainError, match=message):
             run(quick(tmp_path / "parts", **{**options, **changes}, resume=last))
-
-
-def test_resume_from_nothing_or_nonsense(tmp_path):
-    with pytest.raises(TrainError, match="last.ckpt does not exist"):
-        run(quick(tmp_path, resume=tmp_path / "last.ckpt"))
-    (tmp_path / "last.ckpt").write_bytes(b"nonsense")
-    with pytest.raises(TrainError, match="is not a checkpoint of sfr-ext train"):
-        run(quick(tmp_path, resume=tmp_path / "last.ckpt"))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64"])
@@ -173,6 +168,24 @@ def test_out_that_cannot_be_made(tmp_path):
         ({"smoothing": 1.5}, r"--smoothing must be in \[0, 1\], got 1.5"),
         ({"emd_weight": -1.0}, "--emd-weight must be at least 0"),
         ({"devices": "none"}, "--devices must be a number from 1 or 'auto', got 'none'"),
+        ({"devices": "0"}, "--devices must be a number from 1 or 'auto', got '0'"),
+        ({"devices": "²"}, "--devices must be a number from 1 or 'auto', got '²'"),
+        ({"devices": "٣"}, "--devices must be a number"),
+        ({"devices": "-1"}, "--devices must be a number"),
+        ({"devices": ""}, "--devices must be a number"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"seed": 2**32}, "--seed must be at most 4294967295"),
+        ({"emd_warmup": float("inf")}, "--emd-warmup must be finite, got inf"),
+        ({"emd_warmup": float("nan")}, "--emd-warmup must be at least 0, got nan"),
+        ({"emd_weight": float("inf")}, "--emd-weight must be finite"),
+        ({"weight_decay": float("inf")}, "--weight-decay must be finite"),
+        ({"lr": float("inf")}, "--lr must be finite"),
+        ({"smoothing": float("nan")}, r"--smoothing must be in \[0, 1\]"),
+        ({"batch_size": 10**30}, "--batch-size must be at most"),
+        ({"epochs": 2.5}, "--epochs must be a whole number, got 2.5"),
+        ({"schedule": "step"}, "--schedule must be one of linear, cosine, constant, got 'step'"),
+        ({"pairs": "first"}, "--pairs must be one of"),
+        ({"accelerator": "npu"}, "--accelerator must be one of"),
         ({"precision": "8"}, "--precision must be one of"),
     ],
 )
@@ -206,6 +219,36 @@ def test_sizes_are_those_of_the_literature(arch, millions):
 def test_unknown_arch():
     with pytest.raises(TrainError, match="'resnet9' is neither one of resnet8, resnet14"):
         build_model("resnet9", 1, 10)
+
+
+@pytest.fixture
+def torchvision_models(monkeypatch):
+    """A torchvision.models of one classifier, with the detectors in a package of theirs, as the real one has them."""
+    models, detection = types.ModuleType("torchvision.models"), types.ModuleType("torchvision.models.detection")
+    detection.__path__ = []
+    names = {models: ["tiny", "googlenet"], detection: ["fasterrcnn_tiny"]}
+    models.detection = detection
+    models.list_models = lambda module=None: names[module] if module else sum(names.values(), [])
+    models.asked = []
+
+    def get_model(name, weights, num_classes, **options):
+        models.asked.append((name, options))
+        assert weights is None and name != "fasterrcnn_tiny", "a download"
+        return nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(8, num_classes))
+
+    models.get_model = get_model
+    package = types.ModuleType("torchvision")
+    package.models = models
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    return models
+
+
+def test_torchvision_names_that_are_no_classifiers(torchvision_models):
+    with pytest.raises(TrainError, match="fasterrcnn_tiny is no classifier"):
+        build_model("fasterrcnn_tiny", 3, 5)
+    build_model("googlenet", 3, 5)
+    assert torchvision_models.asked == [("googlenet", {"aux_logits": False, "init_weights": True})]
 
 
 def test_torchvision_and_timm_names(monkeypatch):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -57,13 +56,11 @@ def main() -> int:
 
 def train(arm: str, data: list[str], out: Path) -> dict[str, Any]:
     """Run `sfr-ext train` as a process of its own; return its result.json."""
-    # Threads that wait asleep: on a machine that is busy otherwise, spinning ones hold each other up badly.
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    arguments = ["train", "--arm", arm, "--arch", "resnet8", *data, "--out", str(out), "--no-progress"]
+    arguments = ["train", "--arm", arm, "--arch", "resnet8", *data, "--out", str(out), "--overwrite", "--no-progress"]
     if not build_info()["cuda"]:
         arguments += ["--accelerator", "cpu"]
     print(f"\nsfr-ext {' '.join(arguments)}", flush=True)
-    subprocess.run([sys.executable, "-m", "sfr_ext", *arguments], check=True, env=environment)
+    subprocess.run([sys.executable, "-m", "sfr_ext", *arguments], check=True)
     result: dict[str, Any] = json.loads((out / "result.json").read_text())
     return result
 

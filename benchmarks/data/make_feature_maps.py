@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sfr_ext import group_channels
 from sfr_ext.train.config import TrainConfig
-from sfr_ext.train.data import load_data
+from sfr_ext.train.data import ImageData, load_data
 
 from .workloads import FEATURE_MAPS
 
@@ -70,6 +70,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     data = load_data(TrainConfig(data="fashion-mnist", data_dir=options.data_dir))
+    assert isinstance(data, ImageData)
     train_images, test_images = (
         (images.float() / 255 - data.mean[0]) / data.std[0] for images in (data.train_images, data.test_images)
     )

@@ -1,8 +1,14 @@
-"""The options of a training run, checked once."""
+"""The options of a training run.
+
+Each is declared once: its default, its help, what is allowed, and what a resumed run may change.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,92 +25,180 @@ ARMS = {
 }
 PRECISIONS = ("32", "bf16-mixed", "16-mixed", "64")
 
-# A resumed run must agree with its beginning in these; the others (epochs, devices, out, ...) may differ.
-IDENTITY = (
-    "data",
-    "arch",
-    "arm",
-    "batch_size",
-    "lr",
-    "weight_decay",
-    "limit",
-    "seed",
-    "augment",
-    "smoothing",
-    "schedule",
-    "prior",
-    "emd_weight",
-    "emd_warmup",
-    "layers",
-    "pairs",
-    "channel_mode",
-    "eps",
-    "precision",
-)
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # of OUT
+KEPT_OPTIONS = LAST_CHECKPOINT.with_name("options.json")
+PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")  # the one before
+
+SAME = "same"  # a resumed run must have what its beginning had: it would train something else otherwise
+FREE = "free"  # says where and how the work is done, not what is trained
+GROW = "grow"  # may become larger
+
+# What is wrong with a value, as the words after "must be"; None when nothing is.
+Check = Callable[[Any], str | None]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of one option beside its name, type and default."""
+
+    group: str
+    help: str
+    on_resume: str
+    check: Check | None = None
+    choices: tuple[str, ...] | None = None
+    metavar: str | None = None
+
+
+def option(default: Any, group: str, help: str, on_resume: str, **more: Any) -> Any:
+    """A field of :class:`TrainConfig`; :func:`options` finds its declaration."""
+    return field(default=default, metadata={"option": Option(group, help, on_resume, **more)})
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Check:
+    """A whole number in a range."""
+
+    def check(value: Any) -> str | None:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return "a whole number"
+        if value < least:
+            return f"at least {least}"
+        return f"at most {most}" if value > most else None
+
+    return check
+
+
+def finite(least: float, *, above: bool = False) -> Check:
+    """A finite number from ``least`` on, or above it."""
+
+    def check(value: Any) -> str | None:
+        if not (value > least if above else value >= least):
+            return f"{'above' if above else 'at least'} {least}"
+        return None if math.isfinite(value) else "finite"
+
+    return check
+
+
+def share(value: Any) -> str | None:
+    """A number from 0 to 1."""
+    return None if 0 <= value <= 1 else "in [0, 1]"
+
+
+def devices(value: Any) -> str | None:
+    """A count in the digits that ``int`` takes everywhere, or "auto"."""
+    count = value.isascii() and value.isdecimal() and int(value) >= 1
+    return None if value == "auto" or count else "a number from 1 or 'auto'"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of one run; the names are those of the flags of ``sfr-ext train``."""
+    """Options of one run; the names are those of the flags of ``sfr-ext train``.
 
-    data: str = "digits"
-    data_dir: Path | None = None
-    image_size: int = 64
-    arch: str = "resnet8"
-    arm: str = "sfr"
-    epochs: int = 10
-    batch_size: int = 128
-    lr: float = 0.1
-    weight_decay: float = 5e-4
-    limit: int | None = None
-    seed: int = 0
-    augment: bool = True
-    smoothing: float = 0.1
-    schedule: str = "linear"
-    prior: str = "uniform"
-    emd_weight: float = 1.0
-    emd_warmup: float = 1.0
-    layers: tuple[str, ...] | None = None
-    pairs: str = "all"
-    channel_mode: str = "match"
-    eps: float = 0.05
-    out: Path = Path("runs/sfr")
-    resume: Path | None = None
-    devices: str = "1"
-    accelerator: str = "auto"
-    nodes: int = 1
-    precision: str = "32"
-    progress: bool | None = None
+    Raises:
+        TrainError: a value that is not allowed.
+    """
+
+    data: str = option("digits", "data", "data set", SAME, choices=DATA)
+    data_dir: Path | None = option(
+        None, "data", "folder that holds it, or into which it is downloaded", FREE, metavar="DIR"
+    )
+    limit: int | None = option(None, "data", "train on N images only", SAME, check=whole(1), metavar="N")
+    image_size: int = option(64, "data", "of imagefolder, in pixels", SAME, check=whole(1))
+    augment: bool = option(True, "data", "random crops and mirroring", SAME)
+
+    arch: str = option("resnet8", "model and method", "resnet8, 14, 20, 26, 32, 18; torchvision's, timm's", SAME)
+    arm: str = option(
+        "sfr", "model and method", "; ".join(f"{k}: {v}" for k, v in ARMS.items()), SAME, choices=tuple(ARMS)
+    )
+    emd_weight: float = option(1.0, "model and method", "factor on the feature loss", SAME, check=finite(0))
+    emd_warmup: float = option(
+        1.0, "model and method", "over which that factor rises", SAME, check=finite(0), metavar="EPOCHS"
+    )
+    layers: tuple[str, ...] | None = option(
+        None, "model and method", "layers to compare, shallow to deep (default: all stages)", SAME, metavar="A,B,..."
+    )
+    pairs: str = option("all", "model and method", "which layers teach which", SAME, choices=("all", "last"))
+    channel_mode: str = option(
+        "match",
+        "model and method",
+        "how many deep channels face few shallow ones",
+        SAME,
+        choices=("match", "mean", "crop"),
+    )
+    eps: float = option(
+        0.05, "model and method", "of the EMD, in standard deviations of cost", SAME, check=finite(0, above=True)
+    )
+    smoothing: float = option(0.1, "model and method", "largest label smoothing", SAME, check=share)
+    schedule: str = option(
+        "linear", "model and method", "of dynamic smoothing", SAME, choices=("linear", "cosine", "constant")
+    )
+    prior: str = option(
+        "uniform", "model and method", "where the smoothed mass goes", SAME, choices=("uniform", "online")
+    )
+
+    epochs: int = option(10, "training", "passes over the training images", GROW, check=whole(1))
+    batch_size: int = option(128, "training", "per device", SAME, check=whole(1))
+    lr: float = option(0.1, "training", "largest learning rate", SAME, check=finite(0, above=True))
+    weight_decay: float = option(5e-4, "training", "of all parameters", SAME, check=finite(0))
+    precision: str = option("32", "training", "bits of the network's arithmetic", SAME, choices=PRECISIONS)
+    seed: int = option(0, "training", "of everything that is random", SAME, check=whole(0, 2**32 - 1))
+
+    out: Path = option(None, "run", "folder for everything written (default: runs/ARM-DATA-SEED)", FREE, metavar="DIR")
+    resume: Path | None = option(
+        None,
+        "run",
+        "go on with the run of this folder or checkpoint, with its options; without a name, of OUT",
+        FREE,
+        metavar="CHECKPOINT",
+    )
+    overwrite: bool = option(False, "run", "replace the run that OUT holds", FREE)
+    devices: str = option("1", "run", "how many, or auto", FREE, check=devices)
+    accelerator: str = option("auto", "run", "where to train", FREE, choices=("auto", "cpu", "gpu"))
+    workers: int | None = option(
+        None,
+        "run",
+        "processes that read files (default: none for images in memory, else one a core up to 8)",
+        FREE,
+        check=whole(0, 1024),
+        metavar="N",
+    )
+    nodes: int = option(1, "run", "machines", FREE, check=whole(1))
+    progress: bool | None = option(None, "run", "a bar (default: on a terminal)", FREE)
 
     def __post_init__(self) -> None:
-        _one_of("--data", self.data, DATA)
-        _one_of("--arm", self.arm, tuple(ARMS))
-        _one_of("--precision", self.precision, PRECISIONS)
-        for name in ("epochs", "batch_size", "nodes", "image_size"):
-            _at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
-        if self.limit is not None:
-            _at_least("--limit", self.limit, 1)
-        for name in ("weight_decay", "emd_weight", "emd_warmup"):
-            _at_least("--" + name.replace("_", "-"), getattr(self, name), 0)
-        for name, value in (("lr", self.lr), ("eps", self.eps)):
-            if not 0 < value < float("inf"):
-                raise TrainError(f"--{name} must be above 0, got {value}")
-        if not 0 <= self.smoothing <= 1:
-            raise TrainError(f"--smoothing must be in [0, 1], got {self.smoothing}")
-        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) >= 1):
-            raise TrainError(f"--devices must be a number from 1 or 'auto', got {self.devices!r}")
+        out: Any = self.out
+        if out is None:
+            object.__setattr__(self, "out", Path("runs") / f"{self.arm}-{self.data}-{self.seed}")
+        for name, declared in options().items():
+            value = getattr(self, name)
+            if declared.choices is not None and value not in declared.choices:
+                raise TrainError(f"{flag(name)} must be one of {', '.join(declared.choices)}, got {value!r}")
+            if declared.check is not None and value is not None and (wanted := declared.check(value)) is not None:
+                raise TrainError(f"{flag(name)} must be {wanted}, got {value!r}")
+        if self.resume is not None and self.overwrite:
+            raise TrainError("--resume continues a run and --overwrite begins it anew: give one of them")
+
+    def to_keep(self) -> dict[str, Any]:
+        """What is left beside the checkpoints, as values of JSON: the options without those of one start of the run."""
+        once = ("out", "resume", "overwrite", "progress")
+        kept = {name: getattr(self, name) for name in options() if name not in once}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
 
     def identity(self) -> dict[str, Any]:
-        """The options that a resumed run must share with its beginning."""
-        options = asdict(self)
-        return {name: options[name] for name in IDENTITY}
+        """The options that a resumed run must share with its beginning, as plain values."""
+        return {name: getattr(self, name) for name, declared in options().items() if declared.on_resume == SAME}
 
 
-def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise TrainError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")
+def options() -> dict[str, Option]:
+    """The declaration of each option, by its name."""
+    return {f.name: f.metadata["option"] for f in fields(TrainConfig)}
 
 
-def _at_least(flag: str, value: float, least: int) -> None:
-    if not value >= least:
-        raise TrainError(f"{flag} must be at least {least}, got {value}")
+def flag(name: str) -> str:
+    """The flag of an option: ``batch_size`` is ``--batch-size``."""
+    return "--" + name.replace("_", "-")
+
+
+def near_misses(word: str, known: list[str]) -> str:
+    """``"; near to it: ..."`` with the known words like ``word``, or nothing."""
+    close = difflib.get_close_matches(word, known, n=3)
+    return f"; near to it: {', '.join(close)}" if close else ""

@@ -1,9 +1,9 @@
-"""The data sets: whole, in memory, as bytes."""
+"""The data sets: small ones whole, in memory, as bytes; folders of files as lists of what is there."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import fashion_mnist
+from . import fashion_mnist, folder
 from .config import TrainConfig
 from .errors import TrainError
+from .folder import Files, find_files
+from .optional import import_optional
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,57 @@ class ImageData:
     padding: int
     flip: bool
     source: str
+    class_names: tuple[str, ...]
 
     @property
     def channels(self) -> int:
         return int(self.train_images.shape[1])
 
+    def identity(self) -> dict[str, int]:
+        """What a resumed run must find as it was, in words."""
+        return {
+            "classes": self.num_classes,
+            "channels": self.channels,
+            "training images": len(self.train_labels),
+            "test images": len(self.test_labels),
+        }
 
-def load_data(config: TrainConfig) -> ImageData:
+
+@dataclass(frozen=True)
+class FolderData:
+    """A classification data set in files: what :class:`ImageData` says of it, but the images."""
+
+    train: Files
+    test: Files
+    class_names: tuple[str, ...]
+    size: int
+    source: str
+    mean = folder.MEAN
+    std = folder.STD
+    channels = 3
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def train_labels(self) -> Tensor:
+        return self.train.labels
+
+    @property
+    def test_labels(self) -> Tensor:
+        return self.test.labels
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must find as it was, in words."""
+        return {
+            "classes": ", ".join(self.class_names),
+            "training images": len(self.train_labels),
+            "test images": len(self.test_labels),
+        }
+
+
+def load_data(config: TrainConfig) -> ImageData | FolderData:
     """The data set that ``config`` names; with ``limit``, the first so many images of a permutation fixed by
     the seed.
 
@@ -50,7 +96,7 @@ def load_data(config: TrainConfig) -> ImageData:
     Raises:
         TrainError: a missing or corrupt file, a missing package.
     """
-    loaders: dict[str, Callable[[TrainConfig], ImageData]] = {
+    loaders: dict[str, Callable[[TrainConfig], ImageData | FolderData]] = {
         "digits": _digits,
         "fashion-mnist": _fashion_mnist,
         "cifar10": _cifar,
@@ -58,11 +104,13 @@ def load_data(config: TrainConfig) -> ImageData:
         "imagefolder": _image_folder,
     }
     data = loaders[config.data](config)
-    if config.limit is not None and config.limit < len(data.train_labels):
-        order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(config.seed))
-        kept = order[: config.limit]
-        data = replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
-    return data
+    if config.limit is None or config.limit >= len(data.train_labels):
+        return data
+    order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(config.seed))
+    kept = order[: config.limit]
+    if isinstance(data, FolderData):
+        return replace(data, train=data.train.at(kept))
+    return replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
 
 
 def _digits(config: TrainConfig) -> ImageData:
@@ -86,6 +134,7 @@ def _fashion_mnist(config: TrainConfig) -> ImageData:
         padding=2,
         flip=True,
         source=source,
+        class_names=fashion_mnist.CLASSES,
     )
 
 
@@ -98,50 +147,37 @@ def _cifar(config: TrainConfig) -> ImageData:
         train, test = (factory(str(folder), train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
         raise TrainError(f"{config.data}: cannot be read from or downloaded into {folder}: {error}") from error
-    return _pack(*_cifar_part(train), *_cifar_part(test), padding=4, flip=True, source=str(folder))
+    names = getattr(train, "classes", ())
+    parts = (*_cifar_part(train), *_cifar_part(test))
+    return _pack(*parts, padding=4, flip=True, source=str(folder), class_names=names)
 
 
 def _cifar_part(part: Any) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)
 
 
-def _image_folder(config: TrainConfig) -> ImageData:
-    """DIR/train/<class>/*, DIR/test/<class>/* (or DIR/val): each image's centre square at ``image_size``."""
-    datasets = _torchvision_datasets(config.data)
-    folder = config.data_dir
-    if folder is None:
+def _image_folder(config: TrainConfig) -> FolderData:
+    """DIR/train/<class>/*, DIR/test/<class>/* (or DIR/val)."""
+    root = config.data_dir
+    if root is None:
         raise TrainError("imagefolder: --data-dir is needed, a folder with train/ and test/ in it")
-    held_out = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
-    for part in (folder / "train", held_out):
+    held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
+    for part in (root / "train", held_out):
         if not part.is_dir():
-            raise TrainError(f"imagefolder: {part} does not exist; {folder} must hold train/ and test/ (or val/)")
-    try:
-        train, test = datasets.ImageFolder(str(folder / "train")), datasets.ImageFolder(str(held_out))
-        if train.classes != test.classes:
-            raise TrainError(f"imagefolder: {folder / 'train'} and {held_out} do not have the same classes")
-        parts = (*_folder_part(train, config.image_size), *_folder_part(test, config.image_size))
-    except OSError as error:
-        raise TrainError(f"imagefolder: {folder} cannot be read: {error}") from error
-    return _pack(*parts, padding=config.image_size // 8, flip=True, source=str(folder))
-
-
-def _folder_part(part: Any, size: int) -> tuple[Tensor, Tensor]:
-    images = torch.empty(len(part), 3, size, size, dtype=torch.uint8)
-    for i in range(len(part)):
-        image, _ = part[i]
-        width, height = image.size
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        square = image.convert("RGB").resize((size, size), box=(left, top, left + side, top + side))
-        images[i] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
-    return images, torch.tensor([label for _, label in part.samples])
+            raise TrainError(f"imagefolder: {part} does not exist; {root} must hold train/ and test/ (or val/)")
+    if import_optional("PIL.Image")[0] is None:
+        raise TrainError("--data imagefolder needs pillow, not installed here: pip install pillow")
+    (train, classes), (test, test_classes) = find_files(root / "train"), find_files(held_out)
+    if classes != test_classes:
+        raise TrainError(f"imagefolder: {root / 'train'} and {held_out} do not have the same classes")
+    return FolderData(train, test, classes, config.image_size, str(root))
 
 
 def _torchvision_datasets(name: str) -> Any:
-    try:
-        return importlib.import_module("torchvision.datasets")
-    except ImportError as error:
-        raise TrainError(f"--data {name} needs torchvision, which cannot be imported ({error})") from error
+    datasets, reason = import_optional("torchvision.datasets")
+    if datasets is None:
+        raise TrainError(f"--data {name} needs torchvision: {reason}")
+    return datasets
 
 
 def _pack(
@@ -153,7 +189,9 @@ def _pack(
     padding: int,
     flip: bool,
     source: str,
+    class_names: Sequence[str] = (),
 ) -> ImageData:
+    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     # From a histogram per channel: a float copy of all images would be four times their size.
     mean, std = [], []
     levels = torch.arange(256, dtype=torch.float64) / 255
@@ -168,10 +206,11 @@ def _pack(
         train_labels=train_labels,
         test_images=test_images,
         test_labels=test_labels,
-        num_classes=int(max(train_labels.max(), test_labels.max())) + 1,
+        num_classes=num_classes,
         mean=tuple(mean),
         std=tuple(std),
         padding=padding,
         flip=flip,
         source=source,
+        class_names=tuple(class_names or map(str, range(num_classes))),
     )

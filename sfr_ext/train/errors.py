@@ -4,4 +4,14 @@ from __future__ import annotations
 
 
 class TrainError(Exception):
-    """What went wrong and what would help; the command line prints it without a traceback."""
+    """What went wrong and what would help, in one sentence; the command line prints it without a traceback."""
+
+
+class EveryProcessError(TrainError):
+    """One that every process of the run meets at the same place; the first one tells it."""
+
+    def told_here(self) -> bool:
+        """Whether this is the process that tells it."""
+        from .engine import process_rank
+
+        return process_rank() == 0

@@ -101,11 +101,8 @@ def _download(path: Path, sha256: str, searched: list[Path]) -> None:
         ) from error
     if hashlib.sha256(data).hexdigest() != sha256:
         raise TrainError(f"fashion-mnist: {url} gave a file with the wrong SHA-256; nothing was kept")
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise TrainError(f"{path} cannot be written: {error.strerror}") from error
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def _parse(data: bytes, path: Path) -> np.ndarray:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from .augment import crop_and_flip
-from .data import ImageData
+from .data import FolderData, ImageData
+from .engine import L
+from .errors import TrainError
+from .folder import FileImages
 
 IGNORED = -100  # label of the places that only fill up a device's share of the test images
 
@@ -20,7 +22,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class TensorImages(Dataset[Batch]):
-    """Images and labels in memory, fetched a batch at a time; index -1 gives a place filler."""
+    """Images and labels in memory, fetched a batch at a time; place -1 gives a place filler."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
@@ -29,15 +31,25 @@ class TensorImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        index = torch.tensor(indices)
+    def __getitems__(self, indices: list[tuple[int, int]]) -> Batch:
+        index = torch.tensor([place for _, place in indices])
         filler = index < 0
         index = index.clamp(min=0)
         return self.images[index], self.labels[index].masked_fill(filler, IGNORED)
 
 
-class Share(Sampler[int]):
-    """Every ``world``-th index from ``rank``; all ranks get equally many, filled up with -1."""
+class EpochShuffle(DistributedSampler[Any]):
+    """Shuffled by seed and epoch, not by a global state: a resumed run continues in the same order.
+
+    Gives pairs of epoch and place, for whoever draws random numbers by them in another process.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((self.epoch, place) for place in super().__iter__())
+
+
+class Share(Sampler[Any]):
+    """Every ``world``-th place from ``rank``, in epoch 0; all ranks get equally many, filled up with -1."""
 
     def __init__(self, length: int, world: int, rank: int) -> None:
         self.length, self.world, self.rank = length, world, rank
@@ -45,21 +57,22 @@ class Share(Sampler[int]):
     def __len__(self) -> int:
         return math.ceil(self.length / self.world)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         for i in range(len(self)):
-            index = i * self.world + self.rank
-            yield index if index < self.length else -1
+            place = i * self.world + self.rank
+            yield 0, place if place < self.length else -1
 
 
 class ImageModule(L.LightningDataModule):
-    """Serves an :class:`ImageData` to a Lightning trainer, normalised and augmented on the device."""
+    """Serves a data set to a Lightning trainer, normalised on the device; images in memory are augmented there too."""
 
-    def __init__(self, data: ImageData, batch_size: int, seed: int, augment: bool) -> None:
+    def __init__(self, data: ImageData | FolderData, batch_size: int, seed: int, augment: bool, workers: int) -> None:
         super().__init__()
         self.data = data
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
+        self.workers = workers
         self.mean = torch.tensor(data.mean).view(1, -1, 1, 1)
         self.std = torch.tensor(data.std).view(1, -1, 1, 1)
 
@@ -70,30 +83,45 @@ class ImageModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         trainer = self._trainer()
-        dataset = TensorImages(self.data.train_images, self.data.train_labels)
-        # Shuffled by seed + epoch, not by a global state, so that a resumed run continues in the same order.
-        sampler: DistributedSampler[Batch] = DistributedSampler(
-            dataset, trainer.world_size, trainer.global_rank, shuffle=True, seed=self.seed
-        )
+        dataset: Dataset[Any]
+        if isinstance(self.data, FolderData):
+            dataset = FileImages(self.data.train, self.data.size, self.seed, self.augment, IGNORED)
+        else:
+            dataset = TensorImages(self.data.train_images, self.data.train_labels)
+        sampler = EpochShuffle(dataset, trainer.world_size, trainer.global_rank, shuffle=True, seed=self.seed)
         # An incomplete last batch is dropped: batch statistics of very few images are noise.
+        return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        trainer = self._trainer()
+        dataset: Dataset[Any]
+        if isinstance(self.data, FolderData):
+            dataset = FileImages(self.data.test, self.data.size, self.seed, False, IGNORED)
+        else:
+            dataset = TensorImages(self.data.test_images, self.data.test_labels)
+        length = len(self.data.test_labels)
+        return self._loader(dataset, Share(length, trainer.world_size, trainer.global_rank), drop_last=False)
+
+    def _loader(self, dataset: Dataset[Any], sampler: Sampler[Any], drop_last: bool) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
             self.batch_size,
             sampler=sampler,
-            drop_last=len(sampler) >= self.batch_size,
+            drop_last=drop_last,
             collate_fn=_whole_batch,
+            num_workers=self.workers,
+            pin_memory=self.workers > 0 and torch.cuda.is_available(),
         )
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        trainer = self._trainer()
-        dataset = TensorImages(self.data.test_images, self.data.test_labels)
-        sampler = Share(len(dataset), trainer.world_size, trainer.global_rank)
-        return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=_whole_batch)
+    def on_before_batch_transfer(self, batch: Batch | str, dataloader_idx: int) -> Batch:
+        if isinstance(batch, str):  # a file that cannot be read
+            raise TrainError(batch)
+        return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
         trainer = self._trainer()
-        if trainer.training and self.augment:
+        if trainer.training and self.augment and isinstance(self.data, ImageData):
             # A state of its own for each step: a resumed run draws what an uninterrupted one would have
             # drawn.
             step = trainer.global_step * trainer.world_size + trainer.global_rank

@@ -6,13 +6,13 @@ section 4.2.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+import inspect
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import TrainError
+from .optional import import_optional
 
 
 class BasicBlock(nn.Module):
@@ -79,8 +79,8 @@ RESNETS["resnet18"] = ((64, 128, 256, 512), 2)
 def build_model(arch: str, channels: int, num_classes: int) -> tuple[nn.Module, tuple[str, ...] | None]:
     """The network by name, and the names of its stages from shallow to deep (None when unknown).
 
-    Names of this module come first, then torchvision's, then timm's, as far as those are installed. A
-    torchvision network gets grey images repeated to three channels.
+    Names of this module come first, then torchvision's classifiers, then timm's models, as far as those are installed.
+    Weights are random; nothing is downloaded. A torchvision network gets grey images repeated to three channels.
 
     Raises:
         TrainError: no one knows the name.
@@ -89,21 +89,33 @@ def build_model(arch: str, channels: int, num_classes: int) -> tuple[nn.Module, 
         widths, blocks = RESNETS[arch]
         model = ResNet(widths, blocks, channels, num_classes)
         return model, model.stages
+    refusals = []
     for factory in (_torchvision_model, _timm_model):
         found = factory(arch, channels, num_classes)
-        if found is not None:
+        if isinstance(found, nn.Module):
             stages = tuple(f"layer{i}" for i in (1, 2, 3, 4))
             return found, stages if all(hasattr(found, stage) for stage in stages) else None
+        refusals.append(found)
     raise TrainError(
-        f"--arch {arch!r} is neither one of {', '.join(RESNETS)} nor a name known to an installed torchvision or timm"
+        f"--arch {arch!r} is neither one of {', '.join(RESNETS)} nor a name known to an installed torchvision or timm "
+        f"({'; '.join(refusals)})"
     )
 
 
-def _torchvision_model(arch: str, channels: int, num_classes: int) -> nn.Module | None:
-    models = _import("torchvision.models")
-    if models is None or arch not in models.list_models():
-        return None
-    model: nn.Module = models.get_model(arch, weights=None, num_classes=num_classes)
+def _torchvision_model(arch: str, channels: int, num_classes: int) -> nn.Module | str:
+    """The classifier of that name; or why torchvision has none."""
+    models, reason = import_optional("torchvision.models")
+    if models is None:
+        return str(reason)
+    if arch not in models.list_models():
+        return "torchvision has none of that name"
+    # Its packages hold detectors, segmenters, networks for video, ...; some of them load weights unasked.
+    packages = [part for part in vars(models).values() if inspect.ismodule(part) and hasattr(part, "__path__")]
+    if any(arch in models.list_models(module=package) for package in packages):
+        return f"torchvision's {arch} is no classifier of images that can be trained here"
+    # These two give more outputs in training than the logits, unless told not to.
+    more = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+    model: nn.Module = models.get_model(arch, weights=None, num_classes=num_classes, **more)
     if channels == 1:
         model.register_forward_pre_hook(_grey_to_rgb)
     return model
@@ -113,17 +125,12 @@ def _grey_to_rgb(module: nn.Module, args: tuple[Tensor]) -> Tensor:
     return args[0].expand(-1, 3, -1, -1)
 
 
-def _timm_model(arch: str, channels: int, num_classes: int) -> nn.Module | None:
-    timm = _import("timm")
-    if timm is None or not timm.is_model(arch):
-        return None
+def _timm_model(arch: str, channels: int, num_classes: int) -> nn.Module | str:
+    """The model of that name; or why timm has none."""
+    timm, reason = import_optional("timm")
+    if timm is None:
+        return str(reason)
+    if not timm.is_model(arch):
+        return "timm has none of that name"
     model: nn.Module = timm.create_model(arch, pretrained=False, num_classes=num_classes, in_chans=channels)
     return model
-
-
-def _import(name: str) -> Any:
-    # A torchvision built for another torch fails with RuntimeError; then it is as good as absent.
-    try:
-        return importlib.import_module(name)
-    except (ImportError, RuntimeError):
-        return None

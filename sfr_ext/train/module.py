@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
-import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from ..smoothing import DynamicLabelSmoothing
 from .arms import build_regularizer, build_smoothing
 from .config import TrainConfig
-from .errors import TrainError
+from .engine import L
+from .errors import EveryProcessError
 from .loader import IGNORED, Batch, ImageModule
 from .stopwatch import TimedRegularizer
 
 WARMUP_SHARE = 0.1  # of all steps, over which the learning rate rises
+LOOK_EVERY = 20  # steps after which the loss is looked at where looking makes devices wait
 
 
 class Classifier(L.LightningModule):
@@ -32,6 +35,7 @@ class Classifier(L.LightningModule):
         self.config = config
         self.model = model
         self.stages = stages
+        self.fits = False  # whether a batch of these images has passed through the network
         self.regularizer: TimedRegularizer | None = None
         # Sums over the epoch: loss, cross-entropy, feature loss, hits, images.
         self.register_buffer("train_sums", torch.zeros(5, dtype=torch.float32), persistent=False)
@@ -40,10 +44,39 @@ class Classifier(L.LightningModule):
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, ImageModule)
-        per_epoch = data.steps_per_epoch(self.trainer.world_size)
-        self.total_steps = per_epoch * self.config.epochs
+        self.data = data.data
+        self.steps_per_epoch = data.steps_per_epoch(self.trainer.world_size)
+        self.total_steps = self.steps_per_epoch * self.config.epochs
         self.smoothing = build_smoothing(self.config, self.total_steps)
-        self.regularizer = build_regularizer(self.config, self.model, self.stages, per_epoch)
+        self.regularizer = build_regularizer(self.config, self.model, self.stages, self.steps_per_epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the options and the data of the run in its checkpoints."""
+        checkpoint["sfr_ext"] = self.config.identity()
+        checkpoint["sfr_ext_data"] = self.data.identity()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Counts the finished epochs in steps of this run: another number of devices has other steps."""
+        state = checkpoint["state_dict"]
+        for name in ("smoothing.steps", "regularizer.steps"):
+            if name in state:
+                state[name] = torch.full_like(state[name], self._steps_of(checkpoint["epoch"] + 1))
+
+    def on_train_start(self) -> None:
+        """Sets the learning rate to its place in a schedule that may be longer than that of the checkpoint."""
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        scheduler.last_epoch = self._steps_of(self.current_epoch)
+        for group, rise in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * rise(scheduler.last_epoch)
+
+    def _steps_of(self, epochs: int) -> int:
+        return epochs * self.steps_per_epoch
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == 0:
+            # Every epoch begins from the seed, so that a resumed run draws what the uninterrupted one drew.
+            seed_everything(self.config.seed, self.current_epoch, self.global_rank)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(
@@ -65,14 +98,11 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        logits = self.model(images)
+        logits = self._logits(images)
         entropy: Tensor = self.smoothing(logits, labels)
         loss, feature = entropy, entropy.new_zeros(())
         if self.regularizer is not None:
-            try:
-                feature = self.regularizer.loss()
-            except (TypeError, ValueError) as error:  # layers or options that do not fit
-                raise TrainError(str(error)) from error
+            feature = self._feature_loss(self.regularizer)
             loss = entropy + feature
         with torch.no_grad():
             count = len(labels)
@@ -82,8 +112,57 @@ class Classifier(L.LightningModule):
         self.log("train_loss", loss.detach(), prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def _logits(self, images: Tensor) -> Tensor:
+        """The network's output; an error of its first batch says that it and the images do not fit."""
+        try:
+            logits = self.model(images)
+        except (RuntimeError, ValueError) as error:
+            if self.fits:
+                raise
+            raise EveryProcessError(self._misfit(images, error)) from error
+        if not isinstance(logits, Tensor) or logits.shape != (len(images), self.data.num_classes):
+            came = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            wanted = [len(images), self.data.num_classes]
+            raise EveryProcessError(f"--arch {self.config.arch}: expected logits of shape {wanted}, got {came}")
+        self.fits = True
+        return logits
+
+    def _misfit(self, images: Tensor, error: Exception) -> str:
+        reason = str(error).strip().split("\n")[0]
+        if "more than 1 value per channel" in reason:
+            return (
+                f"--arch {self.config.arch} normalises over a batch, which takes more than one value per channel, but "
+                f"{len(images)} {_size(images)} leave it with one: raise --batch-size and --limit, or --image-size"
+            )
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in reason:
+            return f"out of memory with batches of {len(images)} {_size(images)}: lower --batch-size ({reason})"
+        return f"--arch {self.config.arch} cannot take batches of {len(images)} {_size(images)} ({reason})"
+
+    def _feature_loss(self, regularizer: TimedRegularizer) -> Tensor:
+        try:
+            return regularizer.loss()
+        except (TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("sfr_ext."):
+                raise  # no word on the layers, but a fault in the arithmetic
+            raise EveryProcessError(f"--layers {','.join(regularizer.layers)}: {error}") from error
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.smoothing.step()
+        waits = self.device.type != "cpu" or self.trainer.world_size > 1
+        if not waits or (batch_idx + 1) % LOOK_EVERY == 0:
+            loss = self.trainer.strategy.reduce(self.train_sums[0].clone(), reduce_op="sum")
+            self._require_finite("training loss", float(loss))
+
+    def _require_finite(self, name: str, value: float) -> None:
+        """A run that has lost its way ends before the next checkpoint. All processes see the same sums."""
+        if math.isfinite(value):
+            return
+        epoch, kept = self.current_epoch + 1, self.current_epoch
+        what = f"the checkpoint after epoch {kept} is kept" if kept else "there is no checkpoint yet"
+        raise EveryProcessError(
+            f"the {name} is not finite ({value}) in epoch {epoch}, at step {self.trainer.global_step}; {what}; "
+            "a lower --lr or another --precision may help"
+        )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
@@ -100,6 +179,8 @@ class Classifier(L.LightningModule):
         test_loss, test_hits, test_count = strategy.reduce(self.test_sums, reduce_op="sum").tolist()
         self.train_sums.zero_()
         self.test_sums.zero_()
+        self._require_finite("training loss", loss)
+        self._require_finite("test loss", test_loss)
         return {
             "train_loss": loss / count,
             "train_cross_entropy": entropy / count,
@@ -112,3 +193,16 @@ class Classifier(L.LightningModule):
     def emd_seconds(self) -> float:
         """Seconds in the feature loss, forward and backward, on this device, since this process began."""
         return 0.0 if self.regularizer is None else self.regularizer.stopwatch.seconds()
+
+
+def seed_everything(seed: int, epoch: int, rank: int) -> None:
+    """Set all generators, those of every device too, to a state of this epoch and process."""
+    for_numpy, for_torch = np.random.SeedSequence((seed, epoch, rank)).generate_state(2, np.uint64).tolist()
+    random.seed(for_torch)
+    np.random.seed(for_numpy % 2**32)
+    torch.manual_seed(for_torch)
+
+
+def _size(images: Tensor) -> str:
+    channels, height, width = images.shape[1:]
+    return f"image{'s' if len(images) > 1 else ''} of {channels} x {height} x {width}"

@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-
+from .engine import L
 from .files import atomic_write
 from .module import Classifier
 
@@ -46,8 +45,11 @@ class Records(L.Callback):
         if trainer.is_global_zero:
             write_rows(self.path, self.rows)
             if self.say:
+                # Apart: their sum rises while the factor on the feature loss does.
+                feature = "" if regularizer is None else f"feature loss {row['train_feature_loss']:.3f}  "
                 print(
-                    f"epoch {row['epoch']}/{trainer.max_epochs}  loss {row['train_loss']:.3f}  "
+                    f"epoch {row['epoch']}/{trainer.max_epochs}  cross-entropy {row['train_cross_entropy']:.3f}  "
+                    f"{feature}"
                     f"test accuracy {100 * row['test_accuracy']:.2f} %  {row['seconds']:.1f} s",
                     flush=True,
                 )
@@ -57,6 +59,11 @@ class Records(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # A run that was killed before it wrote the last row has it in its checkpoint.
+        if trainer.is_global_zero and self.rows:
+            write_rows(self.path, self.rows)
 
 
 def write_rows(path: Path, rows: list[dict[str, float]]) -> None:

@@ -1,26 +1,29 @@
-"""From a configuration to trained weights, result.json, metrics.csv and curves.png."""
+"""From a configuration to trained weights, metrics.csv, curves.png and result.json."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
+import signal
 import sys
 import warnings
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import sfr_ext
 
-from .config import TrainConfig
-from .data import ImageData, load_data
+from .checkpoints import KeepingIO, find_checkpoint
+from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag
+from .data import FolderData, ImageData, load_data
+from .engine import CSVLogger, L, MisconfigurationException, ModelCheckpoint, process_rank
 from .errors import TrainError
-from .files import atomic_write
+from .files import alone_in, atomic_write, refuses_writing, remove_partial
 from .loader import ImageModule
 from .models import build_model
 from .module import Classifier
@@ -34,70 +37,150 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train as ``config`` says; return what was written to ``OUT/result.json``.
 
     Raises:
-        TrainError: an option that does not fit, a missing or corrupt file, a missing package.
+        TrainError: an option that does not fit, a missing or damaged file, a missing package, a folder that is in use,
+            holds a run or cannot be written, a loss that is not finite.
+        KeyboardInterrupt: interrupted; its argument says how to go on.
     """
-    if config.resume is not None:
-        _check_resume(config)
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainError(f"--out: {config.out} cannot be made: {error.strerror}") from error
-    data = load_data(config)
-    L.seed_everything(config.seed, verbose=False)
-    model, stages = build_model(config.arch, data.channels, data.num_classes)
-    module = _IdentifiedClassifier(config, model, stages)
-    progress = sys.stderr.isatty() if config.progress is None else config.progress
-    records = Records(config.out / "metrics.csv", say=not progress)
-    trainer = _build_trainer(config, records, progress)
-    if trainer.is_global_zero:
-        print(f"{config.arm} on {config.data} ({len(data.train_labels)} images from {data.source}), {config.arch}")
-        # Of an earlier run into the same folder: result.json stands for a complete run.
-        (config.out / "result.json").unlink(missing_ok=True)
-    with warnings.catch_warnings():
-        # Workers cannot help: the images are in memory, and a batch is one index operation.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-        warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-        datamodule = ImageModule(data, config.batch_size, config.seed, config.augment)
-        _fit(trainer, module, datamodule, config.resume)
-    result = _result(config, data, model, records, trainer)
-    if trainer.is_global_zero:
-        with atomic_write(config.out / "result.json") as path:
-            path.write_text(json.dumps(result, indent=2) + "\n")
-        plot_curves(config.out / "curves.png", {config.arm: records.rows})
-        seconds, emd = result["seconds"], result["emd_seconds"]
-        print(f"test accuracy {100 * result['test_accuracy']:.2f} %")
-        print(f"{seconds:.1f} s, of which {emd:.1f} s ({100 * emd / seconds:.1f} %) in the feature loss")
-        print(f"wrote {config.out / 'result.json'}, metrics.csv and curves.png")
+    first = process_rank() == 0
+    with alone_in(config.out) if first else nullcontext():
+        if first:
+            _protect_earlier_run(config)
+        checkpoint, content = (None, None) if config.resume is None else _resume_from(config, config.resume, first)
+        data = load_data(config)
+        if checkpoint is not None:
+            _check_same_data(config, data, checkpoint, content)
+        L.seed_everything(config.seed, verbose=False)
+        model, stages = build_model(config.arch, data.channels, data.num_classes)
+        module = Classifier(config, model, stages)
+        progress = sys.stderr.isatty() if config.progress is None else config.progress
+        records = Records(config.out / "metrics.csv", say=not progress)
+        trainer = _build_trainer(config, records, progress)
+        if first:
+            print(f"{config.arm} on {config.data} ({len(data.train_labels)} images from {data.source}), {config.arch}")
+            _clear(config)
+            with atomic_write(config.out / KEPT_OPTIONS) as path:
+                path.write_text(json.dumps(config.to_keep(), indent=2) + "\n")
+        datamodule = ImageModule(data, config.batch_size, config.seed, config.augment, _workers(config, data))
+        _fit(trainer, module, datamodule, checkpoint)
+        result = _result(config, data, model, records, trainer)
+        if first:
+            plot_curves(config.out / "curves.png", {config.arm: records.rows})
+            # Last: it stands for a run that is complete.
+            with atomic_write(config.out / "result.json") as path:
+                path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+            seconds, emd = result["seconds"], result["emd_seconds"]
+            print(f"test accuracy {100 * result['test_accuracy']:.2f} %")
+            print(f"{seconds:.1f} s, of which {emd:.1f} s ({100 * emd / seconds:.1f} %) in the feature loss")
+            print(f"wrote {config.out / 'result.json'}, metrics.csv and curves.png")
     return result
 
 
-class _IdentifiedClassifier(Classifier):
-    """Leaves the options of the run in its checkpoints."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["sfr_ext"] = self.config.identity()
+# The folder of the run
 
 
-def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, resume: Path | None) -> None:
+def _protect_earlier_run(config: TrainConfig) -> None:
+    """A folder that holds a run is written to only by one that says what is to become of it."""
+    if config.resume is not None or config.overwrite:
+        return
+    ways = "--resume goes on with it, --overwrite replaces it, another --out leaves it alone"
+    if (config.out / "result.json").exists():
+        raise TrainError(f"--out: {config.out} holds a finished run; {ways}")
+    if any((config.out / name).exists() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
+        raise TrainError(f"--out: {config.out} holds a run that has not finished; {ways}")
+
+
+def _clear(config: TrainConfig) -> None:
+    """Takes away what must not be mixed with this run: all of an earlier one, or its end and what was half written."""
+    old: list[str | Path] = ["result.json"]
+    if config.resume is None:
+        old += ["metrics.csv", "curves.png", LAST_CHECKPOINT, PREVIOUS_CHECKPOINT]
+        shutil.rmtree(config.out / "steps", ignore_errors=True)
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=None if resume is None else str(resume))
+        for name in old:
+            (config.out / name).unlink(missing_ok=True)
+        for folder in (config.out, (config.out / LAST_CHECKPOINT).parent):
+            remove_partial(folder)
+    except OSError as error:
+        raise TrainError(f"--out: {error.filename} cannot be removed: {error.strerror}") from error
+
+
+# Going on with a run
+
+
+def _resume_from(config: TrainConfig, path: Path, first: bool) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to go on from; one that is damaged is said to be, and is set aside if it is the run's own."""
+    found, content, note = find_checkpoint(path)
+    before = content["sfr_ext"]
+    for name, value in config.identity().items():
+        # An option that the checkpoint does not have is younger than it.
+        if name in before and before[name] != value:
+            raise TrainError(f"--resume: {found} was trained with {flag(name)} {before[name]}, got {value}")
+    done = content["epoch"] + 1
+    finished = (config.out / "result.json").exists()
+    if done > config.epochs or (done == config.epochs and finished):
+        raise TrainError(f"--resume: {found} has already run {done} epochs; give more with --epochs")
+    if note is not None and first:
+        print(f"sfr-ext: {note}", file=sys.stderr)
+        if path.exists() and path.resolve() == (config.out / LAST_CHECKPOINT).resolve():
+            # Not to be kept as the one before the next.
+            path.replace(path.with_name("damaged.ckpt"))
+    return found, content
+
+
+def _check_same_data(
+    config: TrainConfig, data: ImageData | FolderData, path: Path, content: dict[str, Any] | None
+) -> None:
+    assert content is not None
+    for what, number in data.identity().items():
+        then = content.get("sfr_ext_data", {}).get(what, number)
+        if then != number:
+            raise TrainError(f"--resume: {path} was trained on {then} {what}, --data {config.data} has {number} now")
+
+
+# The run itself
+
+
+def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkpoint: Path | None) -> None:
+    out = module.config.out
+    try:
+        with warnings.catch_warnings():
+            # More workers than were asked for are the user's affair; for images in memory they cannot help.
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+            warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")
+            warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+            trainer.fit(module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint))
     except SystemExit:
         # How newer releases of Lightning end after an interrupt; older ones return.
         if not trainer.interrupted:
             raise
+    except BaseException as error:
+        # The processes that this one started would wait for it.
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        if isinstance(error, OSError) and refuses_writing(error):
+            raise TrainError(f"--out: {error.filename or out} cannot be written: {error.strerror}") from error
+        raise
     finally:
         if module.regularizer is not None:
             module.regularizer.remove()
     if trainer.interrupted:
-        raise KeyboardInterrupt
+        saved = (out / LAST_CHECKPOINT).exists()
+        how = "the same command with --resume goes on after the last whole epoch" if saved else "no epoch was finished"
+        raise KeyboardInterrupt(how)
+
+
+def _workers(config: TrainConfig, data: ImageData | FolderData) -> int:
+    if config.workers is not None:
+        return config.workers
+    return min(8, os.cpu_count() or 1) if isinstance(data, FolderData) else 0
 
 
 def _build_trainer(config: TrainConfig, records: Records, progress: bool) -> L.Trainer:
     last = ModelCheckpoint(
-        dirpath=config.out / "checkpoints",
-        filename="last",
+        dirpath=config.out / LAST_CHECKPOINT.parent,
+        filename=LAST_CHECKPOINT.stem,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
@@ -109,6 +192,7 @@ def _build_trainer(config: TrainConfig, records: Records, progress: bool) -> L.T
             precision=_PRECISION[config.precision],  # type: ignore[arg-type]
             max_epochs=config.epochs,
             callbacks=[records, last],
+            plugins=[KeepingIO()],
             logger=CSVLogger(config.out, name="steps"),
             log_every_n_steps=20,
             num_sanity_val_steps=0,
@@ -120,27 +204,8 @@ def _build_trainer(config: TrainConfig, records: Records, progress: bool) -> L.T
         raise TrainError(str(error).splitlines()[0]) from error
 
 
-def _check_resume(config: TrainConfig) -> None:
-    path = config.resume
-    assert path is not None
-    if not path.is_file():
-        raise TrainError(f"--resume: {path} does not exist")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        before = checkpoint["sfr_ext"]
-        done = int(checkpoint["epoch"]) + 1
-    except Exception as error:  # torch.load raises whatever its parts raise
-        raise TrainError(f"--resume: {path} is not a checkpoint of sfr-ext train") from error
-    for name, value in config.identity().items():
-        if before.get(name) != value:
-            flag = "--" + name.replace("_", "-")
-            raise TrainError(f"--resume: {path} was trained with {flag} {before.get(name)}, got {value}")
-    if done >= config.epochs:
-        raise TrainError(f"--resume: {path} has already run {done} epochs; give more with --epochs")
-
-
 def _result(
-    config: TrainConfig, data: ImageData, model: torch.nn.Module, records: Records, trainer: L.Trainer
+    config: TrainConfig, data: ImageData | FolderData, model: torch.nn.Module, records: Records, trainer: L.Trainer
 ) -> dict[str, Any]:
     rows = records.rows
     if not rows:
@@ -150,6 +215,7 @@ def _result(
         "seed": config.seed,
         "data": config.data,
         "data_source": data.source,
+        "class_names": list(data.class_names),
         "train_images": len(data.train_labels),
         "test_images": len(data.test_labels),
         "arch": config.arch,
@@ -171,4 +237,5 @@ def _result(
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()}
+    options = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}

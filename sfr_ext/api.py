@@ -1,0 +1,14 @@
+"""Where the public names come from; ``sfr_ext`` shows them as its own."""
+
+# ruff: noqa: F401
+
+from . import reference
+from .build import build_info
+from .channels import group_channels
+from .divergence import SelfTerm, self_term
+from .emd import ConvergenceWarning, EMDL2Loss, emd_l2, warn_on_nonconvergence
+from .regularizer import SelfFeatureRegularizer
+from .result import OTResult
+from .smoothing import DynamicLabelSmoothing
+from .transport import cost_matrix, solve, solve_sample
+from .weights import cross_reference_weights

@@ -1,0 +1,20 @@
+"""Lightning, the engine. All that is used of it is imported here, where a broken torchvision cannot stop it."""
+
+from __future__ import annotations
+
+from .optional import without_broken_torchvision
+
+with without_broken_torchvision():
+    import lightning as L
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
+    from lightning.pytorch.utilities import rank_zero_only
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+__all__ = ["CSVLogger", "L", "MisconfigurationException", "ModelCheckpoint", "TorchCheckpointIO", "process_rank"]
+
+
+def process_rank() -> int:
+    """The number of this process among those of its run, as Lightning's launcher, torchrun or SLURM has set it."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)

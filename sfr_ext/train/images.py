@@ -1,0 +1,36 @@
+"""One image file, read as 8-bit RGB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import TrainError
+
+
+def read_image(path: Path | str) -> Any:
+    """The image as ``PIL.Image`` of mode RGB, whatever its own.
+
+    Of 16-bit grey levels the upper eight bits are taken, as Pillow itself does for 16-bit colours; its conversion of
+    grey ones cuts them off at 255, which leaves white. Transparency is dropped.
+
+    Raises:
+        TrainError: a file that is missing, damaged, or of levels whose range is not known; it is named.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+                raise TrainError(f"{path} has levels of no known range (mode {image.mode}); store it with 8 or 16 bits")
+            if image.mode.startswith("I"):
+                levels = np.asarray(image).astype(np.uint32) >> 8
+                return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+            return image.convert("RGB")
+    except TrainError:
+        raise
+    except Exception as error:  # decoders raise whatever their parts raise: OSError, SyntaxError, struct.error, ...
+        reason = str(error).replace(str(path), "it").replace("\n", " ")
+        raise TrainError(f"{path} cannot be read: {reason or type(error).__name__}") from error

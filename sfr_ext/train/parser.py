@@ -1,0 +1,135 @@
+"""The options of ``sfr-ext train`` from the command line and from YAML files, as :mod:`.config` declares them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_type_hints
+
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, set_parsing_settings
+
+from .config import KEPT_OPTIONS, LAST_CHECKPOINT, TrainConfig, flag, near_misses, options
+
+_PROGRAM = "sfr-ext train"
+
+
+class _Unfit(ArgumentTypeError, ValueError):
+    """A value of the wrong kind: argparse tells the first by its own words, jsonargparse expects the second."""
+
+
+def parse(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration that the arguments of ``sfr-ext train`` say.
+
+    Raises:
+        SystemExit: help was asked for (0), or the arguments cannot be understood (2); the reason is printed.
+        TrainError: a value that is not allowed.
+    """
+    parser = _parser()
+    try:
+        given = vars(parser.parse_args(list(arguments)))
+        if given["resume"] is not None:
+            checkpoint = _checkpoint(given)
+            kept = checkpoint.with_name(KEPT_OPTIONS.name)
+            if kept.is_file():  # flags win over what comes before them
+                given = vars(parser.parse_args(["--config", str(kept), *arguments]))
+            given["resume"] = checkpoint
+            if given["out"] is None and checkpoint.parent.name == LAST_CHECKPOINT.parent.name:
+                given["out"] = checkpoint.parent.parent
+    except ArgumentError as error:
+        _refuse(str(error), parser)
+    values = {name: given[name] for name in options()}
+    for name in ("precision", "devices"):
+        values[name] = str(values[name])
+    if values["layers"] is not None:
+        values["layers"] = tuple(values["layers"])
+    for name in ("data_dir", "out", "resume"):
+        if values[name] is not None:
+            values[name] = Path(values[name])
+    return TrainConfig(**values)
+
+
+def _checkpoint(given: dict[str, Any]) -> Path:
+    """The checkpoint that ``--resume`` means: a file, that of a run's folder, or that of OUT."""
+    if given["resume"] == "":
+        out = given["out"] or TrainConfig(arm=given["arm"], data=given["data"], seed=given["seed"]).out
+        return Path(out) / LAST_CHECKPOINT
+    path = Path(given["resume"])
+    return path / LAST_CHECKPOINT if path.is_dir() else path
+
+
+def _parser() -> ArgumentParser:
+    set_parsing_settings(add_print_completion_argument=True)
+    parser = ArgumentParser(
+        prog=_PROGRAM,
+        usage=f"{_PROGRAM} [--config FILE] [options]",
+        description="Train an image classifier, with or without SFR.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with options, names as below")
+    groups: dict[str, Any] = {}
+    for name, declared in options().items():
+        if declared.group not in groups:
+            groups[declared.group] = parser.add_argument_group(declared.group)
+        groups[declared.group].add_argument(flag(name), **_argument(name))
+    return parser
+
+
+def _argument(name: str) -> dict[str, Any]:
+    """How jsonargparse is told of an option."""
+    declared, hint = options()[name], get_type_hints(TrainConfig)[name]
+    told = {"help": declared.help, "default": TrainConfig.__dataclass_fields__[name].default}
+    if declared.choices is not None:
+        # Numbers among the words, for YAML's sake: `precision: 32`.
+        allowed = (*declared.choices, *(int(word) for word in declared.choices if word.isdecimal()))
+        return {**told, "type": Literal[allowed], "metavar": "{" + ",".join(declared.choices) + "}"}
+    if hint in (bool, bool | None):
+        return {**told, "action": ActionYesNo(no_prefix="no-")}
+    if name == "resume":  # the name of the checkpoint may be left out
+        return {**told, "nargs": "?", "const": "", "type": str, "metavar": declared.metavar}
+    kinds: dict[Any, Any] = {float: _number, tuple[str, ...] | None: _names, Path: str | None, Path | None: str | None}
+    if name == "devices":
+        kinds[str] = str | int
+    metavar = declared.metavar or {float: "X", int: "N"}.get(hint, "NAME")
+    return {**told, "type": kinds.get(hint, hint), "metavar": metavar}
+
+
+def _number(value: Any) -> float:
+    """A float in any spelling of Python's; YAML's own reads "inf" and "1e-3" as words."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise _Unfit(f"expected a number, got {value!r}") from error
+
+
+def _names(value: Any) -> list[str] | None:
+    """``"a, b"`` or a list."""
+    if value is None:
+        return None
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise _Unfit(f"expected names, got {value!r}")
+    return [name.strip() for name in names]
+
+
+def _refuse(message: str, parser: ArgumentParser) -> NoReturn:
+    """Tell wrong usage in one sentence that names the flag, and exit."""
+    known = [flag(name) for name in options()] + ["--config", "--help"]
+    if match := re.fullmatch(r'Parser key "(\w+)":\s*(.*)', message, re.DOTALL):
+        message = f"{flag(match[1])}: {match[2]}"
+    elif match := re.search(r"unrecognized arguments: (\S+)", message):
+        message += near_misses(match[1].split("=")[0], known)
+    elif match := re.search(r"Option '(\S+)' is not accepted", message):
+        message += near_misses(flag(match[1]), known)
+    message = re.sub(r"\s+", " ", message)
+    message = re.sub(r"Expected a (?:<class '(\w+)'>|typing.Literal\[(.*?)\])\.", _expected, message)
+    message = message.replace(". Got value: ", ", got ")
+    print(f"{parser.format_usage().strip()}\n{_PROGRAM}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _expected(match: re.Match[str]) -> str:
+    return f"expected {match[1] or 'one of ' + match[2]}."
