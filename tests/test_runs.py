@@ -121,6 +121,19 @@ def test_killed_at_any_moment():
     assert "failures so far: 0" in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.parametrize("options_", [{"optimizer": "adamw", "lr": 0.01}, {"accumulate": 2}, {"accumulate": 5}])
+def test_resumed_with_other_optimisers_and_accumulation(options_, tmp_path, cut_in_epoch):
+    config = quick(tmp_path / "parts", epochs=3, emd_warmup=2.0, **options_)
+    run(replace(config, out=tmp_path / "whole"))
+    steps = -(-3 // config.accumulate)
+    content = read_checkpoint(tmp_path / "whole" / LAST_CHECKPOINT)
+    assert content["global_step"] == 3 * steps == int(content["state_dict"]["smoothing.steps"])
+    assert int(content["state_dict"]["regularizer.steps"]) == 9
+    cut_in_epoch(config, 3)
+    run(resumed(config))
+    assert kill_runs.same(kill_runs.end_of(tmp_path / "parts"), kill_runs.end_of(tmp_path / "whole"))
+
+
 # Checkpoints
 
 
@@ -280,6 +293,9 @@ OTHER = {
     "epochs": 3,
     "batch_size": 32,
     "lr": 0.2,
+    "accumulate": 2,
+    "optimizer": "adamw",
+    "pretrained": True,
     "weight_decay": 0.0,
     "precision": "64",
     "seed": 1,

@@ -272,11 +272,54 @@ def test_torchvision_and_timm_names(monkeypatch):
 # Parts
 
 
+def test_accumulated_batches_are_the_large_batch(tmp_path):
+    """A network without batch statistics: two batches of 32 make the step of one of 64."""
+
+    class Plain(nn.Module):
+        def __init__(self, *_):
+            super().__init__()
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1))
+
+    ends = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sfr_ext.train.run.build_model", lambda *shape: (Plain(), None))
+        for name, options in (("large", {"batch_size": 64}), ("small", {"batch_size": 32, "accumulate": 2})):
+            run(quick(tmp_path / name, arm="ce", augment=False, **options))
+            checkpoint = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+            ends.append(checkpoint["state_dict"]["model.fc.weight"])
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
+
+
+def test_pretrained_is_for_timm_and_asked_for(monkeypatch):
+    timm = types.ModuleType("timm")
+    timm.is_model = lambda name: name in ("small", "offline")
+
+    def create_model(name, pretrained, num_classes, in_chans):
+        if name == "offline":
+            raise OSError("no network")
+        model = nn.Conv2d(in_chans, num_classes, 1)
+        model.pretrained = pretrained
+        return model
+
+    timm.create_model = create_model
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert build_model("small", 3, 5)[0].pretrained is False
+    assert build_model("small", 3, 5, pretrained=True)[0].pretrained is True
+    with pytest.raises(TrainError, match="--pretrained is for timm's models, and --arch 'resnet8' is none here"):
+        build_model("resnet8", 3, 5, pretrained=True)
+    with pytest.raises(TrainError, match="weights cannot be had .no network"):
+        build_model("offline", 3, 5, pretrained=True)
+
+
 def test_share_covers_every_image_once():
     for length, world in ((10, 3), (9, 3), (1, 2), (7, 1)):
         shares = [list(Share(length, world, rank)) for rank in range(world)]
         assert len({len(share) for share in shares}) == 1
-        assert sorted(i for share in shares for i in share if i >= 0) == list(range(length))
+        assert sorted(i for share in shares for _, i in share if i >= 0) == list(range(length))
 
 
 class Two(nn.Module):

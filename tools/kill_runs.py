@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for the runs (default: a temporary one, removed)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    run.build_model = network_with_dropout
+    mock.patch.object(run, "build_model", network_with_dropout).start()
     with tempfile.TemporaryDirectory(dir=arguments.out, prefix="kill-runs-") as folder:
         return Trials(Path(folder)).all(arguments.kills, arguments.every)
 

@@ -106,6 +106,7 @@ class TrainConfig:
     augment: bool = option(True, "data", "random crops and mirroring", SAME)
 
     arch: str = option("resnet8", "model and method", "resnet8, 14, 20, 26, 32, 18; torchvision's, timm's", SAME)
+    pretrained: bool = option(False, "model and method", "begin with timm's weights, downloaded", SAME)
     arm: str = option(
         "sfr", "model and method", "; ".join(f"{k}: {v}" for k, v in ARMS.items()), SAME, choices=tuple(ARMS)
     )
@@ -137,6 +138,8 @@ class TrainConfig:
 
     epochs: int = option(10, "training", "passes over the training images", GROW, check=whole(1))
     batch_size: int = option(128, "training", "per device", SAME, check=whole(1))
+    accumulate: int = option(1, "training", "batches whose gradients make one step", SAME, check=whole(1), metavar="N")
+    optimizer: str = option("sgd", "training", "sgd (Nesterov momentum 0.9) or adamw", SAME, choices=("sgd", "adamw"))
     lr: float = option(0.1, "training", "largest learning rate", SAME, check=finite(0, above=True))
     weight_decay: float = option(5e-4, "training", "of all parameters", SAME, check=finite(0))
     precision: str = option("32", "training", "bits of the network's arithmetic", SAME, choices=PRECISIONS)

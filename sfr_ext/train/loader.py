@@ -76,8 +76,8 @@ class ImageModule(L.LightningDataModule):
         self.mean = torch.tensor(data.mean).view(1, -1, 1, 1)
         self.std = torch.tensor(data.std).view(1, -1, 1, 1)
 
-    def steps_per_epoch(self, world: int) -> int:
-        """Optimiser steps of one epoch on ``world`` devices."""
+    def batches_per_epoch(self, world: int) -> int:
+        """Training batches of one epoch on each of ``world`` devices."""
         share = math.ceil(len(self.data.train_labels) / world)
         return max(1, share // self.batch_size)
 
@@ -122,9 +122,10 @@ class ImageModule(L.LightningDataModule):
         images, labels = batch
         trainer = self._trainer()
         if trainer.training and self.augment and isinstance(self.data, ImageData):
-            # A state of its own for each step: a resumed run draws what an uninterrupted one would have
-            # drawn.
-            step = trainer.global_step * trainer.world_size + trainer.global_rank
+            # A state of its own for each batch: a resumed run draws what an uninterrupted one would have drawn.
+            batches = trainer.current_epoch * self.batches_per_epoch(trainer.world_size)
+            place = batches + trainer.fit_loop.epoch_loop.batch_idx
+            step = place * trainer.world_size + trainer.global_rank
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             images = crop_and_flip(images, self.data.padding, self.data.flip, generator)
         dtype = torch.float64 if trainer.precision == "64-true" else torch.float32

@@ -76,15 +76,23 @@ RESNETS: dict[str, tuple[tuple[int, ...], int]] = {f"resnet{6 * n + 2}": ((16, 3
 RESNETS["resnet18"] = ((64, 128, 256, 512), 2)
 
 
-def build_model(arch: str, channels: int, num_classes: int) -> tuple[nn.Module, tuple[str, ...] | None]:
+def build_model(
+    arch: str, channels: int, num_classes: int, pretrained: bool = False
+) -> tuple[nn.Module, tuple[str, ...] | None]:
     """The network by name, and the names of its stages from shallow to deep (None when unknown).
 
     Names of this module come first, then torchvision's classifiers, then timm's models, as far as those are installed.
-    Weights are random; nothing is downloaded. A torchvision network gets grey images repeated to three channels.
+    Weights are random and nothing is downloaded, but with ``pretrained``, which is for timm's models alone. A torchvision
+    network gets grey images repeated to three channels.
 
     Raises:
-        TrainError: no one knows the name.
+        TrainError: no one knows the name, or has weights for it.
     """
+    if pretrained:
+        found = _timm_model(arch, channels, num_classes, pretrained=True)
+        if not isinstance(found, nn.Module):
+            raise TrainError(f"--pretrained is for timm's models, and --arch {arch!r} is none here: {found}")
+        return found, _stages(found)
     if arch in RESNETS:
         widths, blocks = RESNETS[arch]
         model = ResNet(widths, blocks, channels, num_classes)
@@ -93,8 +101,7 @@ def build_model(arch: str, channels: int, num_classes: int) -> tuple[nn.Module, 
     for factory in (_torchvision_model, _timm_model):
         found = factory(arch, channels, num_classes)
         if isinstance(found, nn.Module):
-            stages = tuple(f"layer{i}" for i in (1, 2, 3, 4))
-            return found, stages if all(hasattr(found, stage) for stage in stages) else None
+            return found, _stages(found)
         refusals.append(found)
     raise TrainError(
         f"--arch {arch!r} is neither one of {', '.join(RESNETS)} nor a name known to an installed torchvision or timm "
@@ -125,12 +132,23 @@ def _grey_to_rgb(module: nn.Module, args: tuple[Tensor]) -> Tensor:
     return args[0].expand(-1, 3, -1, -1)
 
 
-def _timm_model(arch: str, channels: int, num_classes: int) -> nn.Module | str:
+def _stages(model: nn.Module) -> tuple[str, ...] | None:
+    """The usual names of a ResNet's stages, if the network has them."""
+    stages = tuple(f"layer{i}" for i in (1, 2, 3, 4))
+    return stages if all(hasattr(model, stage) for stage in stages) else None
+
+
+def _timm_model(arch: str, channels: int, num_classes: int, pretrained: bool = False) -> nn.Module | str:
     """The model of that name; or why timm has none."""
     timm, reason = import_optional("timm")
     if timm is None:
         return str(reason)
     if not timm.is_model(arch):
         return "timm has none of that name"
-    model: nn.Module = timm.create_model(arch, pretrained=False, num_classes=num_classes, in_chans=channels)
+    try:
+        model: nn.Module = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=channels)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        return f"its weights cannot be had ({str(error).splitlines()[0]})"
     return model

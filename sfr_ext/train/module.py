@@ -24,7 +24,7 @@ LOOK_EVERY = 20  # steps after which the loss is looked at where looking makes d
 
 
 class Classifier(L.LightningModule):
-    """A network with the losses of one arm; SGD with Nesterov momentum, warm-up and a cosine down to 0."""
+    """A network with the losses of one arm; SGD or AdamW, warm-up and a cosine down to 0."""
 
     smoothing: DynamicLabelSmoothing
     train_sums: Tensor
@@ -37,18 +37,21 @@ class Classifier(L.LightningModule):
         self.stages = stages
         self.fits = False  # whether a batch of these images has passed through the network
         self.regularizer: TimedRegularizer | None = None
-        # Sums over the epoch: loss, cross-entropy, feature loss, hits, images.
-        self.register_buffer("train_sums", torch.zeros(5, dtype=torch.float32), persistent=False)
-        self.register_buffer("test_sums", torch.zeros(3, dtype=torch.float32), persistent=False)
+        # Sums over the epoch: loss, cross-entropy, feature loss, hits, images. In float64, so that they hardly depend on
+        # how many processes share them.
+        self.register_buffer("train_sums", torch.zeros(5, dtype=torch.float64), persistent=False)
+        self.register_buffer("test_sums", torch.zeros(3, dtype=torch.float64), persistent=False)
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, ImageModule)
         self.data = data.data
-        self.steps_per_epoch = data.steps_per_epoch(self.trainer.world_size)
+        self.batches_per_epoch = data.batches_per_epoch(self.trainer.world_size)
+        # The last batches of an epoch make a step also where they are fewer than --accumulate.
+        self.steps_per_epoch = math.ceil(self.batches_per_epoch / self.config.accumulate)
         self.total_steps = self.steps_per_epoch * self.config.epochs
         self.smoothing = build_smoothing(self.config, self.total_steps)
-        self.regularizer = build_regularizer(self.config, self.model, self.stages, self.steps_per_epoch)
+        self.regularizer = build_regularizer(self.config, self.model, self.stages, self.batches_per_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the options and the data of the run in its checkpoints."""
@@ -57,21 +60,19 @@ class Classifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Counts the finished epochs in steps of this run: another number of devices has other steps."""
-        state = checkpoint["state_dict"]
-        for name in ("smoothing.steps", "regularizer.steps"):
+        state, epochs = checkpoint["state_dict"], checkpoint["epoch"] + 1
+        # The regulariser counts batches, the smoothing steps of the optimiser.
+        for name, each in (("smoothing.steps", self.steps_per_epoch), ("regularizer.steps", self.batches_per_epoch)):
             if name in state:
-                state[name] = torch.full_like(state[name], self._steps_of(checkpoint["epoch"] + 1))
+                state[name] = torch.full_like(state[name], epochs * each)
 
     def on_train_start(self) -> None:
         """Sets the learning rate to its place in a schedule that may be longer than that of the checkpoint."""
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
-        scheduler.last_epoch = self._steps_of(self.current_epoch)
+        scheduler.last_epoch = self.current_epoch * self.steps_per_epoch
         for group, rise in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
             group["lr"] = group["initial_lr"] * rise(scheduler.last_epoch)
-
-    def _steps_of(self, epochs: int) -> int:
-        return epochs * self.steps_per_epoch
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if batch_idx == 0:
@@ -79,12 +80,11 @@ class Classifier(L.LightningModule):
             seed_everything(self.config.seed, self.current_epoch, self.global_rank)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.SGD(
-            self.parameters(),
-            lr=self.config.lr,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=self.config.weight_decay,
+        options: dict[str, Any] = {"lr": self.config.lr, "weight_decay": self.config.weight_decay}
+        optimizer = (
+            torch.optim.SGD(self.parameters(), momentum=0.9, nesterov=True, **options)
+            if self.config.optimizer == "sgd"
+            else torch.optim.AdamW(self.parameters(), **options)
         )
         rise = max(1, round(WARMUP_SHARE * self.total_steps))
 
@@ -107,8 +107,8 @@ class Classifier(L.LightningModule):
         with torch.no_grad():
             count = len(labels)
             hits = (logits.argmax(1) == labels).sum()
-            means = torch.stack((loss.float(), entropy.float(), feature.float())) * count
-            self.train_sums += torch.cat((means, torch.stack((hits, hits.new_tensor(count))).float()))
+            means = torch.stack((loss.double(), entropy.double(), feature.double())) * count
+            self.train_sums += torch.cat((means, torch.stack((hits, hits.new_tensor(count))).double()))
         self.log("train_loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -147,7 +147,8 @@ class Classifier(L.LightningModule):
             raise EveryProcessError(f"--layers {','.join(regularizer.layers)}: {error}") from error
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.smoothing.step()
+        if (batch_idx + 1) % self.config.accumulate == 0 or batch_idx + 1 == self.batches_per_epoch:
+            self.smoothing.step()
         waits = self.device.type != "cpu" or self.trainer.world_size > 1
         if not waits or (batch_idx + 1) % LOOK_EVERY == 0:
             loss = self.trainer.strategy.reduce(self.train_sums[0].clone(), reduce_op="sum")
@@ -170,7 +171,7 @@ class Classifier(L.LightningModule):
         loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
         real = labels != IGNORED
         hits = ((logits.argmax(1) == labels) & real).sum()
-        self.test_sums += torch.stack((loss, hits.float(), real.sum().float()))
+        self.test_sums += torch.stack((loss.double(), hits.double(), real.sum().double()))
 
     def take_means(self) -> dict[str, float]:
         """The epoch's means over all devices; the sums start again at 0."""

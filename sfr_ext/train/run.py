@@ -50,7 +50,11 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if checkpoint is not None:
             _check_same_data(config, data, checkpoint, content)
         L.seed_everything(config.seed, verbose=False)
-        model, stages = build_model(config.arch, data.channels, data.num_classes)
+        model, stages = (
+            build_model(config.arch, data.channels, data.num_classes, pretrained=True)
+            if config.pretrained and checkpoint is None
+            else build_model(config.arch, data.channels, data.num_classes)
+        )
         module = Classifier(config, model, stages)
         progress = sys.stderr.isatty() if config.progress is None else config.progress
         records = Records(config.out / "metrics.csv", say=not progress)
@@ -191,6 +195,7 @@ def _build_trainer(config: TrainConfig, records: Records, progress: bool) -> L.T
             num_nodes=config.nodes,
             precision=_PRECISION[config.precision],  # type: ignore[arg-type]
             max_epochs=config.epochs,
+            accumulate_grad_batches=config.accumulate,
             callbacks=[records, last],
             plugins=[KeepingIO()],
             logger=CSVLogger(config.out, name="steps"),
