@@ -82,8 +82,8 @@ def build_model(
     """The network by name, and the names of its stages from shallow to deep (None when unknown).
 
     Names of this module come first, then torchvision's classifiers, then timm's models, as far as those are installed.
-    Weights are random and nothing is downloaded, but with ``pretrained``, which is for timm's models alone. A torchvision
-    network gets grey images repeated to three channels.
+    Weights are random and nothing is downloaded, but with ``pretrained``, which is for timm's models alone. A
+    torchvision network gets grey images repeated to three channels.
 
     Raises:
         TrainError: no one knows the name, or has weights for it.

@@ -37,8 +37,8 @@ class Classifier(L.LightningModule):
         self.stages = stages
         self.fits = False  # whether a batch of these images has passed through the network
         self.regularizer: TimedRegularizer | None = None
-        # Sums over the epoch: loss, cross-entropy, feature loss, hits, images. In float64, so that they hardly depend on
-        # how many processes share them.
+        # Sums over the epoch: loss, cross-entropy, feature loss, hits, images. In float64, so that they hardly depend
+        # on how many processes share them.
         self.register_buffer("train_sums", torch.zeros(5, dtype=torch.float64), persistent=False)
         self.register_buffer("test_sums", torch.zeros(3, dtype=torch.float64), persistent=False)
 
