@@ -1,6 +1,6 @@
 """Deletes the barriers and the guards of the CUDA kernels one at a time, and asks the tests whether they notice.
 
-`make mutate-cuda` runs tests on the emulator (tests/simt) on every mutant of csrc/cuda and writes a table: first the
+`make mutate-cuda` runs tests on the emulator (tests/simt) on every mutant of csrc/cuda and csrc/solver and writes a table: first the
 quick ones, then, on those that survive, all tests of the kernels. A mutant that survives is a barrier that is not
 needed or a test that is missing. A line whose comment says `// mutant: reason` is known to survive for that reason.
 What was judged is kept and not run again while csrc/ is the same; survivors are tried again when the tests have
@@ -29,7 +29,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNELS = Path("csrc", "cuda")
+KERNELS = Path("csrc")
+# The kernels, and the rules that they share with the CPU.
+PATTERNS = ["cuda/*.cuh", "cuda/*.cu", "solver/*.h"]
 # Not kernels: the functions that the emulator stands in for, and the host's side.
 LEFT_OUT = {"device.cuh", "runtime.cu"}
 
@@ -48,11 +50,17 @@ REASON = re.compile(r"//.*?\bmutant: (.*)")
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
 QUICK = [*PYTEST, "tests/simt", "-m", "quick"]
 ALL = [*PYTEST, "tests/simt/test_kernels.py", "tests/simt/test_exact_kernels.py", "-m", "not quick"]
-# In device.cuh, which all kernels include: whether deletion `number` is on. Not watched by the race flavour.
+# In device.cuh, which all kernels include: whether deletion `number` is on. Not watched by the race flavour. On the CPU,
+# which has the same rules, none is.
 SWITCH = """
 #include <cstdlib>
 inline const int deletion = std::getenv("SFR_MUTANT") ? std::atoi(std::getenv("SFR_MUTANT")) : 0;
 __attribute__((no_sanitize("thread"))) inline bool deleted(int number) { return number == deletion; }
+"""
+SWITCH_OF_THE_CPU = """
+#if defined(SFR_ISA)
+constexpr bool deleted(int) { return false; }
+#endif
 """
 COPIED = ["csrc", "sfr_ext", "tests", "tools", "pyproject.toml", "setup.py", "build/simt"]
 
@@ -158,10 +166,10 @@ def mutants_of_line(file: str, number: int, line: str) -> list[Mutant]:
 
 def find_mutants(root: Path) -> list[Mutant]:
     mutants = []
-    for path in sorted([*(root / KERNELS).glob("*.cuh"), *(root / KERNELS).glob("*.cu")]):
+    for path in sorted(path for pattern in PATTERNS for path in (root / KERNELS).glob(pattern)):
         if path.name not in LEFT_OUT:
             for number, line in enumerate(path.read_text().splitlines(), 1):
-                mutants += mutants_of_line(path.name, number, line)
+                mutants += mutants_of_line(str(path.relative_to(root / KERNELS)), number, line)
     return mutants
 
 
@@ -199,8 +207,9 @@ def switch_all(mutants: list[Mutant], root: Path) -> None:
             text, after = text[: m.begin] + m.switched(number) + text[end:], m.begin
         lines[line - 1] = text
         path.write_text("".join(lines))
-    device = root / KERNELS / "device.cuh"
-    device.write_text(device.read_text().replace("#pragma once\n", f"#pragma once\n{SWITCH}", 1))
+    for header, switch in (("cuda/device.cuh", SWITCH), ("solver/function.h", SWITCH_OF_THE_CPU)):
+        path = root / KERNELS / header
+        path.write_text(path.read_text().replace("#pragma once\n", f"#pragma once\n{switch}", 1))
 
 
 class Judge:
