@@ -21,6 +21,7 @@ __all__ = [
     "ConvergenceWarning",
     "DynamicLabelSmoothing",
     "EMDL2Loss",
+    "FeatureDistiller",
     "OTResult",
     "SelfFeatureRegularizer",
     "SelfTerm",
@@ -30,7 +31,9 @@ __all__ = [
     "cross_reference_weights",
     "emd_l2",
     "group_channels",
+    "layouts",
     "reference",
+    "self_feature_loss",
     "self_term",
     "solve",
     "solve_sample",
@@ -38,7 +41,7 @@ __all__ = [
 ]
 
 
-_MODULES = ("reference",)
+_MODULES = ("layouts", "reference")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,11 +2,13 @@
 
 # ruff: noqa: F401
 
-from . import reference
+from . import layouts, reference
 from .build import build_info
 from .channels import group_channels
+from .distiller import FeatureDistiller
 from .divergence import SelfTerm, self_term
 from .emd import ConvergenceWarning, EMDL2Loss, emd_l2, warn_on_nonconvergence
+from .feature_loss import self_feature_loss
 from .regularizer import SelfFeatureRegularizer
 from .result import OTResult
 from .smoothing import DynamicLabelSmoothing

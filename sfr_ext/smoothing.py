@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, counters
+
+_NAME = "DynamicLabelSmoothing"
 
 # Weight that a class's running mean keeps per further sample: a window of about 500 samples of that class.
 # Counted in samples, not in batches, so that it means the same for 10 classes and for 1000.
 _KEEP_PER_SAMPLE = 1.0 - 1.0 / 500.0
+
+Schedule = str | Callable[[Tensor], Tensor | float]
 
 
 class DynamicLabelSmoothing(nn.Module):
@@ -34,87 +39,124 @@ class DynamicLabelSmoothing(nn.Module):
     "linear"      ``smoothing * x``                     shape of PS-KD's schedule (ICCV 2021)
     "cosine"      ``smoothing * (1 - cos(pi x)) / 2``   the same ends, flat at both
     "constant"    ``smoothing``                         Szegedy et al. (CVPR 2016)
+    a function    ``smoothing * schedule(x)``
     ============  ====================================  =======================================
 
-    ``prior="uniform"`` spreads the mass as ``1 / K``: with the constant schedule this is exactly
-    ``F.cross_entropy(..., label_smoothing=smoothing)``. ``prior="online"`` uses, per class, the running mean
-    of the predictions of the correctly classified training samples of that class, as Online Label Smoothing
-    does (Zhang et al., 2021; there per epoch, here over a sliding window of about 500 samples of the class).
-    It starts uniform, is updated by forwards in training mode, and a batch is scored before it is learnt
-    from. Each process of a distributed run keeps its own.
+    ``prior="uniform"`` spreads the mass as ``1 / K``. Value and gradient are then those of
+    ``F.cross_entropy(logits, target, weight, ignore_index=..., reduction=..., label_smoothing=smooth.current)``,
+    infinities and NaN included: a masked logit (-inf) costs nothing while ``current`` is 0 and makes the loss infinite
+    above it; a batch whose labels are all ignored has the mean NaN.
+
+    ``prior="online"`` uses, per class, the running mean of the predictions of the correctly classified training samples
+    of that class, as Online Label Smoothing does (Zhang et al., 2021; there per epoch, here over a sliding window of
+    about 500 samples of the class). It starts uniform, is updated by forwards in training mode, and a batch is scored
+    before it is learnt from. A sample whose label is ignored, or with a logit that is not finite, teaches nothing. Each
+    process of a distributed run keeps its own.
 
     Args:
         smoothing: largest mass taken from the true class, in [0, 1].
         total_steps: calls of :meth:`step` after which ``eps_t`` has reached ``smoothing``. Required unless
             the schedule is "constant".
-        schedule: "linear" | "cosine" | "constant".
+        schedule: "linear" | "cosine" | "constant" | a function of ``x``, a float64 tensor without axes, that returns
+            the fraction of ``smoothing`` in [0, 1], as a tensor or a number. For ``torch.compile``: of torch's
+            operations.
         prior: "uniform" | "online".
+        weight: class weights ``[K]``, as ``F.cross_entropy`` has them. Moves with the module; not in ``state_dict``.
+        ignore_index: samples with this target count for nothing.
+        reduction: "mean" (weighted by the class weights) | "sum" | "none".
 
-    Call it with logits ``[B, K]`` (floating point) and targets ``[B]`` (int64 class indices); it returns a
-    scalar, float32 for half-precision logits. The step count and the running means are buffers, hence in
-    ``state_dict``.
+    Call it with logits ``[B, K]`` or ``[B, K, ...]`` (floating point) and the targets: class numbers ``[B]`` or
+    ``[B, ...]`` (int64 or uint8), or probabilities of the logits' shape. Half-precision logits are taken as float32. It
+    returns a scalar, for "none" the targets' shape without classes. The step count and the running means are in
+    ``state_dict``; the running means are there from the first batch on and are no buffer, so that a copy made earlier
+    (for weight averaging) may be used.
 
     Raises:
         TypeError: an argument of the wrong kind.
-        ValueError: a value or shape that cannot be used; a schedule that changes without ``total_steps``.
+        ValueError: a value or shape that cannot be used; a schedule that changes without ``total_steps``; probabilities
+            for ``prior="online"``.
+
+    Warns once if the schedule changes with steps and training has called it ``total_steps / 2`` times without one.
 
     >>> import torch
     >>> smooth = DynamicLabelSmoothing(0.1, total_steps=4)
     >>> for _ in range(6):
     ...     loss = smooth(torch.zeros(2, 10), torch.tensor([3, 7]))
     ...     print(round(smooth.current, 4), end=" ")
-    ...     smooth.step()
+    ...     smooth.step()    # after optimizer.step()
     0.0 0.025 0.05 0.075 0.1 0.1
     """
 
     steps: Tensor
+    weight: Tensor | None
     class_prior: Tensor
 
     def __init__(
         self,
         smoothing: float = 0.1,
         total_steps: int | None = None,
-        schedule: str = "linear",
+        schedule: Schedule = "linear",
         prior: str = "uniform",
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
     ) -> None:
         super().__init__()
         _check_arguments(smoothing, total_steps, schedule, prior)
+        _check_cross_entropy(weight, ignore_index, reduction)
         self.smoothing = float(smoothing)
         self.total_steps = total_steps
         self.schedule = schedule
         self.prior = prior
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.register_buffer("weight", weight, persistent=False)
         # A tensor, not an int: a compiled loss would be compiled anew for every value of a Python number.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        if prior == "online":
-            # [K, K], row y the prior of class y; the first forward tells K.
-            self.register_buffer("class_prior", torch.empty(0, 0))
+        # [K, K], row y the prior of class y; the first forward tells K. No buffer: whoever averages models copies
+        # buffers from one to the other, and this one's shape changes.
+        self.class_prior = torch.empty(0, 0)
+        self._calls_without_step = 0
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits ``[B, K]`` against class indices ``[B]``, a scalar (mean over the batch)."""
-        _check_batch(logits, target)
-        num_classes = logits.shape[1]
+        """The loss of logits ``[B, K, ...]`` against class numbers ``[B, ...]`` or probabilities ``[B, K, ...]``."""
+        soft = _check_batch(logits, target, self.weight, self.ignore_index)
+        if soft and self.prior == "online":
+            checks.refuse(ValueError, _NAME, "target", 'to hold class numbers for prior="online"', "probabilities")
+        self._watch_for_steps()
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
+        weight = None if self.weight is None else self.weight.to(logits.dtype)
+        eps = self._eps()
+        if self.prior == "uniform" and isinstance(eps, float):
+            return F.cross_entropy(
+                logits,
+                target,
+                weight,
+                ignore_index=self.ignore_index,
+                reduction=self.reduction,
+                label_smoothing=eps,
+            )
         log_p = F.log_softmax(logits, dim=1)
-        hit = F.nll_loss(log_p, target)
-        eps = self._eps(log_p.dtype)
-        if self.prior == "uniform":
-            return hit * (1 - eps) + -log_p.sum(1).mean() * (eps / num_classes)
-        self._shape_prior(num_classes)
-        prior = self.class_prior.to(log_p.dtype)[target]
-        loss = hit * (1 - eps) + -(prior * log_p).sum(1).mean() * eps
-        if self.training:
-            self._learn_prior(log_p.detach(), target)
+        if soft:
+            return self._against_probabilities(log_p, target, weight, eps)
+        target = target.long()
+        loss = self._against_classes(log_p, target, weight, eps)
+        if self.prior == "online" and self.training:
+            self._learn_prior(log_p, target)
         return loss
 
     def step(self) -> None:
         """Advance the schedule by one optimiser step."""
-        self.steps += 1
+        counters.advance(self.steps)
+        if not torch.compiler.is_compiling():
+            self._calls_without_step = 0
 
     @property
     def current(self) -> float:
         """``eps_t``, the mass taken from the true class now. On a GPU, reading it waits for the device."""
-        return float(self._eps(torch.float64))
+        return float(self._eps())
 
     def extra_repr(self) -> str:
         return (
@@ -122,69 +164,187 @@ class DynamicLabelSmoothing(nn.Module):
             f"schedule={self.schedule!r}, prior={self.prior!r}"
         )
 
-    def _eps(self, dtype: torch.dtype) -> Tensor | float:
+    def _eps(self) -> Tensor | float:
+        """A number where it never changes, else float64."""
         if self.schedule == "constant" or self.total_steps is None:
             return self.smoothing
-        progress = (self.steps.to(dtype) / self.total_steps).clamp(max=1.0)
+        progress = (counters.read(self.steps).double() / self.total_steps).clamp(max=1.0)
+        if self.schedule == "linear":
+            return self.smoothing * progress
         if self.schedule == "cosine":
-            progress = (1 - torch.cos(math.pi * progress)) / 2
-        return self.smoothing * progress
+            return self.smoothing * ((1 - torch.cos(math.pi * progress)) / 2)
+        assert callable(self.schedule)
+        fraction = torch.as_tensor(self.schedule(progress), dtype=torch.float64, device=progress.device)
+        _check_fraction(fraction)
+        return self.smoothing * fraction
 
-    def _shape_prior(self, num_classes: int) -> None:
+    def _against_probabilities(
+        self, log_p: Tensor, target: Tensor, weight: Tensor | None, eps: Tensor | float
+    ) -> Tensor:
+        eps = torch.as_tensor(eps).to(log_p)
+        classes = log_p.shape[1]
+        terms = log_p * (target * (1 - eps) + eps / classes)
+        if weight is not None:
+            terms = terms * _per_class(weight, log_p)
+        if self.reduction == "none":
+            return -terms.sum(1)
+        return -terms.sum() / (log_p.numel() / classes if self.reduction == "mean" else 1)
+
+    def _against_classes(self, log_p: Tensor, target: Tensor, weight: Tensor | None, eps: Tensor | float) -> Tensor:
+        hit = F.nll_loss(log_p, target, weight, ignore_index=self.ignore_index, reduction=self.reduction)
+        ignored = target == self.ignore_index
+        known = target.masked_fill(ignored, 0)
+        terms, share = log_p, eps / log_p.shape[1]
+        if self.prior == "online":
+            terms, share = log_p * self._prior_of(known, log_p), eps
+        if weight is not None:
+            terms = terms * _per_class(weight, log_p)
+        spread = -terms.sum(1).masked_fill(ignored, 0.0)
+        if self.reduction == "mean":
+            counted = ~ignored if weight is None else weight[known].masked_fill(ignored, 0.0)
+            spread = spread.sum() / counted.sum()
+        elif self.reduction == "sum":
+            spread = spread.sum()
+        # The parts of eps in its own precision, then in that of the loss, as for a Python number.
+        most, share = (torch.as_tensor(part).to(log_p) for part in (1 - eps, share))
+        # Where there is no smoothing, infinite terms (a masked class) count for nothing.
+        return most * hit + torch.where(share == 0, 0.0, share * spread)
+
+    def _prior_of(self, classes: Tensor, log_p: Tensor) -> Tensor:
+        """``[B, K, ...]``: the rows of the table for classes ``[B, ...]``."""
+        count = log_p.shape[1]
         if self.class_prior.numel() == 0:
-            self.class_prior = self.class_prior.new_full((num_classes, num_classes), 1.0 / num_classes)
-        elif self.class_prior.shape[0] != num_classes:
+            with counters.writable():
+                self.class_prior = torch.full((count, count), 1.0 / count, device=log_p.device)
+        elif self.class_prior.shape[0] != count:
             raise ValueError(
-                "sfr_ext.DynamicLabelSmoothing: expected logits of shape [B, K] with "
-                f"K = {self.class_prior.shape[0]} (from earlier batches), got K = {num_classes}"
+                f"sfr_ext.{_NAME}: expected logits of shape [B, K] with "
+                f"K = {self.class_prior.shape[0]} (from earlier batches), got K = {count}"
             )
+        return counters.read(self.class_prior[classes].to(log_p.dtype)).movedim(-1, 1)
 
     @torch.no_grad()
     def _learn_prior(self, log_p: Tensor, target: Tensor) -> None:
-        # A matrix product instead of index_add_, which is not deterministic on a GPU.
-        member = F.one_hot(target, log_p.shape[1]).to(log_p.dtype)
-        member *= (log_p.argmax(1) == target).to(log_p.dtype).unsqueeze(1)
-        count = member.sum(0).unsqueeze(1)
-        mean = member.t() @ log_p.exp() / count.clamp(min=1)
-        keep = _KEEP_PER_SAMPLE**count
-        self.class_prior.mul_(keep).add_(mean * (1 - keep))
+        own = counters.plain(log_p), counters.plain(target)
+        if own[0] is None or own[1] is None:
+            raise RuntimeError(
+                f'sfr_ext.{_NAME}: prior="online" learns from a batch as a whole; under torch.func.vmap put it into '
+                "evaluation mode, and call it for the batch to let it learn"
+            )
+        with counters.writable():
+            log_p, target = own[0].detach().movedim(1, -1).flatten(0, -2), own[1].flatten()
+            classes = log_p.shape[1]
+            # A logit that is not finite shows as such in log_p: as -inf or as NaN.
+            usable = (target != self.ignore_index) & log_p.isfinite().all(1)
+            correct = usable & (log_p.argmax(1) == target)
+            # A matrix product instead of index_add_, which is not deterministic on a GPU.
+            member = F.one_hot(target.where(usable, 0), classes) * correct.unsqueeze(1)
+            member = member.to(log_p.dtype)
+            count = member.sum(0).unsqueeze(1)
+            mean = member.t() @ log_p.exp().where(usable.unsqueeze(1), 0.0) / count.clamp(min=1)
+            keep = _KEEP_PER_SAMPLE**count
+            self.class_prior.mul_(keep).add_(mean * (1 - keep))
+
+    def _watch_for_steps(self) -> None:
+        """Warns where nobody advances the schedule: the smoothing would stay what it is for ever."""
+        if torch.compiler.is_compiling() or not self.training or self.schedule == "constant":
+            return
+        self._calls_without_step += 1
+        assert self.total_steps is not None
+        if self._calls_without_step == 1 + max(1, self.total_steps // 2):
+            warnings.warn(
+                f"sfr_ext.{_NAME}: called {self._calls_without_step} times in training without .step(), with "
+                f"total_steps = {self.total_steps}; the smoothing follows the calls of .step(), one after each "
+                "optimizer.step()",
+                stacklevel=5,
+            )
+
+    # The table of running means is in state_dict, though no buffer, and moves with the module.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DynamicLabelSmoothing:
+        super()._apply(fn, recurse)
+        self.class_prior = fn(self.class_prior)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.class_prior.numel() > 0:
+            destination[prefix + "class_prior"] = self.class_prior
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        # The saved table may be larger than the empty one of a module that has not yet seen a batch.
-        saved = state_dict.get(prefix + "class_prior")
-        if self.prior == "online" and isinstance(saved, Tensor) and saved.shape != self.class_prior.shape:
-            self.class_prior = self.class_prior.new_empty(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        rest = dict(state_dict)
+        saved = rest.pop(prefix + "class_prior", None) if self.prior == "online" else None
+        super()._load_from_state_dict(rest, prefix, *args)
+        # Without a table it was saved before the first batch.
+        like = self.class_prior
+        self.class_prior = like.new_empty(0, 0) if saved is None else saved.to(like, copy=True)
 
 
-def _check_arguments(smoothing: float, total_steps: int | None, schedule: str, prior: str) -> None:
-    where = "sfr_ext.DynamicLabelSmoothing"
-    checks.a_number("DynamicLabelSmoothing", "smoothing", smoothing)
+def _per_class(weight: Tensor, log_p: Tensor) -> Tensor:
+    return weight.view(1, -1, *[1] * (log_p.dim() - 2))
+
+
+def _check_arguments(smoothing: float, total_steps: int | None, schedule: Schedule, prior: str) -> None:
+    where = f"sfr_ext.{_NAME}"
+    checks.a_number(_NAME, "smoothing", smoothing)
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"{where}: expected smoothing in [0, 1], got {smoothing}")
     if total_steps is not None:
-        checks.an_int("DynamicLabelSmoothing", "total_steps", total_steps)
+        checks.an_int(_NAME, "total_steps", total_steps)
         if total_steps < 1:
             raise ValueError(f"{where}: expected total_steps >= 1, got {total_steps}")
-    if schedule not in ("linear", "cosine", "constant"):
-        raise ValueError(f'{where}: expected schedule "linear", "cosine" or "constant", got {schedule!r}')
+    if not callable(schedule) and schedule not in ("linear", "cosine", "constant"):
+        raise ValueError(f'{where}: expected schedule "linear", "cosine", "constant" or a function, got {schedule!r}')
     if prior not in ("uniform", "online"):
         raise ValueError(f'{where}: expected prior "uniform" or "online", got {prior!r}')
     if schedule != "constant" and total_steps is None:
         raise ValueError(f"{where}: schedule {schedule!r} needs total_steps, the number of steps it rises over")
 
 
-def _check_batch(logits: Tensor, target: Tensor) -> None:
-    where = "sfr_ext.DynamicLabelSmoothing"
+def _check_cross_entropy(weight: Tensor | None, ignore_index: int, reduction: str) -> None:
+    if weight is not None:
+        if not isinstance(weight, Tensor):
+            checks.refuse(TypeError, _NAME, "weight", "to be a Tensor of class weights", type(weight).__name__)
+        if not weight.is_floating_point():
+            checks.refuse(TypeError, _NAME, "weight", "to be floating point", weight.dtype)
+        if weight.dim() != 1:
+            checks.refuse(ValueError, _NAME, "weight", "of shape [K]", checks.shape_of(weight))
+    checks.an_int(_NAME, "ignore_index", ignore_index)
+    checks.choice(_NAME, "reduction", reduction, checks.REDUCTIONS)
+
+
+def _check_fraction(fraction: Tensor) -> None:
+    if fraction.dim() != 0:
+        checks.refuse(ValueError, _NAME, "schedule", "to return one number", f"shape {checks.shape_of(fraction)}")
+    # Looking would break a compiled graph, and make a GPU wait.
+    looks = not torch.compiler.is_compiling() and fraction.device.type == "cpu"
+    if looks and not 0.0 <= float(fraction) <= 1.0:
+        checks.refuse(ValueError, _NAME, "schedule", "to return a fraction in [0, 1]", float(fraction))
+
+
+def _check_batch(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> bool:
+    """Whether the target holds probabilities."""
+    where = f"sfr_ext.{_NAME}"
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
         raise TypeError(f"{where}: expected two Tensors, got {type(logits).__name__} and {type(target).__name__}")
     if not logits.is_floating_point():
         raise TypeError(f"{where}: expected floating point logits, got {logits.dtype}")
-    if target.dtype != torch.int64:
-        raise TypeError(f"{where}: expected target of int64 class indices, got {target.dtype}")
-    if logits.dim() != 2 or logits.shape[1] < 1:
-        raise ValueError(f"{where}: expected logits of shape [B, K], got {list(logits.shape)}")
-    if target.shape != logits.shape[:1]:
-        raise ValueError(
-            f"{where}: expected target of shape [B] with B = {logits.shape[0]} (from logits), got {list(target.shape)}"
+    if logits.dim() < 2 or logits.shape[1] < 1:
+        raise ValueError(f"{where}: expected logits of shape [B, K] or [B, K, ...], got {list(logits.shape)}")
+    if weight is not None and weight.shape[0] != logits.shape[1]:
+        raise ValueError(f"{where}: expected logits with K = {weight.shape[0]} (from weight), got {list(logits.shape)}")
+    if target.shape == logits.shape and target.is_floating_point():
+        if ignore_index >= 0:
+            raise ValueError(f"{where}: expected class numbers for ignore_index = {ignore_index}, got probabilities")
+        return True
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(
+            f"{where}: expected target of int64 class indices, got {target.dtype} of shape {list(target.shape)} "
+            f"(probabilities are of the logits' shape, {list(logits.shape)}, and floating point)"
         )
+    if target.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ValueError(
+            f"{where}: expected target of shape [B] with B = {logits.shape[0]} for logits of shape [B, K], or [B, ...] "
+            f"for [B, K, ...], got {list(target.shape)} for logits of {list(logits.shape)}"
+        )
+    return False

@@ -82,6 +82,7 @@ class Fixed(nn.Module):
         super().__init__()
         self.shallow, self.deep = nn.Identity(), nn.Identity()
         self.maps = (shallow, deep)
+        self.eval()  # no parameters, and nothing to train
 
     def forward(self):
         return self.shallow(self.maps[0]), self.deep(self.maps[1])
@@ -477,14 +478,6 @@ def test_wrong_rank_and_kind_of_features(net, images):
     sfr = SelfFeatureRegularizer(lstm, ["1", "0"])
     lstm(torch.rand(1, 2, 2))
     with pytest.raises((TypeError, ValueError), match="layer"):
-        sfr.loss()
-
-
-def test_maps_that_grow_with_depth():
-    model = Fixed(torch.rand(1, 1, 2, 2), torch.rand(1, 1, 4, 4))
-    sfr = SelfFeatureRegularizer(model, ["shallow", "deep"])
-    model()
-    with pytest.raises(ValueError, match=r"shallow \(large\) to deep \(small\)"):
         sfr.loss()
 
 

@@ -12,6 +12,7 @@ from .emd import emd_forward
 from .exact import exact_forward, exact_plan
 from .launch import forced, forced_method
 from .sinkhorn import sinkhorn_forward
+from .snapshot import copied
 from .solved import saved
 from .views import Ground, Pair, compute_dtype, patch_grids, problems
 
@@ -28,6 +29,7 @@ __all__ = [
     "Solved",
     "SolverOptions",
     "compute_dtype",
+    "copied",
     "cost_forward",
     "divergence_forward",
     "emd_forward",

@@ -1,0 +1,62 @@
+"""From what layers return to maps ``[B, C, H, W]`` and tokens ``[B, N, C]``; nothing is guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..layouts import Transform
+
+
+def features_of(
+    where: str, outputs: Mapping[str, Any], transforms: Mapping[str, Transform | None]
+) -> dict[str, Tensor]:
+    """The features of each layer, by its transform."""
+    features = {}
+    for name, output in outputs.items():
+        transform = transforms.get(name)
+        if transform is None:
+            _check_plain(where, name, output)
+        features[name] = output if transform is None else transform(output)
+    check_features(where, features)
+    refuse_channels_last(where, [features[name] for name in features if transforms.get(name) is None])
+    return features
+
+
+def check_features(where: str, features: Mapping[str, Any]) -> None:
+    """Maps or tokens, by name."""
+    for name, feature in features.items():
+        if not isinstance(feature, Tensor):
+            raise TypeError(f"{where}: expected layer {name!r} to give a Tensor, got {type(feature).__name__}")
+        if not feature.is_floating_point():
+            raise TypeError(f"{where}: expected layer {name!r} to give floating point, got {feature.dtype}")
+        if feature.dim() not in (3, 4):
+            shape = list(feature.shape)
+            raise ValueError(f"{where}: expected layer {name!r} to give shape [B, C, H, W] or [B, N, C], got {shape}")
+
+
+def refuse_channels_last(where: str, maps: list[Tensor]) -> None:
+    """Maps ``[B, p, p, q]`` with ``q > p``, all of them: channels are last, and rows would be taken for channels."""
+    shapes = [tuple(x.shape) for x in maps if x.dim() == 4]
+    if len(shapes) == len(maps) > 0 and all(shape[1] == shape[2] < shape[3] for shape in shapes):
+        came = ", ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(
+            f"{where}: expected maps of shape [B, C, H, W], got {came}, which look like [B, H, W, C]; give these "
+            "layers the transform sfr_ext.layouts.nhwc, or sfr_ext.layouts.nchw if the shape is meant"
+        )
+
+
+def _check_plain(where: str, name: str, output: object) -> None:
+    """Without a transform, one map."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"{where}: expected layer {name!r} to return a Tensor, got {type(output).__name__} "
+            "(sfr_ext.layouts.item takes one of several)"
+        )
+    if output.dim() != 4:
+        raise ValueError(
+            f"{where}: expected layer {name!r} to return shape [B, C, H, W], got {list(output.shape)} "
+            "(sfr_ext.layouts has transforms for other shapes: tokens for [B, N, C])"
+        )

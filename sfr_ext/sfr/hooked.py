@@ -1,0 +1,176 @@
+"""What `SelfFeatureRegularizer` and `FeatureDistiller` have in common: hooks, a step counter, the mean over pairs."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks, counters
+from .comparison import Comparison, distance
+from .hooks import Hook, Hooks
+from .options import Options
+from .pairs import Pair
+from .projections import Projections
+
+Self = TypeVar("Self", bound="HookedLoss")
+Features = Mapping[str, Tensor]
+
+
+class HookedLoss(nn.Module):
+    """``weight * ramp * mean over pairs`` of what hooks caught in the last forward.
+
+    A subclass hands its hooks to `_watch` and says in `_read` what they have caught.
+    """
+
+    steps: Tensor
+
+    def __init__(self, options: Options, pairs: tuple[Pair, ...], weight: float, warmup_steps: int) -> None:
+        super().__init__()
+        self._hooks: list[Hooks] = []  # first, for __del__ after an error below
+        _check_values(options.name, weight, warmup_steps)
+        self.options = options
+        self.pairs = pairs
+        self.weight = float(weight)
+        self.warmup_steps = warmup_steps
+        self._values: dict[Pair, Tensor] = {}
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.projections = Projections(len(pairs)) if options.channel_mode == "project" else None
+
+    def _watch(self, *hooks: Hooks) -> None:
+        """The last step of construction."""
+        self._hooks += hooks
+        if self.projections is not None:
+            for each in hooks:
+                each.at_end(_MakesProjections(self))
+
+    def loss(self) -> Tensor:
+        """The loss of the last forward, a scalar; the features are dropped afterwards."""
+        students, teachers, training = self._read(*(hooks.take() for hooks in self._hooks))
+        self._check_gradient(students, training)
+        if self.projections is not None and not self.projections.made:
+            raise RuntimeError(
+                f"sfr_ext.{self.options.name}.loss: the projections have not been made; call the model once (not "
+                "compiled, not wrapped) before the optimiser is built, whose parameters they are to be"
+            )
+        # The distance takes each dtype as it is; autocast would only add casts.
+        with torch.autocast(next(iter(students.values())).device.type, enabled=False):
+            value = self._compare(students, teachers)
+        if training:
+            counters.advance(self.steps)
+        if self.warmup_steps == 0:
+            return value * self.weight
+        return value * (self.weight * self._ramp())
+
+    def values(self) -> dict[Pair, Tensor]:
+        """The distance of each pair in the last `loss`, detached and without weight and ramp: for logging.
+
+        Empty before the first one, and after one under ``torch.func.vmap``.
+        """
+        return dict(self._values)
+
+    @property
+    def detach_teacher(self) -> bool:
+        return self.options.detach_teacher
+
+    @property
+    def current_weight(self) -> float:
+        """``weight * ramp`` of the last step. On a GPU, reading it may wait for the device."""
+        return self.weight * float(self._ramp()) if self.warmup_steps else self.weight
+
+    def remove(self) -> None:
+        """Take the hooks off and drop the features. Calling it again does nothing."""
+        for hooks in self._hooks:
+            hooks.remove()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __del__(self) -> None:
+        if "_hooks" in self.__dict__:
+            self.remove()
+
+    # What follows is the computation itself; each step may be replaced by a subclass.
+
+    def _read(self, *caught: tuple[dict[str, Any], bool]) -> tuple[Features, Features | None, bool]:
+        """Students and teachers (None: the same) by name, and whether the students' forward was a training step's."""
+        raise NotImplementedError
+
+    def _compare(self, students: Features, teachers: Features | None) -> Tensor:
+        """The mean over the pairs."""
+        comparison = Comparison(self.options, students, teachers)
+        losses = []
+        for i, (shallow, deep) in enumerate(self.pairs):
+            project = None if self.projections is None else self.projections.of_pair(i)
+            losses.append(self._distance(*comparison.sides(shallow, deep, project)))
+        self._values = _seen(self.pairs, losses)
+        return torch.stack(losses).mean()
+
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return distance(self.options, student, teacher)
+
+    def _ramp(self) -> Tensor:
+        return (counters.read(self.steps) / self.warmup_steps).clamp(max=1.0)
+
+    def _check_gradient(self, students: Features, training: bool) -> None:
+        # What torch.func.vmap shows does not say whether it requires a gradient.
+        if not training or not torch.is_grad_enabled() or counters.transformed():
+            return
+        taught = list(dict.fromkeys(shallow for shallow, _ in self.pairs))
+        if not any(students[name].requires_grad for name in taught):
+            raise RuntimeError(
+                f"sfr_ext.{self.options.name}.loss: expected a gradient to flow, since gradients are on and the "
+                f"forward was in training mode, but none of the maps of {', '.join(map(repr, taught))} requires one. "
+                "Usual causes: a later forward of the model under torch.no_grad; torch.utils.checkpoint with "
+                "use_reentrant=True, whose forward records nothing; parameters that are frozen up to there. For the "
+                "value alone, call loss() under torch.no_grad"
+            )
+
+
+class _MakesProjections(Hook):
+    """At the end of a forward, makes the projections of its owner, whose shapes are known now.
+
+    A copy does nothing: it has no owner.
+    """
+
+    def __init__(self, owner: HookedLoss | None = None) -> None:
+        self.owner = (lambda: None) if owner is None else weakref.ref(owner)
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or counters.transformed() or (owner := self.owner()) is None:
+            return
+        assert owner.projections is not None
+        if owner.projections.made or not all(hooks.complete for hooks in owner._hooks):
+            return
+        students, teachers, _ = owner._read(*(hooks.look() for hooks in owner._hooks))
+        deep = students if teachers is None else teachers
+        owner.projections.make([(students[name], deep[other]) for name, other in owner.pairs])
+
+    def __reduce__(self) -> tuple[type[_MakesProjections], tuple[()]]:
+        return (_MakesProjections, ())
+
+
+def _seen(pairs: tuple[Pair, ...], losses: list[Tensor]) -> dict[Pair, Tensor]:
+    plain = [counters.plain(loss) for loss in losses]
+    with counters.writable():  # so that torch.func wraps nothing that outlives it
+        return {pair: loss.detach() for pair, loss in zip(pairs, plain, strict=True) if loss is not None}
+
+
+def _check_values(name: str, weight: float, warmup_steps: int) -> None:
+    where = f"sfr_ext.{name}"
+    checks.a_number(name, "weight", weight)
+    if not 0.0 <= weight < math.inf:
+        raise ValueError(f"{where}: expected a finite weight >= 0, got {weight}")
+    checks.an_int(name, "warmup_steps", warmup_steps)
+    if warmup_steps < 0:
+        raise ValueError(f"{where}: expected warmup_steps >= 0, got {warmup_steps}")

@@ -1,0 +1,283 @@
+"""Forward hooks that keep what named layers of a model return."""
+
+from __future__ import annotations
+
+import collections
+import difflib
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+# torch.jit.script asks each module for this method, and compiles what it returns instead.
+_SCRIPT = "__prepare_scriptable__"
+
+# Newer than the oldest torch that is supported.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+class Capture:
+    """What the hooked layers returned in the last forward. Shared by the hooks and their owner, who alone empties it.
+
+    Copies and pickles come out empty and inactive: features belong to a graph that cannot be copied, and a copied
+    model has no one to take them.
+    """
+
+    def __init__(self, active: bool = False) -> None:
+        self.active = active
+        self.features: dict[str, Any] = {}
+        self.training: dict[str, bool] = {}  # of each hooked layer, and of the model under ""
+        self.replicas = False  # whether copies of nn.DataParallel ran, which all write here
+
+    def clear(self) -> None:
+        self.features.clear()
+        self.training.clear()
+        self.replicas = False
+
+    def __reduce__(self) -> tuple[type[Capture], tuple[()]]:
+        return (Capture, ())
+
+
+class Hook:
+    """A forward hook or pre-hook that this package has put on somebody's module."""
+
+
+class Hooks:
+    """The hooks on one model, from construction to `remove`.
+
+    Args:
+        where: the owner, for messages.
+        model: may be wrapped by ``torch.compile``, ``DistributedDataParallel`` or ``DataParallel``.
+        layers: names of its modules, without the prefix of a wrapper.
+    """
+
+    def __init__(self, where: str, model: nn.Module, layers: Iterable[str]) -> None:
+        self.where = where
+        self.layers = tuple(layers)
+        self.capture = Capture(active=True)
+        self._handles: list[RemovableHandle | _Scriptable | _Attached] = []
+        self._wrapped = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+        root, modules = _find_modules(where, model, self.layers)
+        self._root: Callable[[], nn.Module | None] = weakref.ref(root)
+        self._handles.append(root.register_forward_pre_hook(_ForwardStart(self.capture)))
+        for name, module in zip(self.layers, modules, strict=True):
+            self._handles.append(module.register_forward_hook(_LayerEnd(self.capture, name)))
+        self._handles += [_Scriptable(module) for module in (root, *modules)]
+
+    def at_end(self, hook: Callable[[nn.Module, Any, Any], None]) -> None:
+        """One more hook, called at the end of each forward of the model, like a forward hook."""
+        root = self._root()
+        assert root is not None
+        self._handles.append(root.register_forward_hook(hook))
+
+    def attach(self, module: nn.Module, name: str) -> None:
+        """Makes a submodule of the model, until `remove`."""
+        root = self._root()
+        assert root is not None
+        if self._wrapped:
+            raise ValueError(f"{self.where}: expected attach=True before the model is wrapped for several devices")
+        if hasattr(root, name):
+            raise ValueError(f"{self.where}: expected a model without {name!r} for attach=True, and it has one")
+        root.add_module(name, module)
+        self._handles.append(_Attached(root, name))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last forward has passed through all layers."""
+        return all(name in self.capture.features for name in self.layers)
+
+    def look(self) -> tuple[dict[str, Any], bool]:
+        """What `take` would return; it stays."""
+        return dict(self.capture.features), any(self.capture.training.values())
+
+    def take(self) -> tuple[dict[str, Any], bool]:
+        """What each layer returned in the last forward, and whether that was in training mode; once.
+
+        Training mode is that of the model or of any layer: one that is frozen does not decide for all.
+        """
+        if not self.capture.active:
+            raise RuntimeError(f"{self.where}.loss: the hooks were removed; create a new object")
+        features, training = self.look()
+        replicas = self.capture.replicas
+        self.capture.clear()
+        if replicas:
+            raise RuntimeError(
+                f"{self.where}.loss: the layers ran in several copies at once, as nn.DataParallel makes them, and what "
+                "they returned cannot be told apart; use DistributedDataParallel, or one device"
+            )
+        missing = [name for name in self.layers if name not in features]
+        if missing:
+            raise RuntimeError(_explain_missing(self.where, missing, list(features)))
+        return features, training
+
+    def remove(self) -> None:
+        """Takes the hooks off and drops the outputs. Calling it again does nothing."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.capture.active = False
+        self.capture.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_root": _gone}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # The copy of an object that owns both the model and its hooks works like the original.
+        self.__dict__.update(state)
+        self.capture.active = bool(self._handles)
+
+
+class _ForwardStart(Hook):
+    """Pre-hook of the whole model: a new forward drops what an earlier one left."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture = capture
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if self.capture.active and _is_forward():
+            self.capture.clear()
+            self.capture.replicas = _is_replica(module)
+            self.capture.training[""] = module.training
+
+
+class _LayerEnd(Hook):
+    """Hook of one layer: keeps its output. Of a layer that runs several times in a forward, the last one counts."""
+
+    def __init__(self, capture: Capture, name: str) -> None:
+        self.capture = capture
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.capture.active or not _is_forward() or isinstance(output, torch.fx.Proxy):
+            return
+        if _is_replica(module):
+            self.capture.replicas = True
+        self.capture.features[self.name] = output
+        self.capture.training[self.name] = module.training
+
+
+class _Scriptable:
+    """Lets ``torch.jit.script`` take a module, whose hooks it would compile: it is given a twin without them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.ref(module)
+        if not hasattr(module, _SCRIPT):
+            setattr(module, _SCRIPT, _Twin(module))
+
+    def remove(self) -> None:
+        module = self._module()
+        if module is None or any(isinstance(hook, Hook) for hook in _hooks_of(module)):
+            return
+        if isinstance(getattr(module, _SCRIPT, None), _Twin):
+            delattr(module, _SCRIPT)
+
+    def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
+        return (_Nothing, ())
+
+
+class _Attached:
+    """A submodule of the model, until it is removed."""
+
+    def __init__(self, root: nn.Module, name: str) -> None:
+        self._root, self._name = weakref.ref(root), name
+
+    def remove(self) -> None:
+        root = self._root()
+        if root is not None and self._name in root._modules:
+            delattr(root, self._name)
+
+    def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
+        return (_Nothing, ())
+
+
+def _gone() -> None:
+    """The model of a copy, which nobody asks for."""
+
+
+class _Nothing:
+    """What a copy has instead of the two above."""
+
+    def remove(self) -> None:
+        pass
+
+
+class _Twin:
+    """The module with its own parameters, buffers and other hooks, without those of this file."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self) -> nn.Module:
+        return _twin(self.module, {})
+
+
+def _hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    if id(module) in made:
+        return made[id(module)]
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    twin = made[id(module)] = module.__new__(type(module))
+    twin.__dict__ = dict(module.__dict__)
+    twin.__dict__.pop(_SCRIPT, None)
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        hooks = module.__dict__[name].items()
+        kept = ((key, hook) for key, hook in hooks if not isinstance(hook, Hook))
+        twin.__dict__[name] = collections.OrderedDict(kept)
+    children = module._modules.items()
+    twin.__dict__["_modules"] = {key: child if child is None else _twin(child, made) for key, child in children}
+    return twin
+
+
+def _is_forward() -> bool:
+    """Whether this is a forward that someone may want the outputs of."""
+    if torch.compiler.is_compiling():
+        # Not an export, whose outputs hold no numbers. (Outside of dynamo, only export says that it compiles.)
+        return torch.compiler.is_dynamo_compiling() and not _is_exporting()
+    # Not while autograd runs: a checkpoint computes its layers again in backward. Not while jit records what is called.
+    return torch._C._current_graph_task_id() == -1 and not torch.jit.is_tracing()
+
+
+def _is_replica(module: nn.Module) -> bool:
+    return getattr(module, "_is_replica", False)
+
+
+def _find_modules(where: str, model: nn.Module, layers: tuple[str, ...]) -> tuple[nn.Module, list[nn.Module]]:
+    """The model inside of its wrappers, and its modules of these names."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{where}: expected model to be an nn.Module, got {type(model).__name__}")
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # what torch.compile returns
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            break
+    modules = dict(model.named_modules())
+    modules.pop("")
+    for name in layers:
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=5, cutoff=0.5) or list(modules)[:5]
+            raise ValueError(
+                f"{where}: expected layers to name modules of {type(model).__name__}, got {name!r}; "
+                f"near to it: {', '.join(map(repr, near)) or 'none, the model has no submodules'}"
+            )
+    return model, [modules[name] for name in layers]
+
+
+def _explain_missing(where: str, missing: list[str], seen: list[str]) -> str:
+    others = f" (but through {', '.join(map(repr, seen))})" if seen else ""
+    return (
+        f"{where}.loss: expected a forward of the model since the last call, but none has passed through "
+        f"{', '.join(map(repr, missing))}{others}. Usual causes: loss() was called before, for the same forward; a "
+        "condition in the model skips the layer; the layer's parts are called and not the layer itself (gradient "
+        "checkpointing of its children, a graph of torch.fx, quantisation-aware training); a copy of the model ran "
+        "(weight averaging, torch.jit, torch.export, nn.DataParallel); torch.compile: the model was compiled and "
+        "called before this object was created"
+    )

@@ -1,0 +1,284 @@
+"""What reaches the regulariser's hooks, and what it says when the forward was not the one that it needs."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from sfr_ext import SelfFeatureRegularizer, layouts
+
+LAYERS = ["layer1", "layer2", "layer3"]
+
+
+class Net(nn.Module):
+    """Three stages; ``how`` runs a stage."""
+
+    def __init__(self, how=lambda stage, x: stage(x)):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how = how
+        for i, (fan_in, fan_out, stride) in enumerate([(1, 4, 1), (4, 8, 2), (8, 16, 2)], 1):
+            stage = nn.Sequential(nn.Conv2d(fan_in, fan_out, 3, stride, 1), nn.BatchNorm2d(fan_out), nn.ReLU())
+            self.add_module(f"layer{i}", stage)
+
+    def forward(self, x):
+        for name in LAYERS:
+            x = self.how(getattr(self, name), x)
+        return x.mean((1, 2, 3))
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 1, 8, 8)
+
+
+def gradients(net, loss):
+    return torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
+
+
+def plain(images):
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS)
+    return gradients(net, net(images).sum() + sfr.loss())
+
+
+# No gradient to give
+
+
+@pytest.mark.parametrize("run", [lambda net, x: net(x), lambda net, x: checkpoint(net, x, use_reentrant=True)])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_later_forward_without_gradient(images, run, context):
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS, warmup_steps=5)
+    net(images)
+    with context():
+        run(net, images)
+    with pytest.raises(RuntimeError, match=r"none of the maps of 'layer1', 'layer2' requires one.*no_grad"):
+        sfr.loss()
+    assert sfr.steps == 0
+    net(images)
+    assert sfr.loss().requires_grad
+
+
+def test_reentrant_checkpoint(images):
+    net = Net(lambda stage, x: checkpoint(stage, x, use_reentrant=True))
+    sfr = SelfFeatureRegularizer(net, LAYERS)
+    net(images)
+    with pytest.raises(RuntimeError, match="use_reentrant=True"):
+        sfr.loss()
+
+
+def test_frozen_up_to_the_last_student(images):
+    net = Net()
+    net.layer1.requires_grad_(False)
+    sfr = SelfFeatureRegularizer(net, LAYERS)
+    net(images)
+    assert sfr.loss().requires_grad  # layer2 is taught
+    net.layer2.requires_grad_(False)
+    net(images)
+    with pytest.raises(RuntimeError, match="frozen"):
+        sfr.loss()
+
+
+def test_without_gradients_or_training_there_is_nothing_to_say(images):
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS)
+    with torch.no_grad():
+        net(images)
+        sfr.loss()
+    net.eval()
+    with torch.no_grad():
+        net(images)
+    sfr.loss()
+
+
+# Checkpoints that are not reentrant
+
+
+def test_a_checkpoint_gives_the_same_gradients_and_is_not_a_forward(images):
+    net = Net(lambda stage, x: checkpoint(stage, x, use_reentrant=False))
+    sfr = SelfFeatureRegularizer(net, LAYERS)
+    loss = net(images).sum() + sfr.loss()
+    torch.testing.assert_close(gradients(net, loss), plain(images))
+    with pytest.raises(RuntimeError, match="expected a forward"):  # the layers ran again in backward
+        sfr.loss()
+
+
+# Training or not
+
+
+@pytest.mark.parametrize("frozen", [["layer3"], ["layer1"], LAYERS])
+def test_frozen_stages_do_not_stop_the_ramp(images, frozen):
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS, warmup_steps=4)
+    for name in frozen:
+        getattr(net, name).eval()
+    for n in (1, 2):
+        net(images)
+        sfr.loss()
+        assert sfr.current_weight == n / 4
+    net.eval()
+    net(images)
+    sfr.loss()
+    assert sfr.steps == 2
+
+
+# Copies
+
+
+def test_replicas_of_data_parallel_are_refused(images):
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS)
+    replica = net._replicate_for_data_parallel()
+    for name in LAYERS:
+        stage = getattr(net, name)._replicate_for_data_parallel()
+        stage._parameters, replica._modules[name] = {}, stage
+    replica(images)
+    with pytest.raises(RuntimeError, match=r"nn.DataParallel.*DistributedDataParallel"):
+        sfr.loss()
+    net(images)
+    sfr.loss()
+
+
+def test_data_parallel_on_one_device(images):
+    net = Net()
+    parallel = nn.DataParallel(net)
+    sfr = SelfFeatureRegularizer(parallel, LAYERS)
+    torch.testing.assert_close(gradients(net, parallel(images).sum() + sfr.loss()), plain(images))
+
+
+# A layer that never ran
+
+
+CAUSES = ["called before", "condition", "checkpointing", "torch.fx", "quantisation", "averaging", "jit", "DataParallel"]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda stage, x: checkpoint(lambda y: stage[2](stage[1](stage[0](y))), x, use_reentrant=False),
+        lambda stage, x: stage.forward(x),
+        lambda stage, x: stage(x) if stage[0].in_channels == 1 else stage.forward(x),
+    ],
+    ids=["checkpoint of children", "forward called", "conditional"],
+)
+def test_a_layer_that_never_ran_is_explained(images, how):
+    net = Net(how)
+    sfr = SelfFeatureRegularizer(net, LAYERS)
+    net(images)
+    with pytest.raises(RuntimeError, match="none has passed through") as caught:
+        sfr.loss()
+    assert all(cause in str(caught.value) for cause in [*CAUSES, "torch.compile"])
+    assert "'layer3'" in str(caught.value)
+
+
+def test_a_traced_graph_and_a_copy_never_run_the_layers(images):
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS)
+    for other in (torch.fx.symbolic_trace(net), copy.deepcopy(net)):
+        other(images)
+        with pytest.raises(RuntimeError, match="expected a forward"):
+            sfr.loss()
+
+
+# torch.jit, torch.export
+
+
+def check_live(net, sfr, images):
+    """The hooks are where they were, and have caught nothing in between."""
+    with pytest.raises(RuntimeError, match="expected a forward"):
+        sfr.loss()
+    wanted = SelfFeatureRegularizer(twin := Net(), LAYERS)
+    ours = gradients(net, net(images).sum() + sfr.loss())
+    torch.testing.assert_close(ours, gradients(twin, twin(images).sum() + wanted.loss()))
+
+
+def scripted_net():
+    return nn.Sequential(*(getattr(Net(), name) for name in LAYERS))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("which", ["model", "copy", "layer"])
+def test_jit_script(images, which):
+    net = scripted_net()
+    own = []
+    net[1].register_forward_pre_hook(lambda module, args: own.append(1))
+    with SelfFeatureRegularizer(net, ["0", "2"]) as sfr:
+        net[1]._forward_pre_hooks.popitem()  # a Python hook of the user's cannot be scripted either
+        given = {"model": net, "copy": copy.deepcopy(net), "layer": net[0]}[which]
+        scripted = torch.jit.script(given)
+        ours = torch.autograd.grad(scripted(images).sum(), list(scripted.parameters()))
+        theirs = torch.autograd.grad(given(images).sum(), list(given.parameters()))
+        torch.testing.assert_close(ours, theirs)
+        net(images)
+        sfr.loss()
+    assert not any("__prepare_scriptable__" in vars(module) for module in net.modules())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_jit_trace(images):
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS)
+    state = copy.deepcopy(net.state_dict())
+    torch.jit.trace(net, images, check_trace=False)
+    net.load_state_dict(state)
+    check_live(net, sfr, images)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(images, strict):
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS)
+    state = copy.deepcopy(net.state_dict())
+    exported = torch.export.export(net, (images,), strict=strict).module()
+    torch.testing.assert_close(exported(images), net(images))
+    sfr.loss()
+    net.load_state_dict(state)
+    torch.export.export(net, (images,), strict=strict)
+    check_live(net, sfr, images)
+
+
+def test_pickle_after_remove_needs_nothing_of_ours(images):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3))
+    SelfFeatureRegularizer(net, ["0", "1"]).remove()
+    file = io.BytesIO()
+    torch.save(net, file)
+    assert b"sfr_ext" not in file.getvalue()
+
+
+# Channels last
+
+
+@pytest.mark.parametrize("shapes", [[(7, 7, 96), (7, 7, 96)], [(14, 14, 96), (7, 7, 192)]])
+def test_channels_last_is_refused_by_name(shapes):
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    outputs = [torch.rand(2, *shape, requires_grad=True) for shape in shapes]
+
+    def run():
+        for layer, output in zip(model, outputs, strict=True):
+            layer(output)
+
+    sfr = SelfFeatureRegularizer(model, ["0", "1"])
+    run()
+    with pytest.raises(ValueError, match=r"\[B, H, W, C\].*layouts.nhwc.*layouts.nchw"):
+        sfr.loss()
+    sfr = SelfFeatureRegularizer(model, {"0": layouts.nhwc, "1": layouts.nhwc})
+    run()
+    sfr.loss()
+    if shapes[0][0] == shapes[1][0]:
+        sfr = SelfFeatureRegularizer(model, {"0": layouts.nchw, "1": layouts.nchw})
+        run()
+        sfr.loss()
+
+
+def test_square_maps_with_as_many_channels_are_not_taken_for_channels_last():
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    sfr = SelfFeatureRegularizer(model, ["0", "1"])
+    for layer in model:
+        layer(torch.rand(2, 8, 8, 8, requires_grad=True))
+    sfr.loss()
