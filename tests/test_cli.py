@@ -305,6 +305,28 @@ def test_two_devices_as_a_command(tmp_path):
 
 
 @needs_extra
+def test_torchrun_is_the_same_run(tmp_path):
+    """Two processes that somebody else started; their sums are those of the two that Lightning starts."""
+    results = []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, launcher in (("torchrun", torchrun), ("lightning", [])):
+        out = tmp_path / name
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "sfr_ext", "train", *QUICK, "--devices", "2", "--out", str(out)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("epoch 1/1") == done.stdout.count("wrote") == 1
+        results.append(json.loads((out / "result.json").read_text()))
+    assert [result["devices"] for result in results] == [2, 2]
+    for key in ("test_accuracy", "train_accuracy"):
+        assert results[0][key] == pytest.approx(results[1][key], abs=1e-12)
+
+
+@needs_extra
 @pytest.mark.parametrize("options, said", [(["--lr", "1e30"], "loss is not finite"), (["--batch-size", "1"], "raise")])
 def test_two_devices_end_together_with_one_sentence(options, said, tmp_path):
     command = [sys.executable, "-m", "sfr_ext", "train", *QUICK, "--arm", "ce", "--arch", "resnet18", "--devices", "2"]

@@ -152,6 +152,8 @@ def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkp
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
             warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
             warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")
+            # Of 1 x 1 convolutions, whose strides can be written in two ways.
+            warnings.filterwarnings("ignore", ".*Grad strides do not match bucket view strides.*")
             warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
             warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
             trainer.fit(module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint))
