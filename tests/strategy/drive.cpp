@@ -1,0 +1,64 @@
+// The solver's strategy on the host, without any kernel, for tests/test_strategy.py.
+#include "solver/strategy.h"
+
+namespace {
+using Strategy = sfr::host::SolverStrategy<double>;
+using sfr::host::Evaluation;
+using sfr::host::Step;
+}  // namespace
+
+struct Driven {
+  Strategy strategy;
+  Step<double> step{};
+};
+
+extern "C" {
+
+Driven* strategy_new(double tol, int64_t max_iter, int method, int symmetric, double spread) {
+  sfr::SolverOptions options;
+  options.tol = tol;
+  options.max_iter = max_iter;
+  options.method = sfr::Method(method);
+  options.symmetric = symmetric != 0;
+  return new Driven{Strategy(options, spread)};
+}
+void strategy_free(Driven* driven) {
+  delete driven;
+}
+
+// The action; numbers: error, gate, limit, plain, precision.
+int strategy_next(Driven* driven, double error, int underflow, int exact, double rounding, double* numbers) {
+  Evaluation<double> now;
+  now.error = error;
+  now.underflow = underflow != 0;
+  now.exact = exact != 0;
+  driven->step = driven->strategy.next(now, [&] { return rounding; });
+  const Step<double>& step = driven->step;
+  const double all[] = {step.error, step.gate, double(step.limit), double(step.plain), step.precision};
+  for (int k = 0; k < 5; ++k) numbers[k] = all[k];
+  return int(step.action);
+}
+int strategy_start(const Driven* driven) {
+  return int(driven->strategy.start());
+}
+int strategy_after(const Driven* driven) {
+  return int(driven->strategy.after(driven->step));
+}
+int strategy_iterated(Driven* driven, int stop) {
+  return int(driven->strategy.iterated(sfr::host::Stop(stop)));
+}
+void strategy_stepped(Driven* driven, int cut) {
+  driven->strategy.stepped(cut != 0);
+}
+double strategy_width(const Driven* driven) {
+  return driven->strategy.width();
+}
+int64_t* strategy_n_iter(Driven* driven) {
+  return &driven->strategy.n_iter;
+}
+// The factor after an error was observed.
+double strategy_observe(Driven* driven, double error) {
+  driven->strategy.relaxation.observe(error);
+  return driven->strategy.relaxation.factor();
+}
+}

@@ -1,0 +1,355 @@
+"""What the solver does next, from the last evaluation alone: csrc/solver/strategy.h on the host, without any kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import native_build
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ACTIONS = "finish evaluate narrow update iterate newton undo".split()
+FROM = "columns halfway potentials scalings".split()
+STOPS = "reached at_edge ended".split()
+METHODS = "automatic relaxed plain".split()
+
+
+class Step(NamedTuple):
+    action: str
+    error: float = 0.0
+    gate: float = 0.0
+    limit: int = 0
+    plain: bool = False
+    precision: float = 0.0
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    path = tmp_path_factory.mktemp("strategy") / "drive.so"
+    source = ROOT / "tests" / "strategy" / "drive.cpp"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([*native_build.find_toolchain().cxx, *flags, str(source), "-o", str(path)], check=True)
+    calls = ctypes.CDLL(str(path))
+    calls.strategy_new.restype = ctypes.c_void_p
+    calls.strategy_new.argtypes = [ctypes.c_double, ctypes.c_int64, ctypes.c_int, ctypes.c_int, ctypes.c_double]
+    calls.strategy_width.restype = calls.strategy_observe.restype = ctypes.c_double
+    calls.strategy_observe.argtypes = [ctypes.c_void_p, ctypes.c_double]
+    calls.strategy_n_iter.restype = ctypes.POINTER(ctypes.c_int64)
+    number = ctypes.c_double
+    calls.strategy_next.argtypes = [ctypes.c_void_p, number, ctypes.c_int, ctypes.c_int, number, ctypes.c_void_p]
+    return calls
+
+
+class Strategy:
+    """One problem's; ``error`` of a plan that is ``exact`` unless it comes from scalings."""
+
+    def __init__(
+        self, library: ctypes.CDLL, tol: float, max_iter: int, method: str, symmetric: bool, spread: float
+    ) -> None:
+        self.library = library
+        self.handle = ctypes.c_void_p(
+            library.strategy_new(tol, max_iter, METHODS.index(method), int(symmetric), spread)
+        )
+
+    def next(self, error: float, *, underflow: bool = False, exact: bool = True, rounding: float = 0.0) -> Step:
+        numbers = (ctypes.c_double * 5)()
+        action = self.library.strategy_next(self.handle, error, int(underflow), int(exact), rounding, numbers)
+        wanted, gate, limit, plain, precision = numbers
+        return Step(ACTIONS[action], wanted, gate, int(limit), bool(plain), precision)
+
+    @property
+    def start(self) -> str:
+        return FROM[self.library.strategy_start(self.handle)]
+
+    @property
+    def after(self) -> str:
+        return FROM[self.library.strategy_after(self.handle)]
+
+    def iterated(self, stop: str, n: int = 0) -> str:
+        self.n_iter += n
+        return FROM[self.library.strategy_iterated(self.handle, STOPS.index(stop))]
+
+    def stepped(self, cut: bool = False, n: int = 0) -> str:
+        self.n_iter += n
+        self.library.strategy_stepped(self.handle, int(cut))
+        return self.after
+
+    @property
+    def width(self) -> float:
+        return self.library.strategy_width(self.handle)
+
+    @property
+    def n_iter(self) -> int:
+        return self.library.strategy_n_iter(self.handle)[0]
+
+    @n_iter.setter
+    def n_iter(self, value: int) -> None:
+        self.library.strategy_n_iter(self.handle)[0] = value
+
+    def observe(self, error: float) -> float:
+        return self.library.strategy_observe(self.handle, error)
+
+
+@pytest.fixture
+def strategy(library: ctypes.CDLL) -> Iterator[object]:
+    made = []
+
+    def make(
+        tol: float = 1e-6, max_iter: int = 1000, method: str = "automatic", symmetric: bool = False, spread: float = 0.0
+    ) -> Strategy:
+        made.append(Strategy(library, tol, max_iter, method, symmetric, spread))
+        return made[-1]
+
+    yield make
+    for one in made:
+        library.strategy_free(one.handle)
+
+
+@pytest.mark.parametrize(
+    ("spread", "width"), [(0.0, 1.0), (22.0, 1.0), (23.0, 4.0), (88.0, 4.0), (89.0, 16.0), (1e6, 4.0**8)]
+)
+def test_width_is_below_a_fifth_of_the_deviation(strategy, spread: float, width: float) -> None:
+    assert strategy(spread=spread).width == width
+    assert strategy(spread=spread, method="relaxed").width == strategy(spread=spread, symmetric=True).width == 1.0
+
+
+def test_annealing(strategy) -> None:
+    s = strategy(spread=89.0)
+    assert s.start == "columns"
+    assert s.next(0.5) == Step("iterate", error=0.03, limit=64)
+    assert s.iterated("at_edge", 10) == "potentials" and s.width == 16  # the same eps goes on
+    assert s.next(0.4) == Step("iterate", error=0.03, limit=64)
+    assert s.iterated("reached", 10) == "columns" and s.width == 4
+    assert s.next(0.4) == Step("iterate", error=0.03, limit=20 + 64)
+    assert s.iterated("ended", 64) == "columns" and s.width == 1
+    assert s.next(0.4) == Step("iterate", error=1e-6, gate=1e-2, limit=1000)
+
+
+@pytest.mark.parametrize("why", ["near", "underflow", "late", "all"])
+def test_annealing_leaves_an_eps(strategy, why: str) -> None:
+    s = strategy(spread=40.0, max_iter=50 if why == "all" else 1000)
+    s.n_iter = {"late": 64, "all": 50}.get(why, 0)
+    assert s.next(0.02 if why == "near" else 0.5, underflow=why == "underflow").action == "narrow"
+    assert s.after == "columns" and s.width == 1
+
+
+@pytest.mark.parametrize("error", [0.5, 1e-2 + 1e-9])
+def test_iterations_far_from_the_solution(strategy, error: float) -> None:
+    s = strategy()
+    assert s.next(error) == Step("iterate", error=1e-6, gate=1e-2, limit=1000)
+    assert strategy(method="relaxed").next(error) == Step("iterate", error=1e-6, limit=1000)
+    assert strategy(method="plain").next(1e-5) == Step("iterate", error=1e-6, limit=1000)
+
+
+@pytest.mark.parametrize(
+    ("stop", "follows"), [("reached", "potentials"), ("at_edge", "potentials"), ("ended", "scalings")]
+)
+def test_plan_after_iterations(strategy, stop: str, follows: str) -> None:
+    s = strategy()
+    s.next(0.5)
+    assert s.iterated(stop, 12) == follows
+
+
+def test_finish_needs_the_potentials(strategy) -> None:
+    s = strategy()
+    assert s.next(1e-7, exact=False).action == "evaluate" and s.after == "potentials"
+    assert s.next(1e-7).action == "finish"
+    for error in (0.0, 1e-6, math.nan):
+        assert strategy().next(error).action == "finish"
+
+
+def test_finish_when_iterations_are_used_up(strategy) -> None:
+    s = strategy(max_iter=20)
+    s.next(0.5)
+    assert s.iterated("ended", 20) == "scalings"
+    assert s.next(0.3, exact=False).action == "evaluate"
+    assert s.next(0.3).action == "finish"
+
+
+def test_finish_where_rounding_is_met(strategy) -> None:
+    """Scalings within tol twice, and potentials that are not, and no longer get better."""
+    s = strategy()
+    s.next(0.5)
+    s.iterated("reached", 40)
+    assert s.next(3e-6, rounding=1e-6).action == "newton"
+    s.stepped(n=5)
+    assert s.next(5e-7, exact=False, rounding=1e-6).action == "evaluate"
+    assert s.next(2.9e-6, rounding=1e-6).action == "finish"
+    better = strategy()
+    better.next(0.5)
+    better.iterated("reached", 40)
+    better.next(3e-6, rounding=1e-6)
+    better.stepped(n=5)
+    better.next(5e-7, exact=False, rounding=1e-6)
+    assert better.next(2e-6, rounding=1e-6).action == "newton"  # still getting better
+
+
+def test_underflow_takes_the_log_domain(strategy) -> None:
+    s = strategy()
+    assert s.next(0.5, underflow=True).action == "update" and s.after == "columns" and s.n_iter == 1
+    symmetric = strategy(symmetric=True)
+    assert symmetric.next(0.5, underflow=True).action == "update" and symmetric.after == "halfway"
+
+
+def test_newton_steps(strategy) -> None:
+    s = strategy()
+    s.n_iter = 30
+    assert s.next(1e-2) == Step("newton", limit=1000, precision=1e-2)
+    assert s.stepped(n=7) == "scalings"
+    assert s.next(4e-3, exact=False) == Step("newton", limit=1000, precision=1e-2)  # halved: the next one
+    s.stepped(n=7)
+    # Not halved: a few plain iterations, to half of what it was.
+    assert s.next(3e-3, exact=False) == Step("iterate", error=2e-3, limit=44 + 8, plain=True)
+    assert s.iterated("ended", 8) == "scalings"
+    assert s.next(2.7e-3, exact=False) == Step("newton", limit=1000, precision=1e-2)  # below 0.7 of it
+
+
+def failed(s: Strategy, error: float, cut: bool = False) -> None:
+    """A step that leaves the error as it was, before and after the corrections, and is undone."""
+    s.stepped(cut, n=1)
+    assert s.next(2 * error, exact=False).action == "iterate"
+    s.iterated("ended", 8)
+    assert s.next(2 * error, exact=False).action == "undo"
+    assert s.after == "potentials"
+
+
+def test_failed_steps_get_more_precise_then_rest(strategy) -> None:
+    s = strategy()
+    # Until it is at most 1e-10: 1e-2, 1e-4, ..., in floating point once more where a power of ten is missed.
+    precisions = []
+    while (step := s.next(5e-3)).action == "newton":
+        precisions.append(step.precision)
+        failed(s, 5e-3)
+    assert precisions[:5] == pytest.approx([1e-2, 1e-4, 1e-6, 1e-8, 1e-10]) and len(precisions) in (5, 6)
+    assert step == Step("iterate", error=1e-6, limit=s.n_iter + 16)
+    s.iterated("ended", 16)
+    assert s.next(5e-3, exact=False).action == "newton"
+    failed(s, 5e-3)
+    assert s.next(5e-3).limit == s.n_iter + 32
+
+
+def test_cut_steps(strategy) -> None:
+    s = strategy()
+    s.next(5e-3)
+    s.stepped(cut=True, n=1)
+    assert s.next(5.9e-3, exact=False).action == "iterate"
+    s.iterated("ended", 8)
+    assert s.next(5.9e-3, exact=False).action == "newton"  # within 1.2: the error may wait
+    failed(s, 5.9e-3, cut=True)
+    assert s.next(5.9e-3) == Step("iterate", error=1e-6, limit=s.n_iter + 16)  # no more precise one
+
+
+def test_symmetric(strategy) -> None:
+    s = strategy(symmetric=True)
+    assert s.start == "halfway"
+    assert s.next(0.5) == Step("iterate", error=1e-6, limit=1000, plain=True)
+    assert s.iterated("ended", 4) == "potentials"
+    assert s.next(9e-4).action == "iterate"
+    s.iterated("ended", 4)
+    assert s.next(8.9e-4).action == "finish"  # stalls
+    s = strategy(symmetric=True)
+    s.next(9e-4)
+    s.iterated("at_edge", 4)
+    assert s.next(9e-4, underflow=True).action == "update"  # after which the last error means nothing
+    assert s.next(8.9e-4).action == "iterate"
+
+
+def test_relaxation_finds_the_factor(strategy) -> None:
+    """An error that falls by lambda a step under plain iterations has the best factor 2 / (1 + sqrt(1 - lambda))."""
+    s = strategy()
+    assert s.observe(0.2) == 1
+    assert s.observe(0.2 * 0.9**8) == pytest.approx(2 / (1 + math.sqrt(0.1)))
+    before = s.observe(0.2 * 0.9**8 * 0.5)
+    assert s.observe(0.2) == 1  # grew
+    assert before > 1
+    assert strategy(method="plain").observe(0.2) == 1
+    slow = strategy()
+    slow.observe(0.29)
+    assert slow.observe(0.29 * 0.999999**8) == pytest.approx(1.95)  # its ceiling
+
+
+def solve(strategy: Strategy, cost: np.ndarray, eps: float, max_rounds: int = 500) -> tuple[float, set[str], int]:
+    """A solver in plain numpy that does what the strategy says: the error at the end, the actions, the iterations."""
+    n, m = cost.shape
+    f, g = np.zeros(n), np.zeros(m)
+    u, v = np.ones(n), np.ones(m)
+    plan = np.empty_like(cost)
+    taken: set[str] = set()
+    kept = f, g
+    where, width = strategy.start, 1.0
+    for _ in range(max_rounds):
+        if strategy.width != width:
+            g *= width / strategy.width
+            width = strategy.width
+        scale = eps * width
+        if where == "columns":
+            top = (g[None] - cost / scale).max(1)
+            f = -top - np.log(np.exp(g[None] - cost / scale - top[:, None]).sum(1) / m)
+        if where == "scalings":
+            plan *= u[:, None] * v[None]
+            f, g = f + np.log(u), g + np.log(v)
+        else:
+            plan = np.exp(f[:, None] + g[None] - cost / scale) / (n * m)
+        u, v = np.ones(n), np.ones(m)
+        rows, columns = plan.sum(1), plan.sum(0)
+        error = abs(rows - 1 / n).sum() + abs(columns - 1 / m).sum()
+        cold = bool((rows < 1e-6 / n).any() or (columns < 1e-6 / m).any())
+        step = strategy.next(error, underflow=cold, exact=where != "scalings", rounding=1e-14)
+        taken.add(step.action)
+        where = strategy.after
+        if step.action == "finish":
+            return error, taken, strategy.n_iter
+        if step.action == "update":
+            top = (f[:, None] - cost / scale).max(0)
+            g = -top - np.log(np.exp(f[:, None] - cost / scale - top[None]).sum(0) / n)
+        elif step.action == "iterate":
+            count = 0
+            while True:
+                count += 1
+                strategy.n_iter += 1
+                s = plan @ v
+                left = abs(u * s - 1 / n).sum()
+                u = 1 / (n * s)
+                v = 1 / (m * (plan.T @ u))
+                at_edge = max(abs(np.log(u)).max(), abs(np.log(v)).max()) > 160
+                if left <= step.error or at_edge or strategy.n_iter >= step.limit or left < step.gate:
+                    break
+            where = strategy.iterated("at_edge" if at_edge else "reached" if left <= step.error else "ended")
+            if where != "scalings":
+                f, g, u, v = f + np.log(u), g + np.log(v), np.ones(n), np.ones(m)
+        elif step.action == "newton":
+            kept = f.copy(), g.copy()
+            system = np.block([[np.diag(rows), plan], [plan.T, np.diag(columns)]])
+            move = np.linalg.lstsq(system, np.concatenate([1 / n - rows, 1 / m - columns]), rcond=None)[0]
+            cut = bool(abs(move).max() > 4)
+            move = np.exp(move.clip(-4, 4))
+            u, v = move[:n], move[n:]
+            strategy.stepped(cut, n=1)
+        elif step.action == "undo":
+            f, g = kept[0].copy(), kept[1].copy()
+    raise AssertionError(f"not finished after {max_rounds} rounds")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("eps", [1.0, 0.1, 0.02])
+def test_problems_are_solved_by_what_it_says(strategy, method: str, eps: float) -> None:
+    """The same rules over passes that are nothing but numpy."""
+    found: set[str] = set()
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        x, y = generator.normal(size=(12, 2)), generator.normal(size=(15, 2))
+        cost = np.linalg.norm(x[:, None] - y[None], axis=-1)
+        limit = 20000
+        one = strategy(tol=1e-9, max_iter=limit, method=method, spread=cost.std() / eps)
+        error, taken, n_iter = solve(one, cost - cost.mean(), eps)
+        assert error <= 1e-9 or (method != "automatic" and n_iter >= limit), (seed, error, taken, n_iter)
+        found |= taken
+    assert "finish" in found and "iterate" in found
+    assert ("newton" in found) == (method == "automatic")
+    assert ("narrow" in found or eps == 1.0) or method != "automatic" or one.width == 1
