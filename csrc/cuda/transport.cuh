@@ -111,7 +111,7 @@ SFR_PHASE unsigned read_weights(Site site, const Solve& solve, int64_t b, int64_
 
 // The plan of the problem, its vectors cleared, before anything is known of it.
 template <class T>
-SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team) {
+SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach) {
   const Places<T>& at = problem.at;
   const Shape& s = problem.shape;
   Plan<T> plan(team, s.cover());
@@ -130,9 +130,9 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team) {
   plan.partial = at.partial;
   plan.board = problem.board();
 #pragma unroll 1
-  for (int k = team.rank; k < Marginal<T>::of_rows * rows.stride; k += team.size) at.row_vectors[k] = 0;
+  for (int k = team.rank; k < (Marginal<T>::of_rows + reach) * rows.stride; k += team.size) at.row_vectors[k] = 0;
 #pragma unroll 1
-  for (int k = team.rank; k < Marginal<T>::of_columns * columns.stride; k += team.size) at.column_vectors[k] = 0;
+  for (int k = team.rank; k < (Marginal<T>::of_columns + reach) * columns.stride; k += team.size) at.column_vectors[k] = 0;
 #pragma unroll 1
   for (int i = team.warp(); i < rows.count; i += team.warps())  // products run over the ends of rows
 #pragma unroll 1
@@ -152,7 +152,7 @@ SFR_PHASE unsigned transport_forward(Site site, const Solve& out, int64_t p) {
   const Problem<T> problem(site);
   if (!problem.solves()) return site.meetings;
   Team team = problem.solvers();
-  Plan<T> plan = make_plan(problem, team);
+  Plan<T> plan = make_plan(problem, team, site.task.reach);
   problem_forward(plan, out, totals_of(*problem.at.notes), problem.at.notes->sound, p);
   return team.meetings;
 }
@@ -164,7 +164,7 @@ SFR_PHASE unsigned transport_backward(Site site, const SolveGrad& grad, int64_t 
   const Problem<T> problem(site);
   if (!problem.solves()) return site.meetings;
   Team team = problem.solvers();
-  Plan<T> plan = make_plan(problem, team);
+  Plan<T> plan = make_plan(problem, team, site.task.reach);
   problem_backward(plan, grad, totals_of(*problem.at.notes), p);
   if (site.task.norms && is_sound<T>(grad, p)) {
     T *rows = plan.rows.sum(), *columns = plan.columns.sum();
