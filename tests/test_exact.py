@@ -11,16 +11,18 @@ from torch import Tensor
 
 from benchmarks.studies.optimality import COSTS, certify, problems_of_all_kinds
 from sfr_ext import reference
+from sfr_ext.ops import ExactOptions
 from sfr_ext.ops.exact import exact_forward, exact_plan
 
-OUTPUTS = ("value", "f", "g", "rows", "columns", "mass", "n_iter", "gap", "error")
+OPTIONS = ExactOptions()
+OUTPUTS = ("value", "f", "g", "rows", "columns", "mass", "n_iter", "gap", "magnitude", "error")
 # Uniform squares, where it is an assignment problem, and others.
 SIZES = [(1, 1), (7, 7), (33, 33), (12, 5), (5, 30)]
 
 
 def solved(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> dict[str, Tensor]:
     """Of costs ``[B, N, M]``, one problem each."""
-    return dict(zip(OUTPUTS, exact_forward(cost[:, None], a, b, "solve"), strict=True))
+    return dict(zip(OUTPUTS, exact_forward(cost[:, None], a, b, *OPTIONS, "solve"), strict=True))
 
 
 def rand(*shape: int) -> Tensor:
@@ -30,10 +32,10 @@ def rand(*shape: int) -> Tensor:
 @pytest.mark.parametrize("costs", COSTS)
 def test_every_result_is_its_own_proof(costs: str, one_thread: None) -> None:
     for cost, a, b in problems_of_all_kinds(2, costs):
-        out = exact_forward(cost, a, b, "solve")
+        out = exact_forward(cost, a, b, *OPTIONS, "solve")
         proof = certify(cost, a, b, out)
         assert max(proof.gap, proof.excess) < 5e-14 and proof.marginals < 1e-14
-        assert out[8].max() < 1e-14
+        assert out[9].max() < 1e-14
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -194,13 +196,13 @@ def test_weights_in_another_order_give_whole_entries() -> None:
 def test_gradcheck(n: int, m: int) -> None:
     cost = rand(2, 3, n, m).requires_grad_()
     a, b = weights(2, n, dtype=torch.float64, grad=True), weights(2, 3, m, dtype=torch.float64, grad=True)
-    torch.autograd.gradcheck(lambda *inputs: exact_forward(*inputs, "solve")[0], (cost, a, b))
-    torch.autograd.gradcheck(lambda c: exact_forward(c, None, None, "solve")[0], (cost,))
+    torch.autograd.gradcheck(lambda *inputs: exact_forward(*inputs, *OPTIONS, "solve")[0], (cost, a, b))
+    torch.autograd.gradcheck(lambda c: exact_forward(c, None, None, *OPTIONS, "solve")[0], (cost,))
 
 
 def test_gradient_of_the_cost_is_the_plan() -> None:
     cost = torch.rand(2, 1, 7, 9).to(torch.bfloat16).requires_grad_()
-    value, _, _, rows, columns, mass, *_ = exact_forward(cost, None, None, "solve")
+    value, _, _, rows, columns, mass, *_ = exact_forward(cost, None, None, *OPTIONS, "solve")
     (grad,) = torch.autograd.grad(value, cost, torch.tensor([[2.0], [0.0]]))
     plan = exact_plan(rows, columns, mass, 7, 9)
     assert grad.dtype == torch.bfloat16
@@ -223,10 +225,10 @@ def test_removed_patches_get_no_gradient_but_their_slope_is_known() -> None:
 def test_second_derivatives() -> None:
     """In the costs alone the value is linear, piece by piece; the plan's dependence on the weights is refused."""
     cost, a = rand(1, 1, 4, 4).requires_grad_(), weights(1, 4, dtype=torch.float64, grad=True)
-    (grad,) = torch.autograd.grad(exact_forward(cost, None, None, "solve")[0].square().sum(), cost, create_graph=True)
+    (grad,) = torch.autograd.grad(exact_forward(cost, None, None, *OPTIONS, "solve")[0].square().sum(), cost, create_graph=True)
     (second,) = torch.autograd.grad(grad[0, 0, 0].sum(), cost)
     assert (second - 2 * (grad / grad.sum())[0, 0, 0].sum() * (grad / grad.sum())).abs().max() < 1e-14
-    (grad,) = torch.autograd.grad(exact_forward(cost, a, None, "solve")[0].sum(), cost, create_graph=True)
+    (grad,) = torch.autograd.grad(exact_forward(cost, a, None, *OPTIONS, "solve")[0].sum(), cost, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivatives .* are not implemented"):
         torch.autograd.grad(grad[0, 0, 0].sum(), a)
 
@@ -235,7 +237,7 @@ def test_under_transforms_of_torch_func() -> None:
     cost = rand(3, 2, 1, 5, 6)
 
     def value(cost: Tensor) -> Tensor:
-        return exact_forward(cost, None, None, "solve")[0].sum()
+        return exact_forward(cost, None, None, *OPTIONS, "solve")[0].sum()
 
     each = torch.func.vmap(torch.func.grad(value))(cost)
     assert torch.equal(each, torch.stack([torch.func.grad(value)(c) for c in cost]))
@@ -248,20 +250,20 @@ def test_bad_weights_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"sfr_ext.solve: expected a to be finite and non-negative.*got -1 at \[1, 2\]"
     ):
-        exact_forward(torch.rand(2, 1, 3, 3), a, None, "solve")
+        exact_forward(torch.rand(2, 1, 3, 3), a, None, *OPTIONS, "solve")
     with pytest.raises(ValueError, match=r"expected b to be finite.*got only zeros at \[0\]"):
-        exact_forward(torch.rand(2, 1, 3, 3), None, torch.eye(2, 3) * torch.tensor([[0.0], [1.0]]), "solve")
+        exact_forward(torch.rand(2, 1, 3, 3), None, torch.eye(2, 3) * torch.tensor([[0.0], [1.0]]), *OPTIONS, "solve")
 
 
 @pytest.mark.every_strategy
 def test_empty_batch() -> None:
     cost = torch.rand(0, 2, 5, 4, requires_grad=True)
-    out = exact_forward(cost, None, None, "solve")
+    out = exact_forward(cost, None, None, *OPTIONS, "solve")
     assert [tuple(t.shape) for t in out[:6]] == [(0, 2), (0, 2, 5), (0, 2, 4), *[(0, 2, 8)] * 3]
     assert torch.autograd.grad(out[0].sum(), cost)[0].shape == (0, 2, 5, 4)
 
 
 def test_operators() -> None:
     cost, a, b = torch.rand(2, 3, 4, 5, requires_grad=True), weights(2, 4, grad=True), weights(2, 3, 5, grad=True)
-    torch.library.opcheck(torch.ops.sfr_ext.exact_forward.default, (cost, a, b, "solve"))
-    torch.library.opcheck(torch.ops.sfr_ext.exact_forward.default, (cost, None, None, "solve"))
+    torch.library.opcheck(torch.ops.sfr_ext.exact_forward.default, (cost, a, b, *OPTIONS, "solve"))
+    torch.library.opcheck(torch.ops.sfr_ext.exact_forward.default, (cost, None, None, *OPTIONS, "solve"))
