@@ -99,8 +99,6 @@ def solver_options(
     for side_reach in sides:
         if side_reach is not None:
             number(where, "reach", side_reach, positive=True)
-    if solver == "exact" and sides != (None, None):
-        refuse(ValueError, where, "reach", 'to be None for solver="exact"', reach)
     return SolverOptions(
         eps=eps,
         relative=eps_scale == "std",

@@ -123,7 +123,7 @@ def emd_l2(
     a, b = weights_of(where, *named, student_feat, teacher_feat, patch_size)
     pair, costs = ops.Pair(student_feat, teacher_feat, a, b), ground(metric, patch_size)
     if solver == "exact":
-        value = exact_between(where, pair, costs).value.view(ops.problems(student_feat, teacher_feat))
+        value = exact_between(where, pair, costs, options).value.view(ops.problems(student_feat, teacher_feat))
     else:
         if objective == "divergence":
             divergence = divergence_between(where, pair, costs, options, teacher_self)

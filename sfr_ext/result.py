@@ -27,7 +27,11 @@ class OTResult:
         n_iter: iterations that each problem took: updates of both potentials, or steps of the conjugate gradients
             inside a Newton step, which cost as much; for ``solver="exact"`` augmentations.
         marginal_error: ``|P 1 - a|_1 + |P^T 1 - b|_1``, with ``a`` and ``b`` summing to 1; with a reach see `solve`.
-        converged: ``marginal_error <= tol``.
+        dual_gap: for ``solver="exact"``, a bound of what the value is above the least one, in units of the cost:
+            ``sum_ij P_ij max(C_ij - f_i - g_j, 0)``, and the largest ``f_i + g_j - C_ij`` that rounding allows times
+            the mass. NaN for Sinkhorn.
+        converged: ``marginal_error <= tol``; for ``solver="exact"`` also ``dual_gap <= 1e-9 sum P |C|`` (1e-5 in
+            float32), so that the plan is proved to be optimal.
     """
 
     def __init__(
@@ -45,10 +49,14 @@ class OTResult:
         weights: tuple[Tensor | None, Tensor | None],
         balanced: bool,
         grids: tuple[Grid, Grid],
+        dual_gap: Tensor | None = None,
+        converged: Tensor | None = None,
     ) -> None:
         self.transport_cost, self.entropic_cost = transport_cost, entropic_cost
         self.f, self.g, self.eps = f, g, eps
-        self.n_iter, self.marginal_error, self.converged = n_iter, marginal_error, marginal_error <= tol
+        self.n_iter, self.marginal_error = n_iter, marginal_error
+        self.dual_gap = torch.full_like(eps, torch.nan) if dual_gap is None else dual_gap
+        self.converged = marginal_error <= tol if converged is None else converged
         self._make_plan, self._weights, self._balanced, self._grids = plan, weights, balanced, grids
         self._plan: Tensor | None = None
         self._plan_has_graph = False

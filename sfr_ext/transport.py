@@ -73,7 +73,9 @@ def solve(
               \quad P 1 = a\, e^{-f / \rho_a},\ P^T 1 = b\, e^{-g / \rho_b}
 
     Args:
-        cost: ``[..., N, M]``; float16, bfloat16, float32, float64; any strides.
+        cost: ``[..., N, M]``; float16, bfloat16, float32, float64; any strides. For ``solver="exact"`` +inf forbids a
+            pair: nothing is moved there. A problem without a plan has the value inf, gradient 0 and
+            ``converged = False``; one with NaN or -inf has NaN.
         a: ``[..., N]`` weights, normalised to sum to 1 unless their side has a reach; 0 removes the patch; default
             uniform, ``1 / N``.
         b: ``[..., M]``, likewise. The leading axes of ``cost``, ``a`` and ``b`` broadcast; what is shared by several
@@ -81,13 +83,16 @@ def solve(
         solver: ``"sinkhorn"``: as above. ``"exact"``: an optimal vertex and its dual variables, to the rounding of
             float64. Both costs are then the earth mover's distance; their gradient is the plan for ``cost`` and the
             dual variables for the weights (where several are optimal, those of one). What follows does not apply to
-            it, but for ``tol``, which ``converged`` compares with.
+            it, but for ``tol`` and, in its own way, ``reach``.
         eps: regularisation, in units that ``eps_scale`` says.
         eps_scale: ``"std"``: standard deviations of the costs under ``a (x) b``, problem by problem; gradients include
             this dependence. ``"absolute"``: units of the cost.
         reach: what leaving mass behind costs, in units of the cost (``rho`` of POT and OTT-JAX; GeomLoss's ``reach``
             for ``p=1``, its square for ``p=2``): mass that is further away than this is rather left. None: balanced.
-            A pair: one for each side, such as ``(None, 0.5)``.
+            A pair: one for each side, such as ``(None, 0.5)``. For ``solver="exact"`` a price of each unit, not the
+            limit of the above: ``min <P, C> + reach_a / 2 (|a| - |P|) + reach_b / 2 (|b| - |P|)`` over ``P 1 <= a``,
+            ``P^T 1 <= b``, where nothing may be left on a side without a reach. A pair that costs more than
+            ``(reach_a + reach_b) / 2`` is never matched; ``f <= reach_a / 2``, ``g <= reach_b / 2``.
         tol: stop when ``|P 1 - a|_1 + |P^T 1 - b|_1 <= tol``; with a reach, the marginals that it bends stand for ``a``
             and ``b``, and the sum is in units of the plan's mass.
         max_iter: iterations at most. A problem stopped by it has ``converged = False``.
@@ -107,6 +112,10 @@ def solve(
     >>> result = solve(torch.tensor([[0., 1.], [1., 0.]]), eps=0.1)
     >>> round(result.transport_cost.item(), 6), result.plan.shape, result.converged.item()
     (0.0, torch.Size([2, 2]), True)
+    >>> left_over = solve(torch.tensor([[0., 9.], [9., 5.]]), solver="exact", reach=2.0)   # 5 is too dear
+    >>> left_over.plan, left_over.transport_cost                                          # 0.5 left on either side
+    (tensor([[0.5000, 0.0000],
+            [0.0000, 0.0000]]), tensor(1.))
     """
     where = "solve"
     checks.tensor(where, "cost", cost)
@@ -123,7 +132,8 @@ def solve(
         init_g = init[1].to(ops.compute_dtype(cost))
     given, grids = (_four_axes(cost, 2), _four_axes(a, 1), _four_axes(b, 1)), ((n,), (m,))
     if solver == "exact":
-        return _exact_result(ops.ExactSolved(*ops.exact_forward(*given, where)), lead, tol, (a, b), grids)
+        solved_exactly = ops.ExactSolved(*ops.exact_forward(*given, *prices(options), where))
+        return _exact_result(solved_exactly, lead, options, (a, b), grids)
     flat = ops.sinkhorn_forward(*given, init_g, *options, where)
     solved = ops.Solved(*(t.view((*lead, *t.shape[2:])) for t in flat))
 
@@ -157,16 +167,23 @@ def _result(
     )
 
 
+def prices(options: ops.SolverOptions, features: bool = False) -> ops.ExactOptions:
+    """Of mass left behind, for the exact solver: half of a side's reach."""
+    price_a, price_b = (reach / 2 if reach else math.inf for reach in (options.reach_a, options.reach_b))
+    return ops.ExactOptions(price_a, price_b, features)
+
+
 def _exact_result(
     solved: ops.ExactSolved,
     lead: tuple[int, ...],
-    tol: float,
+    options: ops.SolverOptions,
     weights: tuple[Tensor | None, Tensor | None],
     grids: tuple[Grid, Grid],
 ) -> OTResult:
     """For problems of any leading axes."""
     n, m = solved.f.shape[-1], solved.g.shape[-1]
     value = solved.value.view(lead)
+    proved = solved.gap <= (1e-9 if value.dtype == torch.float64 else 1e-5) * solved.magnitude
     return OTResult(
         transport_cost=value,
         entropic_cost=value,
@@ -175,11 +192,13 @@ def _exact_result(
         eps=torch.zeros_like(value),
         n_iter=solved.n_iter.view(lead),
         marginal_error=solved.error.view(lead),
-        tol=tol,
+        tol=options.tol,
         plan=lambda: ops.exact_plan(solved.rows, solved.columns, solved.mass, n, m).view(*lead, n, m),
         weights=weights,
-        balanced=True,
+        balanced=not (options.reach_a or options.reach_b),
         grids=grids,
+        dual_gap=solved.gap.view(lead),
+        converged=(proved & (solved.error <= options.tol)).view(lead),
     )
 
 
@@ -242,7 +261,7 @@ def solve_sample(
     options = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
     grids, pair, costs = ops.patch_grids(x, y, patch_size), ops.Pair(x, y, a, b), ground(metric, patch_size)
     if solver == "exact":
-        return _exact_result(exact_between(where, pair, costs), ops.problems(x, y), tol, (a, b), grids)
+        return _exact_result(exact_between(where, pair, costs, options), ops.problems(x, y), options, (a, b), grids)
     solved = solved_between(where, pair, costs, options, init)
 
     def plan() -> Tensor:
@@ -271,10 +290,11 @@ def costs_between(pair: ops.Pair, costs: ops.Ground) -> Tensor:
     return implicit.costs(*pair, metric, costs.patch_size, cost_matrix)
 
 
-def exact_between(where: str, pair: ops.Pair, costs: ops.Ground) -> ops.ExactSolved:
+def exact_between(where: str, pair: ops.Pair, costs: ops.Ground, options: ops.SolverOptions) -> ops.ExactSolved:
     """What `ops.exact_forward` returns for features."""
     cost = costs_between(pair, costs)
-    return ops.ExactSolved(*ops.exact_forward(cost if cost.dim() == 4 else cost.unsqueeze(1), pair.a, pair.b, where))
+    given = ops.Given(cost if cost.dim() == 4 else cost.unsqueeze(1), pair.a, pair.b)
+    return ops.ExactSolved(*ops.exact_forward(*given, *prices(options, features=True), where))
 
 
 def solved_between(

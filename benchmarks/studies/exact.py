@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfr_ext.ops import ExactOptions
 from sfr_ext.ops.exact import exact_forward
 
 from ..data.workloads import WORKLOADS, Problem, as_tokens
@@ -38,7 +39,7 @@ class Solver:
 
 
 def _ours(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
-    return exact_forward(cost[:, None], a, b, "benchmark")
+    return exact_forward(cost[:, None], a, b, *ExactOptions(), "benchmark")
 
 
 def _one_by_one(function: Callable[[Any], Any]) -> Callable[[Tensor, Tensor | None, Tensor | None], Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfr_ext.ops import ExactOptions
 from sfr_ext.ops.exact import exact_forward
 
 from ..harness.report import markdown
@@ -138,7 +139,7 @@ def prove(each: int) -> str:
     for costs in COSTS:
         worst, count = Certificate(), 0
         for cost, a, b in problems_of_all_kinds(each, costs):
-            worst.take(certify(cost, a, b, exact_forward(cost, a, b, "benchmark")))
+            worst.take(certify(cost, a, b, exact_forward(cost, a, b, *ExactOptions(), "benchmark")))
             count += each
         rows.append([costs, str(count), f"{worst.gap:.0e}", f"{worst.excess:.0e}", f"{worst.marginals:.0e}"])
     return markdown(("costs", "problems", "duality gap", "dual excess", "marginals"), rows)

@@ -1,5 +1,7 @@
 #include "../contracts/exact.h"
 
+#include <optional>
+
 #include "scan.h"
 // After what it is made of.
 #include "../exact/problem.h"
@@ -9,11 +11,22 @@
 namespace sfr::cpu::SFR_ISA {
 namespace {
 
-struct Forward : ExactWork<double> {
-  Forward(Arena& arena, const ExactParams& p) {
-    const int64_t most = padded<double>(p.M);
-    cost = arena.take<double>(p.N * most);
-    reserve(arena, p.N, p.M, most);
+// Rows so long that scans of them where they lie cost no more than of a copy.
+constexpr int64_t long_row = 128;
+
+template <class T>
+bool may_lie(const ExactForwardParams& p) {
+  return p.cost.dtype == p.compute && p.cost.stride_m == 1 && p.N <= p.M && p.M >= long_row && !priced(p);
+}
+
+template <class T>
+struct Forward : ExactWork<T> {
+  T* copy;  // of the costs; null where these may lie
+
+  Forward(Arena& arena, const ExactForwardParams& p) {
+    const int64_t rows = this->least_side(p) + 1, span = padded<double>(p.N + p.M - this->least_side(p) + 1);
+    copy = may_lie<T>(p) ? nullptr : arena.take<T>(rows * span);
+    this->reserve(arena, p, span);
   }
 };
 
@@ -30,44 +43,131 @@ struct Backward {
   }
 };
 
-// The costs between kept patches. False: one is not finite.
-bool read_cost(const ExactForwardParams& p, int64_t item, ExactWork<double>& work) {
-  const Masses &a = work.a, &b = work.b;
-  work.ld = padded<double>(b.count);
-  Places unsound{};
+struct Sight {
+  bool sound = true, forbidden = false, large = false;
+};
+
+// What kinds of costs there are.
+template <class T>
+Sight look(const Costs<T>& cost, int64_t rows, int64_t columns) {
+  Places finite_or_inf = every(-1), infinite{}, large{};
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* row = cost.row(i);
+    const auto see = [&](Vec<double> x, Places counted) {
+      finite_or_inf &= (x > -infinity) | ~counted;
+      infinite |= (x == infinity) & counted;
+      large |= (vabs<double>(x) > largest_cost) & (x < infinity) & counted;
+    };
+    over_row(row, 0, columns, [&](Vec<double> x, int64_t j) { see(x, lane_numbers() + j < columns); });
+  }
+  return {!any_lane(~finite_or_inf), any_lane(infinite), any_lane(large)};
+}
+
+// Rows of kept patches beside each other, times `factor`.
+template <class T>
+void copy_costs(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out, double factor) {
+  const Masses &rows = work.rows(), &columns = work.columns();
+  const int64_t between_rows = work.turned ? p.cost.stride_m : p.cost.stride_n, along = work.turned ? p.cost.stride_n : p.cost.stride_m;
+  Costs<T>& cost = work.cost;
+  cost = {out, cost.span, nullptr, cost.n, cost.m, cost.span, cost.span, false};
   with_element(p.cost.dtype, [&](auto element) {
     using E = decltype(element);
-    const E* cost = first_of<E>(p.cost, item / p.G, item % p.G);
-    for (int64_t i = 0; i < a.count; ++i) {
-      const E* in = cost + a.index(i) * p.cost.stride_n;
-      double* out = work.cost + i * work.ld;
-      if (p.cost.stride_m == 1 && !b.kept)
-        for (int64_t j = 0; j < b.count; ++j) out[j] = convert_in<double>(in[j]);
-      else
-        for (int64_t j = 0; j < b.count; ++j) out[j] = convert_in<double>(in[b.index(j) * p.cost.stride_m]);
-      for (int64_t j = b.count; j < work.ld; ++j) out[j] = 0;
-      for (int64_t j = 0; j < work.ld; j += lanes<double>) unsound |= ~(vabs<double>(load(out + j)) <= largest_cost);
-      for (int64_t j = b.count; j < work.ld; ++j) out[j] = infinity;
+    const E* in = first_of<E>(p.cost, item / p.G, item % p.G);
+    const auto copy = [&](int64_t i, int64_t j) {
+      out[i * cost.stride + j] = convert_in<T>(in[rows.index(i) * between_rows + columns.index(j) * along]);
+    };
+    if (between_rows < along) {
+      for (int64_t j = 0; j < columns.count; ++j)
+        for (int64_t i = 0; i < rows.count; ++i) copy(i, j);
+    } else if (along == 1 && !columns.kept) {
+      for (int64_t i = 0; i < rows.count; ++i) {
+        const E* row = in + rows.index(i) * between_rows;
+        for (int64_t j = 0; j < columns.count; ++j) out[i * cost.stride + j] = convert_in<T>(row[j]);
+      }
+    } else {
+      for (int64_t i = 0; i < rows.count; ++i)
+        for (int64_t j = 0; j < columns.count; ++j) copy(i, j);
     }
   });
-  for (int i = 0; i < lanes<double>; ++i)
-    if (unsound[i]) return false;
+  if (factor != 1)
+    for (int64_t i = 0; i < rows.count; ++i)
+      for (int64_t j = 0; j < columns.count; ++j) out[i * cost.stride + j] *= T(factor);
+  for (int64_t i = 0; i < cost.n; ++i)
+    for (int64_t j = columns.count; j < cost.stride; ++j) out[i * cost.stride + j] = std::numeric_limits<T>::infinity();
+  if (!priced(p)) return;
+  const double row_price = work.turned ? p.options.price_b : p.options.price_a, column_price = work.turned ? p.options.price_a : p.options.price_b;
+  for (int64_t i = 0; i < rows.count; ++i) out[i * cost.stride + columns.count] = T(row_price * factor);
+  T* more = out + rows.count * cost.stride;
+  for (int64_t j = 0; j < columns.count; ++j) more[j] = T(column_price * factor);
+  more[columns.count] = 0;
+}
+
+// The costs between kept patches, where they lie or in `out`, or in `own` if there is no `out` and they cannot stay.
+// False: one is not a cost.
+template <class T>
+bool read_cost(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out, std::optional<Memory>& own) {
+  const Masses &rows = work.rows(), &columns = work.columns();
+  Costs<T>& cost = work.cost;
+  const int64_t more = priced(p) ? 1 : 0;
+  cost.n = rows.count + more, cost.m = columns.count + more;
+  cost.span = padded<double>(cost.m);
+  work.scale = 1;
+  const auto room = [&] {
+    if (out) return out;
+    own.emplace(cost.n * cost.span * int64_t(sizeof(T)));
+    return reinterpret_cast<T*>(own->data());
+  };
+  if (may_lie<T>(p) && !columns.kept && !work.turned) {
+    cost.data = first_of<T>(p.cost, item / p.G, item % p.G);
+    cost.stride = p.cost.stride_n;
+    cost.kept = rows.kept;
+    cost.width = cost.m;
+  } else {
+    copy_costs(p, item, work, room(), 1);
+  }
+  const Sight sight = look(cost, rows.count, columns.count);
+  cost.forbidden = sight.forbidden;
+  if (!sight.sound || (p.options.features && sight.forbidden)) return false;
+  if (sight.large) {
+    copy_costs(p, item, work, room(), scaled_down);
+    work.scale = 1 / scaled_down;
+  }
   return true;
+}
+
+// Which side holds a weight that is none.
+template <class T>
+Status check_weights(const ExactParams& p) {
+  const auto sound = [&](const WeightView& view, int64_t n) {
+    if (!view.data) return true;
+    for (int64_t b = 0; b < p.B; ++b)
+      for (int64_t g = 0; g < p.G; ++g) {
+        const T* w = static_cast<const T*>(view.data) + b * view.stride_b + g * view.stride_g;
+        for (int64_t i = 0; i < n; ++i)
+          if (!(w[i * view.stride_n] >= 0 && w[i * view.stride_n] <= largest_weight<T>)) return false;
+      }
+    return true;
+  };
+  return !sound(p.a, p.N) ? Status::bad_a : !sound(p.b, p.M) ? Status::bad_b : Status::ok;
 }
 
 template <class T>
 Status forward(const ExactForwardParams& p) {
-  if (!weights_are_valid<T>(p.a, p.B, p.G, p.N)) return Status::bad_a;
-  if (!weights_are_valid<T>(p.b, p.B, p.G, p.M)) return Status::bad_b;
-  const int64_t items = p.B * p.G;
-  const double operations = 20.0 * double(p.N) * double(p.M);
+  const Status weights = check_weights<T>(p);
+  if (weights != Status::ok) return weights;
   const Lanes lanes;
+  const int64_t items = p.B * p.G;
+  const double operations = 4.0 * double(p.N) * double(p.M);
   const Workload workload{items, operations, 0, p.threads < items ? p.threads : int(items)};
-  for_each_problem_in<Forward>(workload, p, [&](const Team&, int64_t item, Forward& work) {
-    if (work.read_weights<T>(lanes, p, item) && read_cost(p, item, work))
-      write<T>(lanes, p, item, work, solve(lanes, work));
+  for_each_problem_in<Forward<T>>(workload, p, [&](const Team&, int64_t item, Forward<T>& work) {
+    std::optional<Memory> own;
+    const Reading reading = work.template read_weights<T>(lanes, p, item);
+    if (reading == Reading::empty)
+      write<T>(lanes, p, item, of_nothing(), 0);
+    else if (reading == Reading::bad || !read_cost(p, item, work, work.copy, own))
+      write<T>(lanes, p, item, of_nan(), 0);
     else
-      write_nan<T>(lanes, p, item);
+      solve_and_write<T>(lanes, p, item, work);
   });
   return Status::ok;
 }
@@ -75,6 +175,7 @@ Status forward(const ExactForwardParams& p) {
 template <class T>
 Status backward(const ExactBackwardParams& p) {
   const int64_t items = p.B * p.G;
+  const Lanes lanes;
   const Workload workload{items, double(p.N) * double(p.M), 0, p.threads < items ? p.threads : int(items)};
   for_each_problem_in<Backward<T>>(workload, p, [&](const Team&, int64_t item, Backward<T>& work) {
     const T up = static_cast<const T*>(p.grad_value)[item];
@@ -86,20 +187,28 @@ Status backward(const ExactBackwardParams& p) {
       const int32_t *rows = p.rows + item * most_entries(p), *columns = p.columns + item * most_entries(p);
       for (int64_t k = 0; k < most_entries(p) && mass[k] > 0; ++k) out[rows[k] * p.M + columns[k]] = up * mass[k];
     }
-    // Through the normalisation a = w / sum(w).
-    const auto finish = [&](const WeightView& view, const void* potentials, int64_t n, void* gradient) {
+    // Through the normalisation a = w / sum(w), unless the side keeps its sum. Where nothing weighs, potentials are 0.
+    const auto finish = [&](const WeightView& view, bool keeps_its_sum, const void* potentials, int64_t n,
+                            void* gradient) {
       if (!gradient) return;
-      auto& [weights, normalised] = work;
-      weights.read(view, item / p.G, item % p.G, n, normalised);
+      const T* w = static_cast<const T*>(view.data);
+      if (w) w += item / p.G * view.stride_b + item % p.G * view.stride_g;
+      const auto weighs = [&](int64_t i) { return !w || w[i * view.stride_n] > 0; };
       const T* potential = static_cast<const T*>(potentials) + item * n;
       T *out = static_cast<T*>(gradient) + item * n, along = 0;
+      if (keeps_its_sum || lanes.find(n, weighs) == n) {
+        for (int64_t i = 0; i < n; ++i) out[i] = weighs(i) ? up * potential[i] : T(0);
+        return;
+      }
+      auto& [weights, normalised] = work;
+      weights.read(view, item / p.G, item % p.G, n, normalised);
       for (int64_t i = 0; i < weights.count; ++i) along += normalised[i] * potential[weights.index(i)];
       for (int64_t i = 0; i < weights.count; ++i)
         normalised[i] = T(up * (potential[weights.index(i)] - along) / weights.total);
       weights.scatter(normalised, out);
     };
-    finish(p.a, p.f, p.N, p.grad_a);
-    finish(p.b, p.g, p.M, p.grad_b);
+    finish(p.a, p.options.price_a < infinity, p.f, p.N, p.grad_a);
+    finish(p.b, p.options.price_b < infinity, p.g, p.M, p.grad_b);
   });
   return Status::ok;
 }

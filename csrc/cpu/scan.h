@@ -36,12 +36,38 @@ struct Lanes {
     for (int64_t k = 0; k < count; ++k) total += f(k);
     return total;
   }
+
+  // The least f(k), infinity if there is none.
+  template <class F>
+  static double least(int64_t count, F&& f) {
+    double least = infinity;
+    for (int64_t k = 0; k < count; ++k) {
+      const double x = f(k);
+      least = x < least ? x : least;
+    }
+    return least;
+  }
+
+  // The first k for which f(k) is true, else count.
+  template <class F>
+  static int64_t find(int64_t count, F&& f) {
+    for (int64_t k = 0; k < count; ++k)
+      if (f(k)) return k;
+    return count;
+  }
 };
 
 template <class E>
 SFR_INLINE double to_double(E x) {
   return convert_in<double>(x);
 }
+
+}  // namespace sfr::cpu::SFR_ISA
+
+#include "../exact/costs.h"
+#include "../exact/twofold.h"
+
+namespace sfr::cpu::SFR_ISA {
 
 using Places = Int<double>;
 
@@ -81,10 +107,18 @@ SFR_INLINE V least_lane(V v) {
   }
 }
 
+SFR_INLINE bool any_lane(Places x) {
+  return least_lane(x)[0] != 0;  // comparisons give -1 where they hold
+}
+
 SFR_INLINE Places load_places(const int64_t* p) {
   Places out;
   std::memcpy(&out, p, sizeof out);
   return out;
+}
+
+SFR_INLINE void store_places(int64_t* p, Places x) {
+  std::memcpy(p, &x, sizeof x);
 }
 
 // p[j] = value, by way of the whole vector: the next scan loads that vector, and must not wait for a narrower
@@ -95,6 +129,39 @@ SFR_INLINE void put(double* p, int64_t j, double value) {
   store(whole, lane_numbers() == every(j % L) ? splat<double>(value) : load(whole));
 }
 
+// Costs as they are, for scans that may also see them otherwise.
+struct AsTheyAre {
+  template <class V>
+  SFR_INLINE V operator()(V x) const {
+    return x;
+  }
+};
+// 1 for a pair that is forbidden, else 0.
+struct Forbidden {
+  SFR_INLINE double operator()(double x) const { return x < infinity ? 0 : 1; }
+  SFR_INLINE Vec<double> operator()(Vec<double> x) const { return x < infinity ? Vec<double>{} : splat<double>(1); }
+};
+
+SFR_INLINE Vec<double> widened(const double* p) {
+  return load(p);
+}
+SFR_INLINE Vec<double> widened(const float* p) {
+  typedef float Half __attribute__((vector_size(SFR_VECTOR_BYTES / 2), aligned(4)));
+  return __builtin_convertvector(*reinterpret_cast<const Half*>(p), Vec<double>);
+}
+
+// f(costs, column) for each vector of row[begin, end); past the end costs are infinite.
+template <class S, class F>
+SFR_INLINE void over_row(const S* row, int64_t begin, int64_t end, F&& f) {
+  constexpr int L = lanes<double>;
+  int64_t j = begin;
+  for (; j + L <= end; j += L) f(widened(row + j), j);
+  if (j == end) return;
+  S rest[L];
+  for (int i = 0; i < L; ++i) rest[i] = j + i < end ? row[j + i] : std::numeric_limits<S>::infinity();
+  f(widened(rest), j);
+}
+
 struct Nearest {
   double value;
   int64_t column;
@@ -103,7 +170,9 @@ struct Nearest {
 // The least of a row's values as they come, and where it is.
 struct Running {
   Vec<double> least = splat<double>(infinity);
-  Places where = lane_numbers(), at = where;
+  Places at, where;
+
+  SFR_INLINE explicit Running(int64_t begin) : at(lane_numbers() + begin), where(at) {}
 
   SFR_INLINE void observe(Vec<double> x) {
     const auto less = x < least;
@@ -119,16 +188,29 @@ struct Running {
   }
 };
 
-// The least of row - v.
-inline Nearest nearest(Lanes, const double* row, const double* v, int64_t ld) {
-  Running running;
-  for (int64_t j = 0; j < ld; j += lanes<double>) running.observe(load(row + j) - load(v + j));
+// The least of row - v over columns [begin, end).
+template <class S, class Reading>
+inline Nearest nearest(Lanes, const S* row, Reading read, const double* v, int64_t begin, int64_t end) {
+  Running running(begin);
+  over_row(row, begin, end, [&](Vec<double> cost, int64_t j) { running.observe(read(cost) - load(v + j)); });
+  return running.nearest();
+}
+
+// The least of row - v - u in twice the digits, rounded once.
+template <class S, class Reading>
+inline Nearest nearest_of_twofold(Lanes, const S* row, Reading read, const double* v, const double* v_low,
+                                  Twofold minus_u, int64_t begin, int64_t end) {
+  Running running(begin);
+  over_row(row, begin, end, [&](Vec<double> cost, int64_t j) {
+    running.observe(reduced(read(cost), load(v + j), load(v_low + j), splat<double>(minus_u.high), minus_u.low));
+  });
   return running.nearest();
 }
 
 // u = the least of each row of cost - v.
-inline void row_minima(Lanes lanes, const double* cost, const double* v, int64_t n, int64_t ld, double* u) {
-  for (int64_t i = 0; i < n; ++i) u[i] = nearest(lanes, cost + i * ld, v, ld).value;
+template <class S>
+inline void row_minima(Lanes lanes, const Costs<S>& cost, const double* v, double* u) {
+  for (int64_t i = 0; i < cost.n; ++i) u[i] = nearest(lanes, cost.row(i), AsTheyAre(), v, 0, cost.width).value;
 }
 
 struct TwoNearest {
@@ -137,48 +219,62 @@ struct TwoNearest {
 };
 
 // The two least of row - v.
-inline TwoNearest two_nearest(Lanes, const double* row, const double* v, int64_t ld) {
-  Running running;
+template <class S>
+inline TwoNearest two_nearest(Lanes, const S* row, const double* v, int64_t width) {
+  Running running(0);
   Vec<double> second = splat<double>(infinity);
-  for (int64_t j = 0; j < ld; j += lanes<double>) {
-    const Vec<double> x = load(row + j) - load(v + j), loser = x < running.least ? running.least : x;
+  over_row(row, 0, width, [&](Vec<double> cost, int64_t j) {
+    const Vec<double> x = cost - load(v + j), loser = x < running.least ? running.least : x;
     second = loser < second ? loser : second;
     running.observe(x);
-  }
+  });
   const Nearest first = running.nearest();
   const Vec<double> rest = running.where == every(first.column) ? second : running.least;
   return {first.value, least_lane(rest < second ? rest : second)[0], first.column};
 }
 
 // distance = min(distance, row - v + shift), with `from` = i where it fell; the least of the new distances.
-inline Nearest relax(Lanes, const double* row, const double* v, double shift, double* distance, int64_t* from,
-                     int64_t i, int64_t ld) {
-  Running running;
-  for (int64_t j = 0; j < ld; j += lanes<double>) {
-    const Vec<double> x = load(row + j) - load(v + j) + shift, before = load(distance + j);
+template <class S>
+inline Nearest relax(Lanes, const S* row, const double* v, double shift, double* distance, int64_t* from, int64_t i,
+                     int64_t width) {
+  Running running(0);
+  over_row(row, 0, width, [&](Vec<double> cost, int64_t j) {
+    const Vec<double> x = cost - load(v + j) + shift, before = load(distance + j);
     const auto less = x < before;
     const Vec<double> after = less ? x : before;
-    const Places whence = less ? every(i) : load_places(from + j);
     store(distance + j, after);
-    std::memcpy(from + j, &whence, sizeof whence);
+    store_places(from + j, less ? every(i) : load_places(from + j));
     running.observe(after);
-  }
+  });
   return running.nearest();
 }
 
-// v = the least cost of each column, and the row it is in.
-inline void column_minima(Lanes, const double* cost, int64_t n, int64_t ld, double* v, int64_t* from) {
-  for (int64_t j = 0; j < ld; j += lanes<double>) {
-    Vec<double> least = load(cost + j);
-    Places where{};
-    for (int64_t i = 1; i < n; ++i) {
-      const Vec<double> x = load(cost + i * ld + j);
-      const auto less = x < least;
-      least = less ? x : least;
-      where = less ? every(i) : where;
-    }
-    store(v + j, least);
-    std::memcpy(from + j, &where, sizeof where);
+// least = the least cost of each column, and the row it is in.
+template <class S>
+inline void column_minima(Lanes, const Costs<S>& cost, double* least, int64_t* from) {
+  constexpr int64_t together = 8;  // rows whose costs are read at the same time
+  for (int64_t i = 0; i < cost.n; i += together) {
+    const int64_t rows = cost.n - i < together ? cost.n - i : together;
+    const S* first[together];
+    for (int64_t k = 0; k < together; ++k) first[k] = cost.row(i + (k < rows ? k : 0));
+    over_row(first[0], 0, cost.width, [&](Vec<double> x, int64_t j) {
+      Vec<double> value = i == 0 ? x : load(least + j);
+      Places where = i == 0 ? Places{} : load_places(from + j);
+      const auto observe = [&](Vec<double> x, int64_t row) {
+        const auto less = x < value;
+        value = less ? x : value;
+        where = less ? every(row) : where;
+      };
+      observe(x, i);
+      const bool whole = j + lanes<double> <= cost.width;
+      for (int64_t k = 1; k < rows; ++k)
+        if (whole)
+          observe(widened(first[k] + j), i + k);
+        else
+          over_row(first[k], j, cost.width, [&](Vec<double> y, int64_t) { observe(y, i + k); });
+      store(least + j, value);
+      store_places(from + j, where);
+    });
   }
 }
 

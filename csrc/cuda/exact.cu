@@ -13,37 +13,64 @@ namespace {
 //
 // What it needs lies in shared memory as far as it fits: the vectors, then the costs beside them.
 template <class T>
-SFR_BOTH ExactWork<T> place(const ExactParams& p, Arena& vectors, Arena& costs) {
+SFR_BOTH ExactWork<T> place(const ExactParams& p, Arena& vectors, Arena& costs, T*& cost) {
   ExactWork<T> work;
-  work.reserve(vectors, p.N, p.M, p.M);
-  work.cost = costs.take<T>(p.N * p.M);
+  const int64_t rows = work.least_side(p), columns = p.N + p.M - rows, more = priced(p) ? 1 : 0;
+  work.reserve(vectors, p, columns + more);
+  cost = costs.take<T>((rows + more) * (columns + more));
   return work;
 }
 
-// The costs between kept patches. False: one is not finite.
+// What is in the costs between kept patches, over all lanes.
+struct Sight {
+  bool sound, forbidden, large;
+};
+
+// The costs between kept patches, and with prices one more row and column. False: one is not a cost.
 template <class T>
-SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64_t item, ExactWork<T>& work) {
-  const Masses &a = work.a, &b = work.b;
-  work.ld = b.count;
-  bool sound = true;
+SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out) {
+  const Masses &rows = work.rows(), &columns = work.columns();
+  const int64_t between_rows = work.turned ? p.cost.stride_m : p.cost.stride_n, along = work.turned ? p.cost.stride_n : p.cost.stride_m;
+  const int64_t more = priced(p) ? 1 : 0, width = columns.count + more;
+  bool bad = false, infinite = false, large = false;
   with_element(p.cost.dtype, [&](auto element) {
     using E = decltype(element);
     if constexpr (sizeof(T) >= sizeof(E)) {
       const E* cost = first_of<E>(p.cost, item / p.G, item % p.G);
 #pragma unroll 1
-      for (int64_t i = 0; i < a.count; ++i) {
-        const E* in = cost + a.index(i) * p.cost.stride_n;
+      for (int64_t i = 0; i < rows.count; ++i) {
+        const E* in = cost + rows.index(i) * between_rows;
 #pragma unroll 4
-        for (int64_t j = lanes.lane; j < b.count; j += warp_threads) {
-          const T x = T(to_float(in[b.index(j) * p.cost.stride_m]));
-          sound = sound && fabs(double(x)) <= largest_cost;
-          work.cost[i * work.ld + j] = x;
+        for (int64_t j = lanes.lane; j < columns.count; j += warp_threads) {
+          const T x = T(to_float(in[columns.index(j) * along]));
+          bad = bad || !(double(x) > -infinity);
+          infinite = infinite || double(x) == infinity;
+          large = large || (fabs(double(x)) > largest_cost && double(x) < infinity);
+          out[i * width + j] = x;
         }
       }
     }
   });
-  lanes.sync();  // mutant: the shuffles below are meetings too, but order no memory
-  return over_lanes<Max>(sound ? 0.0f : 1.0f, warp_threads) == 0;
+  const auto anywhere = [](bool x) { return over_lanes<Max>(x ? 1.0f : 0.0f, warp_threads) != 0; };
+  lanes.sync();
+  const Sight sight{!anywhere(bad), anywhere(infinite), anywhere(large)};
+  if (!sight.sound || (p.options.features && sight.forbidden)) return false;
+  const double factor = sight.large ? scaled_down : 1;
+  if (sight.large)
+#pragma unroll 1
+    for (int64_t i = 0; i < rows.count; ++i)
+#pragma unroll 1
+      for (int64_t j = lanes.lane; j < columns.count; j += warp_threads) out[i * width + j] *= T(factor);
+  if (more > 0) {
+    const double row_price = work.turned ? p.options.price_b : p.options.price_a, column_price = work.turned ? p.options.price_a : p.options.price_b;
+    lanes.each(rows.count, [&](int64_t i) { out[i * width + columns.count] = T(row_price * factor); });
+    T* last = out + rows.count * width;
+    lanes.each(width, [&](int64_t j) { last[j] = T(j < columns.count ? column_price * factor : 0); });
+  }
+  work.scale = 1 / factor;
+  work.cost = {out, width, nullptr, rows.count + more, width, width, width, sight.forbidden};
+  lanes.sync();  // mutant: the shuffles above are meetings too, but order no memory
+  return true;
 }
 
 template <class T>
@@ -54,30 +81,40 @@ __global__ void __launch_bounds__(warp_threads)
 #pragma unroll 1
   for (int64_t item = blockIdx.x; item < p.items; item += p.teams) {
     Arena shared{shared_memory(), 0}, far{p.scratch + int64_t(blockIdx.x) * s.far_bytes, 0};
-    ExactWork<T> work = place<T>(p, s.resident ? shared : far, s.cost_near ? shared : far);
-    if (work.template read_weights<T>(lanes, p, item) && read_cost(lanes, p, item, work))
-      write<T>(lanes, p, item, work, solve(lanes, work));
+    T* cost;
+    ExactWork<T> work = place<T>(p, s.resident ? shared : far, s.cost_near ? shared : far, cost);
+    const Reading reading = work.template read_weights<T>(lanes, p, item);
+    if (reading == Reading::empty)
+      write<T>(lanes, p, item, of_nothing(), 0);
+    else if (reading == Reading::bad || !read_cost(lanes, p, item, work, cost))
+      write<T>(lanes, p, item, of_nan(), 0);
     else
-      write_nan<T>(lanes, p, item);
+      solve_and_write<T>(lanes, p, item, work);
+    lanes.sync();
   }
 }
 
-// d/da of one side, through the normalisation a = w / sum(w).
+// d/da of one side, through the normalisation a = w / sum(w) unless the side keeps its sum.
 template <class T>
 SFR_DEVICE void weight_gradient(Team& team, const Board<T>& board, const WeightView& view, int64_t b, int64_t g, int n,
-                                const T* potential, T up, T* out) {
+                                bool keeps_its_sum, const T* potential, T up, T* out) {
   if (!out) return;
   Side<T> side(view, b, g, n);
   int kept;
   side.read(team, board, kept);
+  const bool plain = keeps_its_sum || kept == 0;  // where nothing is kept, potentials are 0
   T along[1] = {};
 #pragma unroll 1
   for (int i = team.rank; i < n; i += team.size)
-    if (side.keeps(i)) along[0] += side.marginal(i) * potential[i];
+    if (!plain && side.keeps(i)) along[0] += side.marginal(i) * potential[i];
   over_block<Sum>(team, board, along);
 #pragma unroll 1
-  for (int i = team.rank; i < n; i += team.size)
-    out[i] = side.keeps(i) ? up * (potential[i] - along[0]) / (side.total * side.most) : T(0);
+  for (int i = team.rank; i < n; i += team.size) {
+    const T direct = up * potential[i];
+    out[i] = plain           ? (kept == 0 || side.keeps(i) ? direct : T(0))
+             : side.keeps(i) ? up * (potential[i] - along[0]) / (side.total * side.most)
+                             : T(0);
+  }
 }
 
 template <class T>
@@ -105,8 +142,8 @@ SFR_KERNEL exact_backward_kernel(const __grid_constant__ Work<ExactBackwardParam
     const T *f = static_cast<const T*>(p.f) + item * p.N, *h = static_cast<const T*>(p.g) + item * p.M;
     T* grad_a = p.grad_a ? static_cast<T*>(p.grad_a) + item * p.N : nullptr;
     T* grad_b = p.grad_b ? static_cast<T*>(p.grad_b) + item * p.M : nullptr;
-    weight_gradient(team, board, p.a, b, g, int(p.N), f, up, grad_a);
-    weight_gradient(team, board, p.b, b, g, int(p.M), h, up, grad_b);
+    weight_gradient(team, board, p.a, b, g, int(p.N), p.options.price_a < infinity, f, up, grad_a);
+    weight_gradient(team, board, p.b, b, g, int(p.M), p.options.price_b < infinity, h, up, grad_b);
   }
 }
 
@@ -116,7 +153,8 @@ Shape choose_exact(const ExactParams& p, Strategy forced, const DeviceLimits& de
   Shape s;
   s.N = int(p.N), s.M = int(p.M);
   Arena vectors, costs;
-  place<T>(p, vectors, costs);
+  T* cost;
+  place<T>(p, vectors, costs, cost);
   for (const Strategy which : {Strategy::several, Strategy::block, Strategy::stream}) {
     if (forced != Strategy::automatic && forced != which) continue;
     s.resident = which != Strategy::stream;

@@ -28,6 +28,10 @@ struct Lanes {
   SFR_DEVICE T of_first(T x) const {
     return shuffle(x, 0);
   }
+  SFR_DEVICE __int128 of_first(__int128 x) const {
+    const int64_t high = shuffle(int64_t(x >> 64), 0), low = shuffle(int64_t(x), 0);
+    return (__int128(high) << 64) | uint64_t(low);
+  }
 
   template <class F>
   SFR_DEVICE void each(int64_t count, F&& f) const {
@@ -45,12 +49,49 @@ struct Lanes {
     sync();  // mutant: the shuffles above are meetings too, but order no memory
     return total;
   }
+
+  // The least f(k), infinity if there is none.
+  template <class F>
+  SFR_DEVICE double least(int64_t count, F&& f) const {
+    double least = infinity;
+#pragma unroll 1
+    for (int64_t k = lane; k < count; k += warp_threads) {
+      const double x = f(k);
+      if (x < least) least = x;
+    }
+    least = -over_lanes<Max>(-least, warp_threads);
+    sync();  // mutant: the shuffles above are meetings too, but order no memory
+    return least;
+  }
+
+  // The first k for which f(k) is true, else count.
+  template <class F>
+  SFR_DEVICE int64_t find(int64_t count, F&& f) const {
+    int first = int(count);
+#pragma unroll 1
+    for (int k = lane; k < first; k += warp_threads)
+      if (f(k)) first = k;
+    sync();
+#pragma unroll 1
+    for (int mask = warp_threads / 2; mask > 0; mask /= 2) {
+      const int other = shuffle_xor(first, mask);
+      if (other < first) first = other;
+    }
+    return first;
+  }
 };
 
 template <class E>
 SFR_DEVICE double to_double(E x) {
   return double(to_float(x));
 }
+
+}  // namespace sfr::cuda
+
+#include "../exact/costs.h"
+#include "../exact/twofold.h"
+
+namespace sfr::cuda {
 
 SFR_DEVICE void put(double* p, int64_t j, double value) {
   p[j] = value;
@@ -73,17 +114,52 @@ SFR_DEVICE Nearest least_of_lanes(double value, int column) {
   return {value, column};
 }
 
-// The least of row - v.
-template <class S>
-SFR_DEVICE Nearest nearest(const Lanes& lanes, const S* row, const double* v, int64_t ld) {
+// Costs as they are, for scans that may also see them otherwise.
+struct AsTheyAre {
+  SFR_DEVICE double operator()(double x) const { return x; }
+};
+// 1 for a pair that is forbidden, else 0.
+struct Forbidden {
+  SFR_DEVICE double operator()(double x) const { return x < infinity ? 0 : 1; }
+};
+
+// The least of row - v over columns [begin, end).
+template <class S, class Reading>
+SFR_DEVICE Nearest nearest(const Lanes& lanes, const S* row, Reading read, const double* v, int64_t begin,
+                           int64_t end) {
   double least = infinity;
-  int where = lanes.lane;
+  int where = int(begin) + lanes.lane;
 #pragma unroll 4
-  for (int j = lanes.lane; j < ld; j += warp_threads) {
-    const double x = double(row[j]) - v[j];
+  for (int j = int(begin) + lanes.lane; j < end; j += warp_threads) {
+    const double x = read(double(row[j])) - v[j];
     if (x < least) least = x, where = j;
   }
   return least_of_lanes(least, where);
+}
+
+// The least of row - v - u in twice the digits, rounded once.
+template <class S, class Reading>
+SFR_DEVICE Nearest nearest_of_twofold(const Lanes& lanes, const S* row, Reading read, const double* v,
+                                      const double* v_low, Twofold minus_u, int64_t begin, int64_t end) {
+  double least = infinity;
+  int where = int(begin) + lanes.lane;
+#pragma unroll 1
+  for (int j = int(begin) + lanes.lane; j < end; j += warp_threads) {
+    const double x = reduced(read(double(row[j])), v[j], v_low[j], minus_u.high, minus_u.low);
+    if (x < least) least = x, where = j;
+  }
+  return least_of_lanes(least, where);
+}
+
+// u = the least of each row of cost - v.
+template <class S>
+SFR_DEVICE void row_minima(const Lanes& lanes, const Costs<S>& cost, const double* v, double* u) {
+#pragma unroll 1
+  for (int64_t i = 0; i < cost.n; ++i) {
+    const double least = nearest(lanes, cost.row(i), AsTheyAre(), v, 0, cost.width).value;
+    if (lanes.first) u[i] = least;
+  }
+  sync_warp();  // mutant: callers meet again before they look
 }
 
 struct TwoNearest {
@@ -127,31 +203,20 @@ SFR_DEVICE Nearest relax(const Lanes& lanes, const S* row, const double* v, doub
   return least_of_lanes(least, where);
 }
 
-// v = the least cost of each column, and the row it is in.
+// least = the least cost of each column, and the row it is in.
 template <class S>
-SFR_DEVICE void column_minima(const Lanes& lanes, const S* cost, int64_t n, int64_t ld, double* v, int64_t* from) {
+SFR_DEVICE void column_minima(const Lanes& lanes, const Costs<S>& cost, double* least, int64_t* from) {
 #pragma unroll 1
-  for (int j = lanes.lane; j < ld; j += warp_threads) {
-    S least = cost[j];
+  for (int j = lanes.lane; j < cost.width; j += warp_threads) {
+    S value = cost.row(0)[j];
     int where = 0;
 #pragma unroll 4
-    for (int i = 1; i < n; ++i) {
-      const S x = cost[i * ld + j];
-      if (x < least) least = x, where = i;
+    for (int i = 1; i < cost.n; ++i) {
+      const S x = cost.row(i)[j];
+      if (x < value) value = x, where = i;
     }
-    v[j] = double(least);
+    least[j] = double(value);
     from[j] = where;
-  }
-  sync_warp();  // mutant: callers meet again before they look
-}
-
-// u = the least of each row of cost - v.
-template <class S>
-SFR_DEVICE void row_minima(const Lanes& lanes, const S* cost, const double* v, int64_t n, int64_t ld, double* u) {
-#pragma unroll 1
-  for (int64_t i = 0; i < n; ++i) {
-    const double least = nearest(lanes, cost + i * ld, v, ld).value;
-    if (lanes.first) u[i] = least;
   }
   sync_warp();  // mutant: callers meet again before they look
 }

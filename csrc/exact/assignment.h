@@ -1,43 +1,45 @@
-// Equal weights on equally many patches: a permutation of least cost (Jonker and Volgenant, 1987).
+// A matching of n rows with m >= n columns of least cost, by shortest augmenting paths (Jonker and Volgenant, 1987).
 //
-// u_i + v_j <= C_ij throughout, with equality along the matching; u is only known at the end. A start from column
-// minima and from rows that outbid each other leaves few rows without a column. For each of those, Dijkstra's search
-// for the nearest free column under the costs C_ij - u_i - v_j: one row is scanned for each column that is reached.
+// u_i + v_j <= C_ij throughout, with equality along the matching; v_j <= 0 with equality at free columns where there
+// are more columns than rows. A start from column minima (where there are not) and from rows that outbid each other
+// leaves few rows without a column. For each of those, Dijkstra's search for the nearest free column under the costs
+// C_ij - u_i - v_j: one row is scanned for each column that is reached.
 #pragma once
+
+#include "costs.h"
 
 namespace SFR_EXACT_NAMESPACE {
 
 template <class S>
 struct Assignment {
-  int64_t n = 0, ld = 0;
-  const S* cost = nullptr;       // [n][ld], padding +inf
-  double* u = nullptr;           // [n]
-  double* v = nullptr;           // [ld]
+  Costs<S> cost;
+  double* u = nullptr;           // [n] at the end
+  double* v = nullptr;           // [span]
   int32_t* column = nullptr;     // [n] of each row; -1: none yet
-  int32_t* row = nullptr;        // [n] of each column; -1: free
-  double* open = nullptr;        // [ld] v where the search has not been, else -inf: nothing is relaxed there
-  double* distance = nullptr;    // [ld] from the search's root; +inf where it has been
-  int64_t* from = nullptr;       // [ld] row that a column is reached from
-  int32_t* reached = nullptr;    // [n] columns in the order of the search
-  double* reached_at = nullptr;  // [n]
+  int32_t* row = nullptr;        // [m] of each column; -1: free
+  double* open = nullptr;        // [span] v where the search may go, else -inf: nothing is relaxed there
+  double* distance = nullptr;    // [span] from the search's root; +inf where it has been
+  int64_t* from = nullptr;       // [span] row that a column is reached from
+  int32_t* reached = nullptr;    // [m] columns in the order of the search
+  double* reached_at = nullptr;  // [m]
   int32_t* waiting = nullptr;    // [n] rows without a column
+  int32_t* vacant = nullptr;     // [m] free columns
+  double* closed = nullptr;      // [span] -inf: a column that only rows compete for that cannot all be matched
 
   template <class Memory>
-  SFR_ANYWHERE void reserve(Memory& memory, int64_t size, int64_t row_length) {
-    u = memory.template take<double>(size);
+  SFR_ANYWHERE void reserve(Memory& memory, int64_t rows, int64_t columns, int64_t row_length) {
+    u = memory.template take<double>(rows);
     v = memory.template take<double>(row_length);
-    column = memory.template take<int32_t>(size);
-    row = memory.template take<int32_t>(size);
+    column = memory.template take<int32_t>(rows);
+    row = memory.template take<int32_t>(columns);
     open = memory.template take<double>(row_length);
     distance = memory.template take<double>(row_length);
     from = memory.template take<int64_t>(row_length);
-    reached = memory.template take<int32_t>(size);
-    reached_at = memory.template take<double>(size);
-    waiting = memory.template take<int32_t>(size);
+    reached = memory.template take<int32_t>(columns);
+    reached_at = memory.template take<double>(columns);
+    waiting = memory.template take<int32_t>(rows);
+    vacant = memory.template take<int32_t>(columns);
   }
-
-  SFR_LANES const S* costs(int64_t i) const { return cost + i * ld; }
-  SFR_LANES double cost_at(int64_t i, int64_t j) const { return double(cost[i * ld + j]); }
 
   SFR_LANES void match(int64_t i, int64_t j) const {
     column[i] = int32_t(j);
@@ -45,16 +47,23 @@ struct Assignment {
   }
 };
 
+// All rows and columns are free, and all rows wait.
+template <class S>
+SFR_LANES void clear(const Lanes& lanes, const Assignment<S>& work) {
+  lanes.each(work.cost.n, [&](int64_t i) { work.column[i] = -1, work.waiting[i] = int32_t(i); });
+  lanes.each(work.cost.m, [&](int64_t j) { work.row[j] = -1; });
+  lanes.each(work.cost.span, [&](int64_t j) { work.v[j] = 0; });
+}
+
 // Every column goes to the row it is cheapest for, if that is still to be had. Returns how many rows wait.
 template <class S>
 SFR_LANES int64_t start_from_minima(const Lanes& lanes, const Assignment<S>& work) {
-  const int64_t n = work.n;
-  column_minima(lanes, work.cost, n, work.ld, work.v, work.from);
-  lanes.each(work.ld - n, [&](int64_t j) { work.v[n + j] = 0; });
-  lanes.each(n, [&](int64_t i) { work.column[i] = work.row[i] = -1; });
+  const int64_t n = work.cost.n, m = work.cost.m;
+  column_minima(lanes, work.cost, work.v, work.from);
+  lanes.each(work.cost.span - m, [&](int64_t j) { work.v[m + j] = 0; });
   int64_t count = 0;
   if (lanes.first) {
-    for (int64_t j = 0; j < n; ++j)
+    for (int64_t j = 0; j < m; ++j)
       if (work.column[work.from[j]] < 0) work.match(work.from[j], j);
     for (int64_t i = 0; i < n; ++i)
       if (work.column[i] < 0) work.waiting[count++] = int32_t(i);
@@ -67,7 +76,7 @@ SFR_LANES int64_t start_from_minima(const Lanes& lanes, const Assignment<S>& wor
 // worse.
 template <class S>
 SFR_LANES void transfer(const Lanes& lanes, const Assignment<S>& work) {
-  const int64_t n = work.n;
+  const int64_t n = work.cost.n;
   int32_t* wanted = work.reached;  // by how many columns; the array is not needed yet
   lanes.each(n, [&](int64_t i) { wanted[i] = 0; });
   if (lanes.first)
@@ -76,9 +85,9 @@ SFR_LANES void transfer(const Lanes& lanes, const Assignment<S>& work) {
   for (int64_t i = 0; i < n && n > 1; ++i) {
     if (wanted[i] != 1) continue;
     const int64_t j = work.column[i];
-    const TwoNearest choice = two_nearest(lanes, work.costs(i), work.v, work.ld);
-    if (lanes.first)
-      work.v[j] -= (choice.column == j ? choice.second : choice.value) - (work.cost_at(i, j) - work.v[j]);
+    const TwoNearest choice = two_nearest(lanes, work.cost.row(i), work.v, work.cost.width);
+    const double other = choice.column == j ? choice.second : choice.value;
+    if (lanes.first && other < infinity) work.v[j] -= other - (work.cost.at(i, j) - work.v[j]);
     lanes.sync();
   }
 }
@@ -87,17 +96,24 @@ SFR_LANES void transfer(const Lanes& lanes, const Assignment<S>& work) {
 // out bids next. On some costs two rows outbid each other for ever so little, hence a limit. Returns how many wait.
 template <class S>
 SFR_LANES int64_t outbid(const Lanes& lanes, const Assignment<S>& work, int64_t count) {
-  const int64_t n = work.n;
-  int64_t bids = n, next = 0, left = 0;
+  const int64_t m = work.cost.m;
+  int64_t bids = 2 * work.cost.n, next = 0, left = 0;
   while (next < count) {
     const int64_t i = work.waiting[next++];
-    const TwoNearest choice = two_nearest(lanes, work.costs(i), work.v, work.ld);
+    const TwoNearest choice = two_nearest(lanes, work.cost.row(i), work.v, work.cost.width);
+    if (!(choice.value < infinity)) {  // no pair of this row is allowed
+      lanes.sync();
+      if (lanes.first) work.waiting[left] = int32_t(i);
+      lanes.sync();
+      ++left;
+      continue;
+    }
     int64_t j = choice.column;
-    const double lower = work.v[j] - (choice.second - choice.value);
+    const double lower = choice.second < infinity ? work.v[j] - (choice.second - choice.value) : work.v[j];
     const bool strictly = lower < work.v[j];
-    if (!strictly && work.row[j] >= 0)
-      for (int64_t k = j + 1; k < n; ++k)
-        if (work.row[k] < 0 && work.cost_at(i, k) - work.v[k] == choice.value) {
+    if (!strictly && work.row[j] >= 0 && choice.second == choice.value)
+      for (int64_t k = j + 1; k < m; ++k)
+        if (work.row[k] < 0 && work.cost.at(i, k) - work.v[k] == choice.value) {
           j = k;
           break;
         }
@@ -119,19 +135,35 @@ SFR_LANES int64_t outbid(const Lanes& lanes, const Assignment<S>& work, int64_t 
   return left;
 }
 
+// What a search came to.
+struct Search {
+  bool found;      // a free column; else no allowed path leads to one
+  int64_t reached;  // columns besides
+};
+
 // The shortest path from a waiting row to a free column; the matching changes along it, and v so that the path's
-// edges, and all of the search's, stay tight.
+// edges, and all of the search's, stay tight. `vacancies` is the number of free columns listed, of all or none.
 template <class S>
-SFR_LANES void augment(const Lanes& lanes, const Assignment<S>& work, int64_t root) {
-  lanes.each(work.ld, [&](int64_t j) {
-    work.open[j] = work.v[j];
+SFR_LANES Search augment(const Lanes& lanes, const Assignment<S>& work, int64_t root, int64_t& vacancies) {
+  const Costs<S>& cost = work.cost;
+  lanes.each(cost.span, [&](int64_t j) {
+    work.open[j] = work.closed && work.closed[j] < 0 ? -infinity : work.v[j];
     work.distance[j] = infinity;
   });
   int64_t i = root, count = 0;
   double shift = 0;
   Nearest next;
   for (;;) {
-    next = relax(lanes, work.costs(i), work.open, shift, work.distance, work.from, i, work.ld);
+    next = relax(lanes, cost.row(i), work.open, shift, work.distance, work.from, i, cost.width);
+    if (!(next.value < infinity)) {
+      lanes.sync();
+      return {false, count};
+    }
+    if (work.row[next.column] >= 0) {  // of several at the same distance a free one ends the search
+      const auto as_near = [&](int64_t k) { return work.distance[work.vacant[k]] == next.value; };
+      const int64_t vacancy = lanes.find(vacancies, as_near);
+      if (vacancy < vacancies) next.column = work.vacant[vacancy];
+    }
     const int64_t j = next.column;
     if (work.row[j] < 0) break;
     if (lanes.first) {
@@ -142,11 +174,13 @@ SFR_LANES void augment(const Lanes& lanes, const Assignment<S>& work, int64_t ro
     }
     ++count;
     i = work.row[j];
-    shift = next.value - (work.cost_at(i, j) - work.v[j]);
+    shift = next.value - (cost.at(i, j) - work.v[j]);
     lanes.sync();
   }
   lanes.each(count, [&](int64_t k) { work.v[work.reached[k]] += work.reached_at[k] - next.value; });
-  if (lanes.first)
+  const int64_t vacancy = lanes.find(vacancies, [&](int64_t k) { return work.vacant[k] == next.column; });
+  if (lanes.first) {
+    if (vacancies > 0) work.vacant[vacancy] = work.vacant[vacancies - 1];
     for (int64_t j = next.column;;) {
       i = work.from[j];
       const int64_t before = work.column[i];
@@ -154,34 +188,50 @@ SFR_LANES void augment(const Lanes& lanes, const Assignment<S>& work, int64_t ro
       if (i == root) break;
       j = before;
     }
-  lanes.sync();
-}
-
-// The value from u and v is that of the matching, to rounding. Bids may bring a cost into v that the matching then
-// avoids; where that is far above all others (a forbidden pair), u and v are mostly rounding.
-template <class S>
-SFR_LANES bool certified(const Lanes& lanes, const Assignment<S>& work) {
-  const auto cost = [&](int64_t i) { return work.cost_at(i, work.column[i]); };
-  const double primal = lanes.sum(work.n, cost);
-  const double magnitude = lanes.sum(work.n, [&](int64_t i) { return fabs(cost(i)); });
-  const double rows = lanes.sum(work.n, [&](int64_t i) { return work.u[i]; });
-  const double columns = lanes.sum(work.n, [&](int64_t j) { return work.v[j]; });
-  return fabs(primal - (rows + columns)) <= 0x1p-40 * magnitude;
-}
-
-// Fills column, u and v; returns the number of searches.
-template <class S>
-SFR_LANES int64_t assign(const Lanes& lanes, const Assignment<S>& work) {
-  int64_t waiting = start_from_minima(lanes, work), searches = 0;
-  transfer(lanes, work);
-  waiting = outbid(lanes, work, waiting);
-  for (bool again = false;; again = true) {
-    for (int64_t k = 0; k < waiting; ++k) augment(lanes, work, work.waiting[k]);
-    searches += waiting;
-    row_minima(lanes, work.cost, work.v, work.n, work.ld, work.u);
-    if (again || certified(lanes, work)) return searches;
-    waiting = start_from_minima(lanes, work);
   }
+  if (vacancies > 0) --vacancies;
+  lanes.sync();
+  return {true, count};
+}
+
+enum class Matched { all, some, impossible };
+
+// Fills column, u and v. `some`: what is left would be slow this way, and `waiting` rows of the list wait. `scans` is how
+// many rows may be scanned in searches; counts the searches.
+template <class S>
+SFR_LANES Matched assign(const Lanes& lanes, Assignment<S>& work, int64_t scans, int64_t& waiting, int64_t& searches) {
+  const int64_t n = work.cost.n, m = work.cost.m;
+  clear(lanes, work);
+  waiting = n;
+  work.closed = nullptr;
+  int64_t vacancies = 0;
+  if (n == m) {
+    waiting = start_from_minima(lanes, work);
+    if (lanes.find(m, [&](int64_t j) { return !(work.v[j] < infinity); }) < m) return Matched::impossible;
+    if (waiting == 0) {
+      lanes.each(n, [&](int64_t i) { work.u[i] = 0; });
+      return Matched::all;
+    }
+    transfer(lanes, work);
+  }
+  waiting = outbid(lanes, work, waiting);
+  if (n == m) {
+    if (lanes.first)
+      for (int64_t j = 0; j < m; ++j)
+        if (work.row[j] < 0) work.vacant[vacancies++] = int32_t(j);
+    lanes.sync();
+    vacancies = lanes.of_first(vacancies);
+  }
+  while (waiting > 0) {
+    const Search search = augment(lanes, work, work.waiting[waiting - 1], vacancies);
+    if (!search.found) return Matched::impossible;
+    ++searches;
+    --waiting;
+    scans -= search.reached + 1;
+    if (scans < 0) break;
+  }
+  row_minima(lanes, work.cost, work.v, work.u);
+  return waiting == 0 ? Matched::all : Matched::some;
 }
 
 }  // namespace SFR_EXACT_NAMESPACE

@@ -2,18 +2,25 @@
 //
 // Nodes are the rows, from 0, and the columns, from `columns`. The tree is its parents; its preorder, a ring of all
 // nodes in which a subtree is one piece, is kept beside them (Barr, Glover and Klingman, 1979).
+//
+// The root is one more column, which nobody ships to. What flow does not connect hangs from it by rows, on edges of
+// whatever cost suits: in a strongly feasible tree these can only leave. So the potentials of one such part owe nothing
+// to another's, however far their costs are apart.
 #pragma once
+
+#include "masses.h"
+#include "twofold.h"
 
 namespace SFR_EXACT_NAMESPACE {
 
 struct Entry {
   int32_t row, column;
-  int64_t units;
+  Units units;
 };
 
 struct Tree {
-  int64_t columns = 0, nodes = 0;              // number of the first column's node; of the last one, plus 1
-  int64_t* flow = nullptr;                     // on the edge to the parent
+  int64_t columns = 0, root = 0;               // number of the first column's node; of the root, the last one
+  Units* flow = nullptr;                       // on the edge to the parent
   int32_t* parent = nullptr;                   // of the root: none
   int32_t *next = nullptr, *before = nullptr;  // in preorder
   int32_t* last = nullptr;                     // of the subtree, in preorder
@@ -23,7 +30,7 @@ struct Tree {
 
   template <class Memory>
   SFR_ANYWHERE void reserve(Memory& memory, int64_t count) {
-    flow = memory.template take<int64_t>(count);
+    flow = memory.template take<Units>(count);
     parent = memory.template take<int32_t>(count);
     next = memory.template take<int32_t>(count);
     before = memory.template take<int32_t>(count);
@@ -47,7 +54,7 @@ struct Tree {
 // new end.
 SFR_LANES int64_t grow(const Tree& tree, const Entry* entry, int64_t top, int64_t parent, int64_t end) {
   int64_t waiting = 0;
-  const auto hang = [&](int64_t k, int64_t from, int64_t flow) {
+  const auto hang = [&](int64_t k, int64_t from, Units flow) {
     tree.parent[k] = int32_t(from);
     tree.flow[k] = flow;
     tree.stack[waiting++] = int32_t(k);
@@ -66,11 +73,10 @@ SFR_LANES int64_t grow(const Tree& tree, const Entry* entry, int64_t top, int64_
   return end;
 }
 
-// A spanning tree over the entries, a forest, rooted at the first column. What is not connected to that hangs by a row
-// from the root, with no flow on the edge. Returns the root.
-SFR_LANES int64_t build_tree(const Tree& tree, const Entry* entry, int64_t entries, int64_t rows) {
-  const int64_t root = tree.columns;
-  for (int64_t k = 0; k < tree.nodes; ++k) {
+// A spanning tree over the entries, a forest that leaves no row and no column out.
+SFR_LANES void build_tree(const Tree& tree, const Entry* entry, int64_t entries, int64_t rows) {
+  const int64_t root = tree.root;
+  for (int64_t k = 0; k <= root; ++k) {
     tree.head[k] = tree.last[k] = Tree::none;
     tree.parent[k] = Tree::unseen;
     tree.seen[k] = 0;
@@ -81,20 +87,22 @@ SFR_LANES int64_t build_tree(const Tree& tree, const Entry* entry, int64_t entri
     tree.link[place] = tree.head[k];
     tree.head[k] = int32_t(place);
   }
-  int64_t end = grow(tree, entry, root, Tree::none, root);
+  tree.parent[root] = Tree::none;
+  tree.flow[root] = 0;
+  int64_t end = root;
   for (int64_t i = 0; i < rows; ++i)
     if (tree.parent[i] == Tree::unseen) end = grow(tree, entry, i, root, end);
   tree.follow(end, root);
   for (int64_t k = end;; k = tree.before[k]) {
     if (tree.last[k] == Tree::none) tree.last[k] = int32_t(k);
-    if (k == root) return root;
+    if (k == root) return;
     if (tree.last[tree.parent[k]] == Tree::none) tree.last[tree.parent[k]] = tree.last[k];
   }
 }
 
 // Takes the subtree of `top` off the tree and hangs it, by its node `k`, below `parent`, with `flow` on the new edge:
 // the edges from k up to top turn round.
-SFR_LANES void rehang(const Tree& tree, int64_t k, int64_t top, int64_t parent, int64_t flow) {
+SFR_LANES void rehang(const Tree& tree, int64_t k, int64_t top, int64_t parent, Units flow) {
   const int64_t old_parent = tree.parent[top], old_last = tree.last[top], old_before = tree.before[top];
   const int64_t old_next = tree.next[old_last];
 
@@ -114,7 +122,8 @@ SFR_LANES void rehang(const Tree& tree, int64_t k, int64_t top, int64_t parent, 
     child = p, p = p_parent;
   }
   for (int64_t p = k, above = parent;;) {
-    const int64_t old_above = tree.parent[p], old_flow = tree.flow[p];
+    const int64_t old_above = tree.parent[p];
+    const Units old_flow = tree.flow[p];
     tree.parent[p] = int32_t(above);
     tree.flow[p] = flow;
     tree.last[p] = int32_t(end);
@@ -130,39 +139,48 @@ SFR_LANES void rehang(const Tree& tree, int64_t k, int64_t top, int64_t parent, 
   for (int64_t p = parent; p >= 0 && tree.last[p] == parent; p = tree.parent[p]) tree.last[p] = int32_t(end);
 }
 
-// Adds to the potentials of a subtree, from both ends of its piece of the ring: the way along it is a chain of loads.
-SFR_LANES void shift_subtree(const Tree& tree, int64_t top, double shift, double* potential) {
+// f(node) for a subtree, from both ends of its piece of the ring: the way along it is a chain of loads.
+template <class F>
+SFR_LANES void over_subtree(const Tree& tree, int64_t top, F&& f) {
   for (int64_t k = top, l = tree.last[top];; k = tree.next[k], l = tree.before[l]) {
-    potential[k] += shift;
+    f(k);
     if (k == l) break;
-    potential[l] += shift;
+    f(l);
     if (tree.next[k] == l) break;
   }
 }
 
-// The edge from row i to column j, whose cost is `reduced` < 0 short of tight, comes in.
+// A subtree that a pivot hung elsewhere, and whether by its column.
+struct Moved {
+  int64_t top;
+  bool by_column;
+};
+
+// The edge from row i to column j comes in.
 //
 // Flow goes from the row to the column, and back through the tree: up from the column to the apex and down to the row.
 // Edges that lead from a row up to a column lose on the row's side of the cycle, the others on the column's side. Of
 // several that run empty at once the last one in the direction of the flow leaves: that keeps the tree strongly
 // feasible. `number` counts the pivots.
-SFR_LANES void pivot(const Tree& tree, int64_t row, int64_t column, double reduced, int64_t number, double* potential) {
+SFR_LANES Moved pivot(const Tree& tree, int64_t row, int64_t column, int64_t number) {
   const int64_t i = row, j = tree.columns + column;
   for (int64_t k = i; k >= 0; k = tree.parent[k]) tree.seen[k] = int32_t(number);
-  int64_t least_i = INT64_MAX, least_j = INT64_MAX, top_i = i, top_j = j, apex = j;
+  constexpr Units unbounded = Units(1) << 126;
+  Units least_i = unbounded, least_j = unbounded;
+  int64_t top_i = i, top_j = j, apex = j;
   for (; tree.seen[apex] != int32_t(number); apex = tree.parent[apex])
     if (!tree.is_row(apex) && tree.flow[apex] <= least_j) least_j = tree.flow[apex], top_j = apex;
   for (int64_t k = i; k != apex; k = tree.parent[k])
     if (tree.is_row(k) && tree.flow[k] < least_i) least_i = tree.flow[k], top_i = k;
   const bool by_column = least_j <= least_i;
-  const int64_t units = by_column ? least_j : least_i;
+  const Units units = by_column ? least_j : least_i;
   if (units > 0) {
     for (int64_t k = i; k != apex; k = tree.parent[k]) tree.flow[k] += tree.is_row(k) ? -units : units;
     for (int64_t k = j; k != apex; k = tree.parent[k]) tree.flow[k] += tree.is_row(k) ? units : -units;
   }
   const int64_t moved = by_column ? j : i;
   rehang(tree, moved, by_column ? top_j : top_i, by_column ? i : j, units);
-  shift_subtree(tree, moved, by_column ? reduced : -reduced, potential);
+  return {moved, by_column};
 }
 
 }  // namespace SFR_EXACT_NAMESPACE

@@ -5,7 +5,7 @@ operator allocates its outputs with torch and hands them, with sizes and strides
 nothing of torch.
 """
 
-from .contracts import DTYPES, METRIC_NAMES, METRICS, STRATEGIES, ExactSolved, Solved, SolverOptions
+from .contracts import DTYPES, METRIC_NAMES, METRICS, STRATEGIES, ExactOptions, ExactSolved, Solved, SolverOptions
 from .cost import cost_forward
 from .divergence import Divergence, SelfSolved, divergence_forward, flat, self_forward
 from .emd import emd_forward
@@ -13,7 +13,7 @@ from .exact import exact_forward, exact_plan
 from .launch import forced, forced_method
 from .sinkhorn import sinkhorn_forward
 from .snapshot import copied
-from .solved import saved
+from .solved import Given, saved
 from .views import Ground, Pair, compute_dtype, patch_grids, problems
 
 __all__ = [
@@ -22,7 +22,9 @@ __all__ = [
     "METRIC_NAMES",
     "STRATEGIES",
     "Divergence",
+    "ExactOptions",
     "ExactSolved",
+    "Given",
     "Ground",
     "Pair",
     "SelfSolved",

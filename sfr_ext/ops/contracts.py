@@ -6,6 +6,7 @@ a pointer there is a tensor here, or None.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -162,6 +163,14 @@ class EmdBackwardParams(NamedTuple):
     grad_y: FeatureView
 
 
+class ExactOptions(NamedTuple):
+    """Prices of mass left behind, a unit; whether the costs are those of features."""
+
+    price_a: float = math.inf
+    price_b: float = math.inf
+    features: bool = False
+
+
 class ExactParams(NamedTuple):
     B: int
     G: int
@@ -170,6 +179,7 @@ class ExactParams(NamedTuple):
     compute: DType
     a: WeightView
     b: WeightView
+    options: ExactOptions
     threads: int
 
 
@@ -184,6 +194,7 @@ class ExactSolved(NamedTuple):
     mass: Tensor
     n_iter: Tensor
     gap: Tensor
+    magnitude: Tensor
     error: Tensor
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import DTYPES, ExactBackwardParams, ExactForwardParams, ExactParams, ExactSaved, ExactSolved
+from .contracts import DTYPES, ExactBackwardParams, ExactForwardParams, ExactOptions, ExactParams, ExactSaved, ExactSolved
 from .derivatives import differentiable
 from .gradients import NeedGiven, fold_groups, named, nothing, weight_gradients
 from .launch import run
@@ -16,7 +16,7 @@ from .solved import Given
 from .views import compute_dtype, cost_view, weight_view
 from .weights import check_status
 
-FORWARD = Operator("exact_forward", ExactSolved, given=Given, caller="str")
+FORWARD = Operator("exact_forward", ExactSolved, given=Given, options=ExactOptions, caller="str")
 # The cost is not looked at: it is here so that a second derivative finds its way to it.
 BACKWARD = Operator(
     "exact_backward",
@@ -26,6 +26,7 @@ BACKWARD = Operator(
     a="Tensor?",
     b="Tensor?",
     saved=ExactSaved,
+    options=ExactOptions,
     need=NeedGiven,
 )
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -45,20 +46,22 @@ def _room(given: Given, *_: Any) -> ExactSolved:
         mass=mass,
         n_iter=torch.empty_like(value, dtype=torch.int64),
         gap=torch.empty_like(value),
+        magnitude=torch.empty_like(value),
         error=torch.empty_like(value),
     )
 
 
-def _problem(f: Tensor, g: Tensor, a: Tensor | None, b: Tensor | None) -> ExactParams:
+def _problem(f: Tensor, g: Tensor, a: Tensor | None, b: Tensor | None, options: ExactOptions) -> ExactParams:
     B, G, N = f.shape
-    return ExactParams(B, G, N, g.shape[-1], DTYPES[f.dtype], weight_view(a), weight_view(b), torch.get_num_threads())
+    sides, threads = (weight_view(a), weight_view(b)), torch.get_num_threads()
+    return ExactParams(B, G, N, g.shape[-1], DTYPES[f.dtype], *sides, options, threads)
 
 
 @FORWARD.kernel
-def _forward(given: Given, caller: str) -> ExactSolved:
+def _forward(given: Given, options: ExactOptions, caller: str) -> ExactSolved:
     cost, a, b = given
     out = _room(given)
-    params = ExactForwardParams(_problem(out.f, out.g, a, b), out, cost_view(cost))
+    params = ExactForwardParams(_problem(out.f, out.g, a, b, options), out, cost_view(cost))
     check_status(run("exact_forward", cost, params), caller, a, b)
     return out
 
@@ -76,12 +79,18 @@ def _folded(gradients: Gradients, a: Tensor | None, b: Tensor | None) -> Gradien
 
 @BACKWARD.kernel
 def _backward(
-    grad_value: Tensor, cost: Tensor | None, a: Tensor | None, b: Tensor | None, saved: ExactSaved, need: NeedGiven
+    grad_value: Tensor,
+    cost: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    saved: ExactSaved,
+    options: ExactOptions,
+    need: NeedGiven,
 ) -> Gradients:
     gradients = _gradients(saved, need)
     grad_cost, grad_a, grad_b = named(gradients, need)
     params = ExactBackwardParams(
-        problem=_problem(saved.f, saved.g, a, b),
+        problem=_problem(saved.f, saved.g, a, b, options),
         saved=saved,
         grad_value=grad_value.contiguous(),
         grad_cost=grad_cost,
@@ -94,20 +103,26 @@ def _backward(
 
 @BACKWARD.fake
 def _(
-    grad_value: Tensor, cost: Tensor | None, a: Tensor | None, b: Tensor | None, saved: ExactSaved, need: NeedGiven
+    grad_value: Tensor,
+    cost: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    saved: ExactSaved,
+    options: ExactOptions,
+    need: NeedGiven,
 ) -> Gradients:
     return _folded(_gradients(saved, need), a, b)
 
 
-def _save(ctx: Any, solved: ExactSolved, given: Given, caller: str) -> None:
-    ctx.cost_dtype = given.cost.dtype
+def _save(ctx: Any, solved: ExactSolved, given: Given, options: ExactOptions, caller: str) -> None:
+    ctx.cost_dtype, ctx.options = given.cost.dtype, options
     kept = ExactSaved(solved.f, solved.g, solved.rows, solved.columns, solved.mass)
     ctx.save_for_backward(*given, *kept)
 
 
 def _pull(ctx: Any, grad_value: Tensor, *others: None) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:3]
-    grad_cost, grad_a, grad_b = named(exact_backward(grad_value, *ctx.saved_tensors, *wanted), wanted)
+    grad_cost, grad_a, grad_b = named(exact_backward(grad_value, *ctx.saved_tensors, *ctx.options, *wanted), wanted)
     if grad_cost is not None:
         grad_cost = grad_cost.to(ctx.cost_dtype)
     return grad_cost, grad_a, grad_b
@@ -121,6 +136,7 @@ def _save_again(
     a: Tensor | None,
     b: Tensor | None,
     saved: ExactSaved,
+    options: ExactOptions,
     need: NeedGiven,
 ) -> None:
     ctx.sizes = saved.f.shape[-1], saved.g.shape[-1]
@@ -148,4 +164,4 @@ def exact_plan(rows: Tensor, columns: Tensor, mass: Tensor, n: int, m: int) -> T
     f, g = mass.new_zeros((*mass.shape[:2], n)), mass.new_zeros((*mass.shape[:2], m))
     ones = mass.new_ones(mass.shape[:2])
     saved, need = ExactSaved(f, g, rows, columns, mass), NeedGiven(True, False, False)
-    return exact_backward(ones, None, None, None, *saved, *need)[0]
+    return exact_backward(ones, None, None, None, *saved, *ExactOptions(), *need)[0]

@@ -11,10 +11,12 @@ import torch
 from cases import error, weights
 from torch import Tensor
 
+from sfr_ext.ops import ExactOptions
 from sfr_ext.ops.exact import exact_forward
 from simt import build
 from simt.test_kernels import FLAVOUR, SEEDS, cases, emulated
 
+OPTIONS = ExactOptions()
 # name: B, N, M, weights
 SHAPES = {
     "square": (2, 9, 9, False),
@@ -41,7 +43,7 @@ def solved(name: str, dtype: torch.dtype) -> list[Tensor]:
         leaves[1][0, 2] = leaves[2][-1, -1] = 0
     for leaf in leaves:
         leaf.requires_grad_()
-    value, f, g, rows, columns, mass, n_iter, _, _ = exact_forward(*leaves, *[None] * (3 - len(leaves)), "solve")
+    value, f, g, rows, columns, mass, n_iter, *_ = exact_forward(*leaves, *[None] * (3 - len(leaves)), *OPTIONS, "solve")
     return [rows, columns, mass, n_iter, f, g, value.detach(), *torch.autograd.grad(value.sum(), leaves)]
 
 
@@ -70,11 +72,11 @@ def test_under_every_schedule(strategy: str, name: str) -> None:
 
 def test_nan_and_bad_weights_stay_in_their_own_problem() -> None:
     cost, a = torch.rand(4, 1, 5, 7), weights(4, 5)
-    expected = exact_forward(cost, a, None, "solve")
+    expected = exact_forward(cost, a, None, *OPTIONS, "solve")
     cost[1, 0, 2, 3] = torch.nan
     a[2, 1] = -1
     with emulated(FLAVOUR, "automatic", None):
-        for value, right in zip(exact_forward(cost, a, None, "solve")[:3], expected[:3], strict=True):
+        for value, right in zip(exact_forward(cost, a, None, *OPTIONS, "solve")[:3], expected[:3], strict=True):
             assert value[1:3].isnan().all()
             assert (value[::3] - right[::3]).abs().max() < 1e-6
 
