@@ -218,9 +218,10 @@ def batches(config, workers=0, epoch=0, part="train"):
     loader = pytest.importorskip("sfr_ext.train.loader", reason="the extra [train] is not installed")
     module = loader.ImageModule(load_data(config), config.batch_size, config.seed, config.augment, workers)
     module.trainer = types.SimpleNamespace(world_size=1, global_rank=0)
+    module.first_epoch = epoch
     data = module.train_dataloader() if part == "train" else module.val_dataloader()
     if part == "train":
-        data.sampler.set_epoch(epoch)
+        data.sampler.set_epoch(0)  # as Lightning does at first, also when it resumes
     return list(data)
 
 

@@ -134,6 +134,44 @@ def test_resumed_with_other_optimisers_and_accumulation(options_, tmp_path, cut_
     assert kill_runs.same(kill_runs.end_of(tmp_path / "parts"), kill_runs.end_of(tmp_path / "whole"))
 
 
+@pytest.fixture
+def image_files(tmp_path):
+    """A folder of 24 + 4 small images of two classes."""
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    levels = np.random.default_rng(0).integers(0, 256, (28, 12, 16, 3), dtype=np.uint8)
+    for i in range(28):
+        path = tmp_path / "images" / ("train" if i < 24 else "test") / "ab"[i % 2] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(levels[i]).save(path)
+    return tmp_path / "images"
+
+
+def test_files_read_by_other_workers_are_resumed(image_files, tmp_path, cut_in_epoch):
+    config = quick(tmp_path / "parts", data="imagefolder", data_dir=image_files, image_size=8, batch_size=8, limit=None)
+    result = run(replace(config, out=tmp_path / "whole", workers=0))
+    assert result["class_names"] == ["a", "b"] and result["train_images"] == 24 and result["test_images"] == 4
+    cut_in_epoch(replace(config, workers=1), 2)
+    run(resumed(config, workers=2))
+    assert kill_runs.same(kill_runs.end_of(tmp_path / "parts"), kill_runs.end_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_file_is_named_in_one_sentence(workers, image_files, tmp_path):
+    bad = image_files / "train" / "b" / "03.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    config = quick(
+        tmp_path / "out",
+        data="imagefolder",
+        data_dir=image_files,
+        image_size=8,
+        batch_size=8,
+        limit=None,
+        workers=workers,
+    )
+    with pytest.raises(TrainError, match=r"^[^\n]*b/03.png cannot be read: [^\n]*$"):
+        run(config)
+
+
 # Checkpoints
 
 

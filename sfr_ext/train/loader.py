@@ -44,6 +44,12 @@ class EpochShuffle(DistributedSampler[Any]):
     Gives pairs of epoch and place, for whoever draws random numbers by them in another process.
     """
 
+    # Of a resumed run. Lightning lets its workers begin to read before it has told the sampler of the epoch.
+    first_epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(max(epoch, self.first_epoch))
+
     def __iter__(self) -> Iterator[Any]:
         return ((self.epoch, place) for place in super().__iter__())
 
@@ -73,6 +79,7 @@ class ImageModule(L.LightningDataModule):
         self.seed = seed
         self.augment = augment
         self.workers = workers
+        self.first_epoch = 0  # with which this run begins: as many as a resumed one has behind it
         self.mean = torch.tensor(data.mean).view(1, -1, 1, 1)
         self.std = torch.tensor(data.std).view(1, -1, 1, 1)
 
@@ -89,6 +96,8 @@ class ImageModule(L.LightningDataModule):
         else:
             dataset = TensorImages(self.data.train_images, self.data.train_labels)
         sampler = EpochShuffle(dataset, trainer.world_size, trainer.global_rank, shuffle=True, seed=self.seed)
+        sampler.first_epoch = self.first_epoch
+        sampler.set_epoch(self.first_epoch)
         # An incomplete last batch is dropped: batch statistics of very few images are noise.
         return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
 

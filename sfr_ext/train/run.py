@@ -65,6 +65,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             with atomic_write(config.out / KEPT_OPTIONS) as path:
                 path.write_text(json.dumps(config.to_keep(), indent=2) + "\n")
         datamodule = ImageModule(data, config.batch_size, config.seed, config.augment, _workers(config, data))
+        datamodule.first_epoch = 0 if content is None else content["epoch"] + 1
         _fit(trainer, module, datamodule, checkpoint)
         result = _result(config, data, model, records, trainer)
         if first:
