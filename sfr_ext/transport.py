@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import checks, implicit, ops
-from .result import Grid, OTResult
+from .result import Coupling, Grid, OTResult
+from .versions import Inputs
 
 Reach = float | tuple[float | None, float | None] | None
 
@@ -116,30 +117,38 @@ def solve(
     lead, (n, m) = tuple(cost.shape[:-2]), tuple(cost.shape[-2:])
     lead = checks.side(where, "a", a, lead, n, cost)
     lead = checks.side(where, "b", b, lead, m, cost)
-    cost, a, b = cost.expand(*lead, n, m), _shared(a, lead, n, cost), _shared(b, lead, m, cost)
+    inputs = Inputs(cost=cost, a=a, b=b)
+
+    def broadcast(cost: Tensor, a: Tensor | None, b: Tensor | None) -> ops.Given:
+        return ops.Given(cost.expand(*lead, n, m), _shared(a, lead, n, cost), _shared(b, lead, m, cost))
+
+    cost, a, b = broadcast(cost, a, b)
     init_g = None
     if init is not None:
         checks.potentials(where, init, (*lead, n), (*lead, m), cost)
         init_g = init[1].to(ops.compute_dtype(cost))
     given, grids = (_four_axes(cost, 2), _four_axes(a, 1), _four_axes(b, 1)), ((n,), (m,))
     if solver == "exact":
-        return _exact_result(ops.ExactSolved(*ops.exact_forward(*given, where)), lead, tol, (a, b), grids)
+        exact = ops.ExactSolved(*ops.exact_forward(*given, where))
+        return _exact_result(exact, lead, tol, inputs, lambda *now: broadcast(*now)[1:], grids)
     flat = ops.sinkhorn_forward(*given, init_g, *options, where)
     solved = ops.Solved(*(t.view((*lead, *t.shape[2:])) for t in flat))
-
-    def plan() -> Tensor:
-        return implicit.solution(cost, a, b, ops.saved(solved), options).plan.to(solved.f.dtype)
-
-    return _result(solved, options, plan, (a, b), grids)
+    return _result(solved, options, inputs, broadcast, grids)
 
 
 def _result(
     solved: ops.Solved,
     options: ops.SolverOptions,
-    plan: Callable[[], Tensor],
-    weights: tuple[Tensor | None, Tensor | None],
+    inputs: Inputs,
+    as_solved: Callable[..., ops.Given],
     grids: tuple[Grid, Grid],
 ) -> OTResult:
+    """``as_solved`` makes costs and weights, as `implicit.solution` takes them, of the inputs."""
+
+    def couple(*now: Tensor | None) -> Coupling:
+        found = implicit.solution(*as_solved(*now), ops.saved(solved), options)
+        return Coupling(found.plan.to(solved.f.dtype), found.a, found.b)
+
     half = solved.mean[..., None] / 2  # the solver's potentials are those of the centred costs
     return OTResult(
         transport_cost=solved.transport,
@@ -150,8 +159,8 @@ def _result(
         n_iter=solved.n_iter,
         marginal_error=solved.error,
         tol=options.tol,
-        plan=plan,
-        weights=weights,
+        couple=couple,
+        inputs=inputs,
         balanced=not (options.reach_a or options.reach_b),
         grids=grids,
     )
@@ -161,23 +170,30 @@ def _exact_result(
     solved: ops.ExactSolved,
     lead: tuple[int, ...],
     tol: float,
-    weights: tuple[Tensor | None, Tensor | None],
+    inputs: Inputs,
+    weights_as_solved: Callable[..., tuple[Tensor | None, Tensor | None]],
     grids: tuple[Grid, Grid],
 ) -> OTResult:
     """For problems of any leading axes."""
     n, m = solved.f.shape[-1], solved.g.shape[-1]
-    value = solved.value.view(lead)
+    value, f, g = solved.value.view(lead), solved.f.view(*lead, n), solved.g.view(*lead, m)
+
+    def couple(*now: Tensor | None) -> Coupling:
+        a, b = weights_as_solved(*now)
+        plan = ops.exact_plan(solved.rows, solved.columns, solved.mass, n, m).view(*lead, n, m)
+        return Coupling(plan, implicit.marginal(a, f.double()), implicit.marginal(b, g.double()))
+
     return OTResult(
         transport_cost=value,
         entropic_cost=value,
-        f=solved.f.view(*lead, n),
-        g=solved.g.view(*lead, m),
+        f=f,
+        g=g,
         eps=torch.zeros_like(value),
         n_iter=solved.n_iter.view(lead),
         marginal_error=solved.error.view(lead),
         tol=tol,
-        plan=lambda: ops.exact_plan(solved.rows, solved.columns, solved.mass, n, m).view(*lead, n, m),
-        weights=weights,
+        couple=couple,
+        inputs=inputs,
         balanced=True,
         grids=grids,
     )
@@ -238,18 +254,23 @@ def solve_sample(
     """
     where = "solve_sample"
     checks.features(where, "x", x, "y", y, metric, patch_size)
-    a, b = weights_of(where, ("a", a), ("b", b), x, y, patch_size)
+    inputs = Inputs(x=x, y=y, a=a, b=b)
+
+    def paired(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> ops.Pair:
+        return ops.Pair(x, y, *weights_of(where, ("a", a), ("b", b), x, y, patch_size))
+
+    pair = paired(x, y, a, b)
     options = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
-    grids, pair, costs = ops.patch_grids(x, y, patch_size), ops.Pair(x, y, a, b), ground(metric, patch_size)
+    grids, costs = ops.patch_grids(x, y, patch_size), ground(metric, patch_size)
     if solver == "exact":
-        return _exact_result(exact_between(where, pair, costs), ops.problems(x, y), tol, (a, b), grids)
-    solved = solved_between(where, pair, costs, options, init)
+        exact = exact_between(where, pair, costs)
+        return _exact_result(exact, ops.problems(x, y), tol, inputs, lambda *now: paired(*now)[2:], grids)
 
-    def plan() -> Tensor:
-        cost = costs_between(pair, costs)
-        return implicit.solution(cost, a, b, ops.saved(solved), options).plan.to(solved.f.dtype)
+    def as_solved(*now: Any) -> ops.Given:
+        pair = paired(*now)
+        return ops.Given(costs_between(pair, costs), pair.a, pair.b)
 
-    return _result(solved, options, plan, (a, b), grids)
+    return _result(solved_between(where, pair, costs, options, init), options, inputs, as_solved, grids)
 
 
 def ground(metric: str, patch_size: int) -> ops.Ground:

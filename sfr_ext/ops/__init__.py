@@ -12,7 +12,7 @@ from .emd import emd_forward
 from .exact import exact_forward, exact_plan
 from .launch import forced, forced_method
 from .sinkhorn import sinkhorn_forward
-from .solved import saved
+from .solved import Given, saved
 from .views import Ground, Pair, compute_dtype, patch_grids, problems
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "STRATEGIES",
     "Divergence",
     "ExactSolved",
+    "Given",
     "Ground",
     "Pair",
     "SelfSolved",
