@@ -75,10 +75,12 @@ def solve(
 
     Args:
         cost: ``[..., N, M]``; float16, bfloat16, float32, float64; any strides.
-        a: ``[..., N]`` weights, normalised to sum to 1 unless their side has a reach; 0 removes the patch; default
-            uniform, ``1 / N``.
+        a: ``[..., N]`` weights, floating-point, integer or bool, normalised to sum to 1 unless their side has a reach;
+            0 removes the patch; default uniform, ``1 / N``. A problem with all of a side removed is empty: its value,
+            gradients, plan, potentials and marginal error are 0.
         b: ``[..., M]``, likewise. The leading axes of ``cost``, ``a`` and ``b`` broadcast; what is shared by several
-            problems, such as one cost ``[N, M]`` between classes, is not copied.
+            problems, such as one cost ``[N, M]`` between classes, is not copied. (One leading axis beside two equal
+            ones of ``cost`` could mean either, and is refused.)
         solver: ``"sinkhorn"``: as above. ``"exact"``: an optimal vertex and its dual variables, to the rounding of
             float64. Both costs are then the earth mover's distance; their gradient is the plan for ``cost`` and the
             dual variables for the weights (where several are optimal, those of one). What follows does not apply to
@@ -102,7 +104,7 @@ def solve(
     Raises:
         TypeError: an argument is of the wrong kind or type.
         ValueError: shapes do not fit, an option is out of range, tensors are on different devices, or weights are
-            negative, not finite, or all 0 (on a GPU, where looking would make it wait, such a problem gives NaN).
+            negative or not finite (on a GPU, where looking would make it wait, such a problem gives NaN).
 
     >>> import torch
     >>> result = solve(torch.tensor([[0., 1.], [1., 0.]]), eps=0.1)
@@ -236,7 +238,8 @@ def solve_sample(
 
     Args:
         x, y, metric, patch_size: as in `cost_matrix`.
-        a: ``[B, N]`` or ``[B, H, W]``; b: ``[B, M]`` or ``[B, H', W']``; each also one per group, ``[B, G, ...]``.
+        a: ``[B, N]`` or ``[B, H, W]``; b: ``[B, M]`` or ``[B, H', W']``; each also one per group, ``[B, G, ...]``, or
+            one for the whole batch, ``[N]`` or ``[H, W]``.
         solver, eps, eps_scale, reach, tol, max_iter, init: as in `solve`.
 
     Returns:
