@@ -16,7 +16,7 @@ from torch import Tensor
 from .ops import DTYPES, METRICS, SolverOptions, compute_dtype, forced_method
 
 INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
-_FLOATING = tuple(DTYPES)
+FLOATING = tuple(DTYPES)
 WEIGHT_DTYPES = (*DTYPES, torch.bool, *INTEGERS)
 SOLVERS = ("sinkhorn", "exact")
 OBJECTIVES = ("transport", "entropic", "divergence")
@@ -45,14 +45,14 @@ def _why_not_on_gpu(index: int) -> str:
 
 
 def tensor(
-    where: str, name: str, value: Any, like: Tensor | None = None, dtypes: tuple[torch.dtype, ...] = _FLOATING
+    where: str, name: str, value: Any, like: Tensor | None = None, dtypes: tuple[torch.dtype, ...] = FLOATING
 ) -> None:
     """A tensor of one of the types, on a device that kernels run on, the same as that of ``like``."""
     if not isinstance(value, Tensor):
         refuse(TypeError, where, name, "to be a Tensor", type(value).__name__)
     if value.dtype not in dtypes:
         *names, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        kinds = f"{', '.join(names)} or {last}" if dtypes is _FLOATING else "bool, integer or floating-point"
+        kinds = f"{', '.join(names)} or {last}" if dtypes is FLOATING else "bool, integer or floating-point"
         refuse(TypeError, where, name, f"to be {kinds}", value.dtype)
     if value.device.type not in ("cpu", "meta", "cuda"):
         refuse(ValueError, where, name, "on the CPU or a CUDA device", f"a tensor on {value.device}")
@@ -179,7 +179,13 @@ def weight(
         return value.reshape(count).to(dtype).expand(lead[0], count)
     heads = [lead[:1], lead, *[()] * (value.dim() <= 1)]
     shapes = {str([*head, *tail]) for head in heads for tail in ((count,), grid)}
-    refuse(ValueError, where, name, "of shape " + " or ".join(sorted(shapes, key=len)), shape_of(value))
+    refuse(
+        ValueError,
+        where,
+        name,
+        "of shape " + " or ".join(sorted(shapes, key=lambda shape: (len(shape), shape))),
+        shape_of(value),
+    )
 
 
 def side(where: str, name: str, value: Any, lead: tuple[int, ...], n: int, cost: Tensor) -> tuple[int, ...]:

@@ -299,7 +299,7 @@ def test_weights_whose_sum_overflows(solver: str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(result.plan, expected.plan)
             torch.testing.assert_close(result.rounded_plan(), expected.rounded_plan())
             torch.testing.assert_close(result.barycentric(y), expected.barycentric(y))
-            assert result.plan.sum().item() == pytest.approx(1)
+            assert result.plan.sum().item() == pytest.approx(1, rel=1e-5)
 
 
 def test_weights_too_small_beside_the_largest_are_removed_from_the_plan_too() -> None:
