@@ -137,6 +137,11 @@ def _dual(weight: Tensor, potential: Tensor, reach: float) -> Tensor:
     return (weight * potential).sum(-1)
 
 
+def total(weight: Tensor) -> Tensor:
+    """Over the patches: on the CPU in their order, so that patches of weight 0 between them change no bit."""
+    return weight.cumsum(-1)[..., -1] if weight.device.type == "cpu" else weight.sum(-1)
+
+
 def marginal(weight: Tensor | None, potential: Tensor, reach: float = 0.0) -> Tensor:
     """Weights of every problem, in shape and type of its potential; with a reach they are not normalised.
 
@@ -154,7 +159,7 @@ def marginal(weight: Tensor | None, potential: Tensor, reach: float = 0.0) -> Te
         weight = torch.where(kept, weight, 0.0)
     else:
         unit = torch.where(kept, unit, 0.0)
-        weight = unit / torch.where(most > 0, unit.sum(-1, keepdim=True), 1.0)
+        weight = unit / torch.where(most > 0, total(unit)[..., None], 1.0)
     return (weight if weight.dim() == potential.dim() else weight.unsqueeze(-2)).expand_as(potential)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..implicit import total
 from .contracts import Solved, SolverOptions
 from .derivatives import differentiable, no_second_derivative
 from .emd import features_backward, solve_features
@@ -135,16 +136,11 @@ def _for_each_group(x: Tensor, lead: tuple[int, ...], relative: bool) -> Tensor:
 def _masses(pair: Pair, options: SolverOptions, lead: tuple[int, ...]) -> Tensor | None:
     """|a| - |b|, where weights are given and not normalised."""
     sides = (pair.a, options.reach_a), (pair.b, options.reach_b)
-    sums = [_sum(w) if w is not None and reach else None for w, reach in sides]
+    sums = [total(w) if w is not None and reach else None for w, reach in sides]
     if all(s is None for s in sums):
         return None
     mass_a, mass_b = (1 if s is None else s if s.dim() == len(lead) else s[:, None] for s in sums)
     return torch.as_tensor(mass_a - mass_b)
-
-
-def _sum(weight: Tensor) -> Tensor:
-    """Over the patches: on the CPU in their order, so that patches of weight 0 between them change no bit."""
-    return weight.cumsum(-1)[..., -1] if weight.device.type == "cpu" else weight.sum(-1)
 
 
 def _empty(pair: Pair, lead: tuple[int, ...]) -> Tensor | None:
