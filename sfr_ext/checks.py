@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from .ops import DTYPES, METRICS, SolverOptions, compute_dtype, forced_method
 
+INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
+FLOATING = tuple(DTYPES)
+WEIGHT_DTYPES = (*DTYPES, torch.bool, *INTEGERS)
 SOLVERS = ("sinkhorn", "exact")
 OBJECTIVES = ("transport", "entropic", "divergence")
 EPS_SCALES = ("std", "absolute")
 REDUCTIONS = ("mean", "sum", "none")
+_MOST = 2**63 - 1  # what kernels count with
 
 
 def shape_of(tensor: Tensor) -> str:
@@ -38,13 +44,16 @@ def _why_not_on_gpu(index: int) -> str:
     return _C.cuda.why_unusable() or _C.cuda.why_unusable_on(index)
 
 
-def tensor(where: str, name: str, value: Any, like: Tensor | None = None) -> None:
-    """A floating-point tensor on a device that kernels run on, the same as that of ``like``."""
+def tensor(
+    where: str, name: str, value: Any, like: Tensor | None = None, dtypes: tuple[torch.dtype, ...] = FLOATING
+) -> None:
+    """A tensor of one of the types, on a device that kernels run on, the same as that of ``like``."""
     if not isinstance(value, Tensor):
         refuse(TypeError, where, name, "to be a Tensor", type(value).__name__)
-    if value.dtype not in DTYPES:
+    if value.dtype not in dtypes:
         *names, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        refuse(TypeError, where, name, f"to be {', '.join(names)} or {last}", value.dtype)
+        kinds = f"{', '.join(names)} or {last}" if dtypes is FLOATING else "bool, integer or floating-point"
+        refuse(TypeError, where, name, f"to be {kinds}", value.dtype)
     if value.device.type not in ("cpu", "meta", "cuda"):
         refuse(ValueError, where, name, "on the CPU or a CUDA device", f"a tensor on {value.device}")
     if value.device.type == "cuda" and (reason := _why_not_on_gpu(value.device.index or 0)):
@@ -72,7 +81,7 @@ def an_int(where: str, name: str, value: Any) -> None:
 
 def number(where: str, name: str, value: Any, *, positive: bool) -> None:
     a_number(where, name, value)
-    if not 0 <= value < math.inf or (positive and value == 0):
+    if not 0 <= value <= sys.float_info.max or (positive and value == 0):  # an int may be beyond any float
         refuse(ValueError, where, name, f"to be finite and {'above' if positive else 'at least'} 0", value)
 
 
@@ -80,6 +89,8 @@ def whole(where: str, name: str, value: Any, least: int) -> None:
     an_int(where, name, value)
     if value < least:
         refuse(ValueError, where, name, f"to be at least {least}", value)
+    if value > _MOST:
+        refuse(ValueError, where, name, f"to be at most {_MOST}", value)
 
 
 def solver_options(
@@ -146,7 +157,7 @@ def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, 
 def weight(
     where: str, name: str, value: Any, lead: tuple[int, ...], grid: tuple[int, ...], like: tuple[Tensor, ...]
 ) -> Tensor | None:
-    """Weights ``[B,N]`` | ``[B,H,W]`` (or with the groups, ``[B,G,...]``), as ``[B,N]`` | ``[B,G,N]``.
+    """Weights as ``[B,N]`` | ``[B,G,N]``, from ``[B,N]`` | ``[B,H,W]``, ``[B,G,...]``, or ``[N]`` | ``[H,W]`` for all.
 
     Args:
         lead: (B,) or (B, G), for messages and for the check.
@@ -155,23 +166,36 @@ def weight(
     """
     if value is None:
         return None
-    tensor(where, name, value, like[0])
-    count = math.prod(grid)
+    tensor(where, name, value, like[0], WEIGHT_DTYPES)
+    dtype, count = compute_dtype(*like), math.prod(grid)
     for head in (lead[:1], lead):
         if value.shape == (*head, count):
-            return value.to(compute_dtype(*like))
+            return value.to(dtype)
         if value.shape == (*head, *grid):
-            return value.reshape(*head, count).to(compute_dtype(*like))
-    shapes = {str([*head, *tail]) for head in (lead[:1], lead) for tail in ((count,), grid)}
-    refuse(ValueError, where, name, "of shape " + " or ".join(sorted(shapes, key=len)), shape_of(value))
+            return value.reshape(*head, count).to(dtype)
+    if value.shape in ((count,), grid):
+        return value.reshape(count).to(dtype).expand(lead[0], count)
+    heads = [lead[:1], lead, *[()] * (value.dim() <= 1)]
+    shapes = {str([*head, *tail]) for head in heads for tail in ((count,), grid)}
+    refuse(
+        ValueError,
+        where,
+        name,
+        "of shape " + " or ".join(sorted(shapes, key=lambda shape: (len(shape), shape))),
+        shape_of(value),
+    )
 
 
 def side(where: str, name: str, value: Any, lead: tuple[int, ...], n: int, cost: Tensor) -> tuple[int, ...]:
     """Weights ``[..., N]`` of a cost matrix; the leading axes that they and ``lead`` have together."""
     if value is None:
         return lead
-    tensor(where, name, value, cost)
+    tensor(where, name, value, cost, WEIGHT_DTYPES)
     ours = tuple(value.shape[:-1])
+    if len(ours) == 1 and tuple(cost.shape[:-2]) == 2 * ours and ours != (1,):
+        k = ours[0]
+        wanted = f"of shape [{k}, 1, {n}], one for each problem of the batch, or [1, {k}, {n}], one for each group,"
+        refuse(ValueError, where, name, f"{wanted} for cost of shape {shape_of(cost)}", shape_of(value))
     longer, shorter = (ours, lead) if len(ours) > len(lead) else (lead, ours)
     start = len(longer) - len(shorter)
     pairs = list(zip(longer[start:], shorter, strict=True))

@@ -71,10 +71,11 @@ def emd_l2(
             ``[B, N, C]``. float16, bfloat16, float32 or float64.
         teacher_feat: the same kind with its own ``H', W'`` or ``M``; with one more axis, ``[B, G, C, H', W']`` or
             ``[B, G, M, C]``, one student faces ``G`` teachers.
-        student_weight: ``[B, N]`` or ``[B, H, W]``, non-negative, normalised to sum to 1; 0 removes the patch
-            (padding, masks): its features are never looked at and it gets no gradient. Default uniform. With groups
-            also one per group, ``[B, G, ...]``.
-        teacher_weight: ``[B, M]`` or ``[B, H', W']``, shared by the groups, or one per group ``[B, G, ...]``.
+        student_weight: ``[B, N]`` or ``[B, H, W]``, or ``[N]`` or ``[H, W]`` for the whole batch; non-negative
+            (floating-point, integer or bool), normalised to sum to 1; 0 removes the patch (padding, masks): its
+            features are never looked at and it gets no gradient. Default uniform. With groups also one per group,
+            ``[B, G, ...]``. A problem with all of a side removed is empty: its value and gradients are 0.
+        teacher_weight: likewise ``[B, M]`` or ``[B, H', W']``, shared by the groups, or one per group ``[B, G, ...]``.
         metric: ``"l2"`` | ``"sqeuclidean"`` | ``"cosine"`` | ``"l1"``, as in `cost_matrix`.
         patch_size: ``k > 1`` matches ``k x k`` neighbourhoods.
         solver: ``"sinkhorn"``, or ``"exact"``: the earth mover's distance itself, for either objective, with a gradient
@@ -101,7 +102,7 @@ def emd_l2(
     Raises:
         TypeError: an argument is of the wrong kind or type.
         ValueError: shapes do not fit, an option is out of range, tensors are on different devices, or weights are
-            negative, not finite, or all 0 (on a GPU, where looking would make it wait, such a problem gives NaN).
+            negative or not finite (on a GPU, where looking would make it wait, such a problem gives NaN).
         NotImplementedError: a forward-mode derivative is asked for. (Second derivatives are computed densely in
             float64: slow, for small problems, and as exact as ``tol``.)
 

@@ -137,13 +137,29 @@ def _dual(weight: Tensor, potential: Tensor, reach: float) -> Tensor:
     return (weight * potential).sum(-1)
 
 
+def total(weight: Tensor) -> Tensor:
+    """Over the patches: on the CPU in their order, so that patches of weight 0 between them change no bit."""
+    return weight.cumsum(-1)[..., -1] if weight.device.type == "cpu" else weight.sum(-1)
+
+
 def marginal(weight: Tensor | None, potential: Tensor, reach: float = 0.0) -> Tensor:
-    """Weights of every problem, in shape and type of its potential; with a reach they are not normalised."""
+    """Weights of every problem, in shape and type of its potential; with a reach they are not normalised.
+
+    As the kernels read them: in units of the largest, so that no sum overflows, and 0 where that is too small for the
+    weights' type. All of them 0 in an empty problem.
+    """
     if weight is None:
         return torch.full_like(potential, 1 / potential.shape[-1])
+    least = torch.finfo(weight.dtype).tiny
     weight = weight.to(potential.dtype)
-    if not reach:
-        weight = weight / weight.sum(-1, keepdim=True)
+    most = weight.detach().amax(-1, keepdim=True)
+    unit = weight / torch.where(most > 0, most, 1.0)
+    kept = ~(unit < least)  # which a NaN is
+    if reach:
+        weight = torch.where(kept, weight, 0.0)
+    else:
+        unit = torch.where(kept, unit, 0.0)
+        weight = unit / torch.where(most > 0, total(unit)[..., None], 1.0)
     return (weight if weight.dim() == potential.dim() else weight.unsqueeze(-2)).expand_as(potential)
 
 
@@ -153,12 +169,19 @@ def _log(weight: Tensor) -> Tensor:
 
 
 def _deviation(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Standard deviation of the costs under a (x) b, with derivative 0 where they are all equal."""
+    """Standard deviation of the costs under a (x) b, with derivative 0 where they are all equal.
+
+    In units of the largest distance from the mean, so that no square overflows or underflows.
+    """
     product = a[..., :, None] * b[..., None, :]
-    product = product / product.sum((-2, -1), keepdim=True)
+    total = product.sum((-2, -1), keepdim=True)
+    product = product / torch.where(total > 0, total, 1.0)
     mean = (product * cost).sum((-2, -1), keepdim=True)
-    variance = (product * (cost - mean).square()).sum((-2, -1))
-    return torch.where(variance > 0, torch.where(variance > 0, variance, 1.0).sqrt(), 0.0)
+    apart = torch.where(product > 0, cost - mean, 0.0)
+    unit = apart.detach().abs().amax((-2, -1), keepdim=True)
+    unit = torch.where(unit > 0, unit, 1.0)
+    variance = (product * (apart / unit).square()).sum((-2, -1))
+    return unit[..., 0, 0] * torch.where(variance > 0, torch.where(variance > 0, variance, 1.0).sqrt(), 0.0)
 
 
 def _plan(p: Tensor, q: Tensor, exponent: Tensor, kept: Tensor) -> Tensor:
@@ -223,7 +246,8 @@ def _solve(
     schur = (1 + _RIDGE) * torch.eye(m, dtype=plan.dtype, device=plan.device) - between.mT @ between
     if s_a is None and s_b is None:  # a constant may move from one side to the other: fixed, and none is asked for
         constant = torch.where(columns > 0, root_b, 0.0)
-        constant = constant / (constant.square().sum(-1, keepdim=True)).sqrt()
+        length = constant.square().sum(-1, keepdim=True).sqrt()
+        constant = constant / torch.where(length > 0, length, 1.0)
         schur = schur + constant[..., :, None] * constant[..., None, :]
         right = right - constant * (constant * right).sum(-1, keepdim=True)
     beta = torch.cholesky_solve(right[..., None], torch.linalg.cholesky_ex(schur).L)[..., 0]

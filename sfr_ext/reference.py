@@ -69,14 +69,14 @@ def exact_emd(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) ->
     Args:
         cost: ``[..., N, M]``.
         a: weights ``[..., N]``, normalised here to sum to 1; None: uniform.
-        b: weights ``[..., M]``, likewise.
+        b: weights ``[..., M]``, likewise. Where all of a side are 0 the problem is empty, and its value 0.
 
     Returns:
         ``[...]``, without gradient.
 
     Raises:
         ImportError: when SciPy is missing (``pip install sfr_ext[reference]`` brings it).
-        ValueError: for weights that are negative, not finite, or all 0.
+        ValueError: for weights that are negative or not finite.
 
     >>> far = 1e4
     >>> rows = [[16, 16, 13, 22, 17], [14, 14, 13, 19, 15], [19, 19, 20, 23, far], [far, 0, far, 0, 0]]
@@ -106,6 +106,8 @@ def _transport(cost: Tensor, a: Tensor, b: Tensor) -> float:
     from scipy.optimize import linprog
     from scipy.sparse import identity, kron, vstack
 
+    if not (a.any() and b.any()):
+        return 0.0
     n, m = cost.shape
     # The plan is one vector, row by row; these are its row sums and its column sums.
     sums = vstack([kron(identity(n), np.ones((1, m))), kron(np.ones((1, n)), identity(m))])
@@ -156,7 +158,7 @@ def sinkhorn(
     Args:
         cost: ``[..., N, M]``.
         a: weights ``[..., N]``, normalised here to sum to 1 unless their side has a reach; None: uniform. A weight
-            of 0 removes the patch.
+            of 0 removes the patch. Where all of a side are removed the problem is empty: everything about it is 0.
         b: weights ``[..., M]``, likewise.
         eps: regularisation.
         eps_scale: "std": eps is in units of the standard deviation of the problem's costs under ``a b^T``;
@@ -171,7 +173,7 @@ def sinkhorn(
         and a relative eps contribute: the implicit function theorem with a dense solve of size N + M.
 
     Raises:
-        ValueError: for an unknown ``eps_scale``, or weights that are negative, not finite, or all 0.
+        ValueError: for an unknown ``eps_scale``, or weights that are negative or not finite.
 
     >>> cost = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     >>> result = sinkhorn(cost, eps=0.5, eps_scale="absolute")
@@ -182,9 +184,14 @@ def sinkhorn(
     reach_a, reach_b = reach if isinstance(reach, tuple) else (reach, reach)
     raw, (a, b) = (a, b), (_weights("a", a, cost, -2), _weights("b", b, cost, -1))
     cost = cost.double().masked_fill((a[..., :, None] == 0) | (b[..., None, :] == 0), 0.0)
+    empty = _empty(a, b)
+    # Solved all the same, with equal weights, and put to 0 at the end.
+    a, b = (torch.where(empty[..., None], 1 / w.shape[-1], w) for w in (a, b))
     eps_used, eps_shown = _regularisation(cost, a, b, eps, eps_scale, reach_a or reach_b)
     a, b = (
-        given.double().expand_as(normal).where(normal > 0, 0.0) if side and given is not None else normal
+        given.double().expand_as(normal).where(~empty[..., None], 1.0).where(normal > 0, 0.0)
+        if side and given is not None
+        else normal
         for normal, given, side in zip((a, b), raw, (reach_a, reach_b), strict=True)
     )
 
@@ -230,7 +237,8 @@ def sinkhorn(
         transport = transport + _through_the_plan(plan, cost, residual(f, g, plan), *soft)
     # At the optimum this value is stationary in f and g, so they need no graph.
     entropic = _dual(a, f, reach_a) + _dual(b, g, reach_b) + eps_used * (a.sum(-1) * b.sum(-1) - plan.sum((-2, -1)))
-    return SinkhornResult(transport, entropic, f, g, plan.detach(), eps_shown.detach(), n_iter, error_of(f, g).detach())
+    found = transport, entropic, f, g, plan.detach(), eps_shown.detach(), n_iter, error_of(f, g).detach()
+    return SinkhornResult(*(t.masked_fill(empty[(..., *[None] * (t.dim() - empty.dim()))], 0) for t in found))
 
 
 def _dual(weight: Tensor, potential: Tensor, reach: float | None) -> Tensor:
@@ -265,10 +273,7 @@ def emd_l2(
     tensor(5., dtype=torch.float64)
     """
     cost = cost_matrix(student_feat, teacher_feat, metric=metric, patch_size=patch_size)
-    a = None if student_weight is None else student_weight.reshape(len(cost), -1)
-    if a is not None and cost.dim() == 4:
-        a = a[:, None]
-    b = None if teacher_weight is None else teacher_weight.reshape(*_teacher_shape(teacher_weight, cost), -1)
+    a, b = _for_problems(student_weight, cost, -2), _for_problems(teacher_weight, cost, -1)
     solver: dict[str, Any] = {"reach": reach, "tol": tol, "max_iter": max_iter}
     if objective == "divergence":
         value = _divergence(student_feat, teacher_feat, cost, a, b, metric, patch_size, eps, eps_scale, solver)
@@ -313,14 +318,19 @@ def _divergence(
         1.0 if side is None or weight is None else weight.double().where(weight > 0, 0.0).sum(-1)
         for weight, side in zip((a, b), reach, strict=True)
     ]
-    return value + used / 2 * (masses[0] - masses[1]) ** 2
+    return (value + used / 2 * (masses[0] - masses[1]) ** 2).masked_fill(_empty(*normal), 0.0)
 
 
-def _teacher_shape(weight: Tensor, cost: Tensor) -> tuple[int, ...]:
-    """Batch shape of the teacher's weights: with groups, one set for all of them or one for each."""
-    if cost.dim() == 3:
-        return (len(cost),)
-    return tuple(cost.shape[:2]) if weight[0].numel() == cost.shape[1] * cost.shape[3] else (len(cost), 1)
+def _for_problems(weight: Tensor | None, cost: Tensor, dim: int) -> Tensor | None:
+    """Weights of maps or tokens, one set for all problems, for each of the batch or for each of its groups."""
+    if weight is None:
+        return None
+    count, sets = cost.shape[dim], weight.numel() // cost.shape[dim]
+    if weight.shape[0] != len(cost) or sets < len(cost):
+        return weight.reshape(count)
+    if sets == math.prod(cost.shape[:-2]):
+        return weight.reshape(*cost.shape[:-2], count)
+    return weight.reshape(len(cost), 1, count)
 
 
 def _patches(z: Tensor, k: int, maps: bool) -> Tensor:
@@ -347,16 +357,23 @@ def _unit(z: Tensor) -> Tensor:
 
 
 def _weights(name: str, weight: Tensor | None, cost: Tensor, dim: int) -> Tensor:
-    """One side's weights ``[..., N]``, summing to 1."""
+    """One side's weights ``[..., N]``, summing to 1, or all 0."""
     shape = (*cost.shape[:-2], cost.shape[dim])
     if weight is None:
         return torch.full(shape, 1.0 / shape[-1], dtype=torch.float64, device=cost.device)
     weight = weight.double().expand(shape)
-    if not ((weight >= 0).all() and weight.isfinite().all() and (weight > 0).any(-1).all()):
-        raise ValueError(f"{name}: expected finite non-negative weights, not all 0, got {weight}")
+    if not ((weight >= 0).all() and weight.isfinite().all()):
+        raise ValueError(f"{name}: expected finite non-negative weights, got {weight}")
     # Removed patches take no part in the gradient either.
     weight = torch.where(weight > 0, weight, 0.0)
-    return weight / weight.sum(-1, keepdim=True)
+    most = weight.detach().amax(-1, keepdim=True)
+    weight = weight / torch.where(most > 0, most, 1.0)  # so that the sum does not overflow
+    return weight / torch.where(most > 0, weight.sum(-1, keepdim=True), 1.0)
+
+
+def _empty(a: Tensor, b: Tensor) -> Tensor:
+    """Where one side has no weight at all."""
+    return (a == 0).all(-1) | (b == 0).all(-1)
 
 
 def _regularisation(
@@ -370,7 +387,10 @@ def _regularisation(
         raise ValueError(f'eps_scale: expected "std" or "absolute", got {eps_scale!r}')
     product = a[..., :, None] * b[..., None, :]
     mean = (product * cost).sum((-2, -1), keepdim=True)
-    std = _sqrt((product * (cost - mean).square()).sum((-2, -1)))
+    apart = torch.where(product > 0, cost - mean, 0.0)
+    unit = apart.detach().abs().amax((-2, -1), keepdim=True)
+    unit = torch.where(unit > 0, unit, 1.0)  # so that no square overflows or underflows
+    std = unit[..., 0, 0] * _sqrt((product * (apart / unit).square()).sum((-2, -1)))
     # All costs equal up to rounding: every plan is optimal, and any fixed eps picks a b^T.
     flat = std <= 64 * torch.finfo(torch.float64).eps * (product * cost.abs()).sum((-2, -1))
     if reach:  # the plan's mass still depends on eps

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .implicit import marginal
+from .versions import Inputs
 
 Grid = tuple[int, ...]
+
+
+class Coupling(NamedTuple):
+    """A plan, and the weights it was solved for: normalised unless their side has a reach, in float64."""
+
+    plan: Tensor  # [..., N, M]
+    a: Tensor  # [..., N]
+    b: Tensor  # [..., M]
 
 
 class OTResult:
@@ -32,6 +41,16 @@ class OTResult:
             the mass. NaN for Sinkhorn.
         converged: ``marginal_error <= tol``; for ``solver="exact"`` also ``dual_gap <= 1e-9 sum P |C|`` (1e-5 in
             float32), so that the plan is proved to be optimal.
+
+    It can be pickled, copied and saved with ``torch.save``; copies are detached and carry the plan, which is computed
+    for them.
+
+    >>> import copy, torch
+    >>> from sfr_ext import solve
+    >>> result = solve(torch.rand(3, 4, requires_grad=True))
+    >>> other = copy.deepcopy(result)
+    >>> torch.equal(other.plan, result.plan), other.plan.requires_grad
+    (True, False)
     """
 
     def __init__(
@@ -45,8 +64,8 @@ class OTResult:
         n_iter: Tensor,
         marginal_error: Tensor,
         tol: float,
-        plan: Callable[[], Tensor],
-        weights: tuple[Tensor | None, Tensor | None],
+        couple: Callable[..., Coupling],
+        inputs: Inputs,
         balanced: bool,
         grids: tuple[Grid, Grid],
         dual_gap: Tensor | None = None,
@@ -57,9 +76,9 @@ class OTResult:
         self.n_iter, self.marginal_error = n_iter, marginal_error
         self.dual_gap = torch.full_like(eps, torch.nan) if dual_gap is None else dual_gap
         self.converged = marginal_error <= tol if converged is None else converged
-        self._make_plan, self._weights, self._balanced, self._grids = plan, weights, balanced, grids
-        self._plan: Tensor | None = None
-        self._plan_has_graph = False
+        self._couple, self._inputs, self._balanced, self._grids = couple, inputs, balanced, grids
+        self._coupling: Coupling | None = None
+        self._coupling_has_graph = False
 
     @property
     def plan(self) -> Tensor:
@@ -68,10 +87,28 @@ class OTResult:
         Differentiable in everything that the costs are, by the implicit function theorem: a dense system of the size
         of the smaller side, in float64, solved in backward. For ``solver="exact"`` it is a vertex, with at most
         ``N + M - 1`` entries, which moves nowhere but jumps: it has no gradient.
+
+        Raises:
+            RuntimeError: an input was changed in place since the problem was solved and before the plan was asked
+                for, which would be made of a mixture. `rounded_plan` and `barycentric`, which need it, do likewise.
         """
-        if self._plan is None or (torch.is_grad_enabled() and not self._plan_has_graph):
-            self._plan, self._plan_has_graph = self._make_plan(), torch.is_grad_enabled()
-        return self._plan
+        return self._coupled("plan").plan
+
+    def _coupled(self, what: str) -> Coupling:
+        graph = torch.is_grad_enabled() and self._inputs.requires_grad
+        if self._coupling is None or (graph and not self._coupling_has_graph):
+            self._coupling = self._couple(*self._inputs.unchanged(f"OTResult.{what}"))
+            self._coupling_has_graph = graph
+        return self._coupling
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tensors without graphs, the plan among them, and nothing that could compute it anew."""
+        coupling = self._coupled("plan")
+        state = {name: _detached(value) for name, value in vars(self).items() if name not in ("_couple", "_inputs")}
+        return {**state, "_coupling": tuple(map(_detached, coupling)), "_coupling_has_graph": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _coupling=Coupling(*state["_coupling"]), _inputs=Inputs())
 
     def rounded_plan(self) -> Tensor:
         """The plan, made to satisfy both marginals to rounding: non-negative, ``P 1 = a``, ``P^T 1 = b``.
@@ -91,8 +128,8 @@ class OTResult:
         """
         if not self._balanced:
             checks.refuse(ValueError, "OTResult.rounded_plan", "a balanced problem", "(reach=None)", "one with a reach")
-        plan = self.plan.double()
-        a, b = marginal(self._weights[0], self.f.double()), marginal(self._weights[1], self.g.double())
+        plan, a, b = self._coupled("rounded_plan")
+        plan = plan.double()
         plan = plan * _at_most_one(a, plan.sum(-1))[..., :, None]
         plan = plan * _at_most_one(b, plan.sum(-2))[..., None, :]
         missing_a, missing_b = (a - plan.sum(-1)).clamp_min(0), (b - plan.sum(-2)).clamp_min(0)
@@ -124,7 +161,7 @@ class OTResult:
         (torch.Size([2, 8, 4, 4]), True)
         """
         where = "OTResult.barycentric"
-        plan = self.plan
+        plan, _, b = self._coupled("barycentric")
         checks.tensor(where, "y", y, plan)
         lead, m = tuple(plan.shape[:-2]), plan.shape[-1]
         student, teacher = self._grids
@@ -136,10 +173,11 @@ class OTResult:
             checks.refuse(ValueError, where, "y", "of shape " + " or ".join(shapes), checks.shape_of(y))
         tokens = y.flatten(-2).mT if maps else y
         dtype = torch.promote_types(plan.dtype, y.dtype)
-        kept = marginal(self._weights[1], self.g)[..., None] > 0
+        kept = b[..., None] > 0
         mass = plan.sum(-1, keepdim=True)
         share = plan / torch.where(mass > 0, mass, 1.0)
-        matched = share.to(dtype) @ torch.where(kept, tokens.to(dtype), 0.0)
+        with torch.autocast(plan.device.type, enabled=False):
+            matched = share.to(dtype) @ torch.where(kept, tokens.to(dtype), 0.0)
         return matched.mT.unflatten(-1, student) if maps else matched
 
     def __repr__(self) -> str:
@@ -151,3 +189,11 @@ class OTResult:
 def _at_most_one(wanted: Tensor, found: Tensor) -> Tensor:
     """By how much to scale down what is found where it is more than wanted."""
     return (wanted / torch.where(found > 0, found, 1.0)).clamp_max(1)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+# So that torch.load takes what torch.save wrote: it holds tensors, and loading it runs nothing.
+torch.serialization.add_safe_globals([OTResult])

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import checks, implicit, ops
-from .result import Grid, OTResult
+from .result import Coupling, Grid, OTResult
+from .versions import Inputs
 
 Reach = float | tuple[float | None, float | None] | None
 
@@ -76,10 +77,12 @@ def solve(
         cost: ``[..., N, M]``; float16, bfloat16, float32, float64; any strides. For ``solver="exact"`` +inf forbids a
             pair: nothing is moved there. A problem without a plan has the value inf, gradient 0 and
             ``converged = False``; one with NaN or -inf has NaN.
-        a: ``[..., N]`` weights, normalised to sum to 1 unless their side has a reach; 0 removes the patch; default
-            uniform, ``1 / N``.
+        a: ``[..., N]`` weights, floating-point, integer or bool, normalised to sum to 1 unless their side has a reach;
+            0 removes the patch; default uniform, ``1 / N``. A problem with all of a side removed is empty: its value,
+            gradients, plan, potentials and marginal error are 0.
         b: ``[..., M]``, likewise. The leading axes of ``cost``, ``a`` and ``b`` broadcast; what is shared by several
-            problems, such as one cost ``[N, M]`` between classes, is not copied.
+            problems, such as one cost ``[N, M]`` between classes, is not copied. (One leading axis beside two equal
+            ones of ``cost`` could mean either, and is refused.)
         solver: ``"sinkhorn"``: as above. ``"exact"``: an optimal vertex and its dual variables, to the rounding of
             float64. Both costs are then the earth mover's distance; their gradient is the plan for ``cost`` and the
             dual variables for the weights (where several are optimal, those of one). What follows does not apply to
@@ -106,7 +109,7 @@ def solve(
     Raises:
         TypeError: an argument is of the wrong kind or type.
         ValueError: shapes do not fit, an option is out of range, tensors are on different devices, or weights are
-            negative, not finite, or all 0 (on a GPU, where looking would make it wait, such a problem gives NaN).
+            negative or not finite (on a GPU, where looking would make it wait, such a problem gives NaN).
 
     >>> import torch
     >>> result = solve(torch.tensor([[0., 1.], [1., 0.]]), eps=0.1)
@@ -125,31 +128,38 @@ def solve(
     lead, (n, m) = tuple(cost.shape[:-2]), tuple(cost.shape[-2:])
     lead = checks.side(where, "a", a, lead, n, cost)
     lead = checks.side(where, "b", b, lead, m, cost)
-    cost, a, b = cost.expand(*lead, n, m), _shared(a, lead, n, cost), _shared(b, lead, m, cost)
+    inputs = Inputs(cost=cost, a=a, b=b)
+
+    def broadcast(cost: Tensor, a: Tensor | None, b: Tensor | None) -> ops.Given:
+        return ops.Given(cost.expand(*lead, n, m), _shared(a, lead, n, cost), _shared(b, lead, m, cost))
+
+    cost, a, b = broadcast(cost, a, b)
     init_g = None
     if init is not None:
         checks.potentials(where, init, (*lead, n), (*lead, m), cost)
         init_g = init[1].to(ops.compute_dtype(cost))
     given, grids = (_four_axes(cost, 2), _four_axes(a, 1), _four_axes(b, 1)), ((n,), (m,))
     if solver == "exact":
-        solved_exactly = ops.ExactSolved(*ops.exact_forward(*given, *prices(options), where))
-        return _exact_result(solved_exactly, lead, options, (a, b), grids)
+        exact = ops.ExactSolved(*ops.exact_forward(*given, *prices(options), where))
+        return _exact_result(exact, lead, options, inputs, lambda *now: broadcast(*now)[1:], grids)
     flat = ops.sinkhorn_forward(*given, init_g, *options, where)
     solved = ops.Solved(*(t.view((*lead, *t.shape[2:])) for t in flat))
-
-    def plan() -> Tensor:
-        return implicit.solution(cost, a, b, ops.saved(solved), options).plan.to(solved.f.dtype)
-
-    return _result(solved, options, plan, (a, b), grids)
+    return _result(solved, options, inputs, broadcast, grids)
 
 
 def _result(
     solved: ops.Solved,
     options: ops.SolverOptions,
-    plan: Callable[[], Tensor],
-    weights: tuple[Tensor | None, Tensor | None],
+    inputs: Inputs,
+    as_solved: Callable[..., ops.Given],
     grids: tuple[Grid, Grid],
 ) -> OTResult:
+    """``as_solved`` makes costs and weights, as `implicit.solution` takes them, of the inputs."""
+
+    def couple(*now: Tensor | None) -> Coupling:
+        found = implicit.solution(*as_solved(*now), ops.saved(solved), options)
+        return Coupling(found.plan.to(solved.f.dtype), found.a, found.b)
+
     half = solved.mean[..., None] / 2  # the solver's potentials are those of the centred costs
     return OTResult(
         transport_cost=solved.transport,
@@ -160,8 +170,8 @@ def _result(
         n_iter=solved.n_iter,
         marginal_error=solved.error,
         tol=options.tol,
-        plan=plan,
-        weights=weights,
+        couple=couple,
+        inputs=inputs,
         balanced=not (options.reach_a or options.reach_b),
         grids=grids,
     )
@@ -177,24 +187,31 @@ def _exact_result(
     solved: ops.ExactSolved,
     lead: tuple[int, ...],
     options: ops.SolverOptions,
-    weights: tuple[Tensor | None, Tensor | None],
+    inputs: Inputs,
+    weights_as_solved: Callable[..., tuple[Tensor | None, Tensor | None]],
     grids: tuple[Grid, Grid],
 ) -> OTResult:
     """For problems of any leading axes."""
     n, m = solved.f.shape[-1], solved.g.shape[-1]
-    value = solved.value.view(lead)
+    value, f, g = solved.value.view(lead), solved.f.view(*lead, n), solved.g.view(*lead, m)
     proved = solved.gap <= (1e-9 if value.dtype == torch.float64 else 1e-5) * solved.magnitude
+
+    def couple(*now: Tensor | None) -> Coupling:
+        a, b = weights_as_solved(*now)
+        plan = ops.exact_plan(solved.rows, solved.columns, solved.mass, n, m).view(*lead, n, m)
+        return Coupling(plan, implicit.marginal(a, f.double()), implicit.marginal(b, g.double()))
+
     return OTResult(
         transport_cost=value,
         entropic_cost=value,
-        f=solved.f.view(*lead, n),
-        g=solved.g.view(*lead, m),
+        f=f,
+        g=g,
         eps=torch.zeros_like(value),
         n_iter=solved.n_iter.view(lead),
         marginal_error=solved.error.view(lead),
         tol=options.tol,
-        plan=lambda: ops.exact_plan(solved.rows, solved.columns, solved.mass, n, m).view(*lead, n, m),
-        weights=weights,
+        couple=couple,
+        inputs=inputs,
         balanced=not (options.reach_a or options.reach_b),
         grids=grids,
         dual_gap=solved.gap.view(lead),
@@ -239,7 +256,8 @@ def solve_sample(
 
     Args:
         x, y, metric, patch_size: as in `cost_matrix`.
-        a: ``[B, N]`` or ``[B, H, W]``; b: ``[B, M]`` or ``[B, H', W']``; each also one per group, ``[B, G, ...]``.
+        a: ``[B, N]`` or ``[B, H, W]``; b: ``[B, M]`` or ``[B, H', W']``; each also one per group, ``[B, G, ...]``, or
+            one for the whole batch, ``[N]`` or ``[H, W]``.
         solver, eps, eps_scale, reach, tol, max_iter, init: as in `solve`.
 
     Returns:
@@ -257,18 +275,23 @@ def solve_sample(
     """
     where = "solve_sample"
     checks.features(where, "x", x, "y", y, metric, patch_size)
-    a, b = weights_of(where, ("a", a), ("b", b), x, y, patch_size)
+    inputs = Inputs(x=x, y=y, a=a, b=b)
+
+    def paired(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> ops.Pair:
+        return ops.Pair(x, y, *weights_of(where, ("a", a), ("b", b), x, y, patch_size))
+
+    pair = paired(x, y, a, b)
     options = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
-    grids, pair, costs = ops.patch_grids(x, y, patch_size), ops.Pair(x, y, a, b), ground(metric, patch_size)
+    grids, costs = ops.patch_grids(x, y, patch_size), ground(metric, patch_size)
     if solver == "exact":
-        return _exact_result(exact_between(where, pair, costs, options), ops.problems(x, y), options, (a, b), grids)
-    solved = solved_between(where, pair, costs, options, init)
+        exact = exact_between(where, pair, costs, options)
+        return _exact_result(exact, ops.problems(x, y), options, inputs, lambda *now: paired(*now)[2:], grids)
 
-    def plan() -> Tensor:
-        cost = costs_between(pair, costs)
-        return implicit.solution(cost, a, b, ops.saved(solved), options).plan.to(solved.f.dtype)
+    def as_solved(*now: Any) -> ops.Given:
+        pair = paired(*now)
+        return ops.Given(costs_between(pair, costs), pair.a, pair.b)
 
-    return _result(solved, options, plan, (a, b), grids)
+    return _result(solved_between(where, pair, costs, options, init), options, inputs, as_solved, grids)
 
 
 def ground(metric: str, patch_size: int) -> ops.Ground:

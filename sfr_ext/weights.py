@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import checks
@@ -50,5 +51,14 @@ def cross_reference_weights(student: Tensor, teacher: Tensor, *, detach: bool = 
 
 def _relevance(patches: Tensor, others: Tensor) -> Tensor:
     """Weights ``[..., N]`` of ``[..., N, C]``."""
-    weight = (patches * others.mean(-2, keepdim=True)).sum(-1).relu() + 1e-3
+    # In units of the largest entries, powers of 2, so that no sum overflows and no bit changes.
+    ours, theirs = _unit(patches), _unit(others)
+    common = ((patches / ours) * (others / theirs).mean(-2, keepdim=True)).sum(-1).relu()
+    weight = common + (1e-3 / ours / theirs)[..., 0]
     return weight / weight.sum(-1, keepdim=True)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """``[..., 1, 1]``: at least 1, and so large that nothing is above it by more than a factor of 2."""
+    exponent = torch.frexp(features.detach().abs().amax((-2, -1), keepdim=True)).exponent
+    return torch.ldexp(torch.ones_like(features[..., :1, :1].detach()), (exponent - 1).clamp_min(0))

@@ -110,3 +110,24 @@ def test_weights_of_a_broken_problem_get_nan() -> None:
     a = torch.ones(2, 4, requires_grad=True)
     (grad,) = torch.autograd.grad(solve(cost, a).transport_cost.sum(), a)
     assert grad[0].isnan().all() and grad[1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize("options", [{}, {"reach": 1.0}, {"reach": (None, 0.3), "eps_scale": "absolute"}], ids=str)
+def test_padding_changes_no_bit(options: dict[str, object], spread: float, dtype: torch.dtype) -> None:
+    """Patches of weight 0 anywhere between the others, with a NaN for their costs."""
+    for n, m in ((1, 1), (5, 7), (17, 3), (48, 49), (97, 64)):
+        cost = torch.rand(n, m, dtype=dtype)
+        a, b = ((spread * torch.randn(k, dtype=dtype)).softmax(0) for k in (n, m))
+        i, j = (torch.randperm(150)[:k].sort().values for k in (n, m))
+        wide = torch.full((150, 150), torch.nan, dtype=dtype)
+        wide[i[:, None], j] = cost
+        wide_a, wide_b = torch.zeros(150, dtype=dtype), torch.zeros(150, dtype=dtype)
+        wide_a[i], wide_b[j] = a, b
+        ours, expected = solve(wide, wide_a, wide_b, **options), solve(cost, a, b, **options)
+        for name in ("transport_cost", "entropic_cost", "n_iter", "marginal_error", "eps"):
+            assert torch.equal(getattr(ours, name), getattr(expected, name)), (n, m, name)
+        assert torch.equal(ours.f[i], expected.f) and torch.equal(ours.g[j], expected.g)
+        assert torch.equal(ours.plan[i[:, None], j], expected.plan)
+        assert ours.plan.count_nonzero() == expected.plan.count_nonzero()

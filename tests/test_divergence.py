@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import EPS_SCALES, METRICS, error, features, value_and_gradients, weights
+from cases import EPS_SCALES, HALVES, METRICS, error, features, value_and_gradients, weights
 from torch import Tensor
 
 from sfr_ext import emd_l2, reference, self_term
@@ -152,3 +152,62 @@ def test_operators_are_sound(options: dict[str, object]) -> None:
     solve = SolverOptions(eps=0.1, relative=relative, reach_a=reach, reach_b=reach, tol=1e-3, max_iter=100)
     arguments = (x, y, None, None, None, None, 0, 1, *solve, "emd_l2")
     torch.library.opcheck(torch.ops.sfr_ext.divergence_forward.default, arguments)
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("reach", [None, 1.0, (None, 2.0)], ids=str)
+@pytest.mark.parametrize("eps_scale", EPS_SCALES)
+@pytest.mark.parametrize("low", [torch.float32, *HALVES])
+@pytest.mark.parametrize("wide", ["student", "teacher"])
+def test_one_side_in_float64(wide: str, low: torch.dtype, eps_scale: str, reach: object, groups: bool) -> None:
+    """Everything is computed in float64, also what the other side has with itself; gradients have the inputs' types."""
+    x = features(2, 4, 2, 3, dtype=torch.float64 if wide == "student" else low, grad=True)
+    y = features(2, *[3] * groups, 4, 2, 2, dtype=torch.float64 if wide == "teacher" else low, grad=True)
+    a, b = weights(2, 6, grad=True), weights(2, 4, grad=True)
+    options = {**DIVERGENCE, "eps": 0.3, "eps_scale": eps_scale, "reach": reach, "tol": 1e-12}
+
+    def value(*inputs: Tensor) -> Tensor:
+        return emd_l2(*inputs[:2], student_weight=inputs[2], teacher_weight=inputs[3], **options)
+
+    ours, gradients = value_and_gradients(value, x, y, a, b)
+    leaves = [t.detach().double().requires_grad_() for t in (x, y, a, b)]
+    expected, wanted = value_and_gradients(value, *leaves)
+    assert ours.dtype == torch.float64 and torch.equal(ours, expected)
+    for found, exact, leaf in zip(gradients, wanted, (x, y, a, b), strict=True):
+        assert found.dtype == leaf.dtype
+        torch.testing.assert_close(found, exact.to(leaf.dtype))
+
+
+def test_a_self_term_of_another_type() -> None:
+    x, y = features(2, 5, 3, dtype=torch.float64), features(2, 6, 3)
+    options = {**DIVERGENCE, "eps": 0.3, "eps_scale": "absolute"}
+    term = self_term(y, eps=0.3)
+    assert term.value.dtype == torch.float32
+    torch.testing.assert_close(
+        emd_l2(x, y, teacher_self=term, **options), emd_l2(x, y, **options), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("reach", [None, 1.0, (0.5, None)], ids=str)
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_masks_make_the_value_of_what_is_left(side: str, reach: object) -> None:
+    """Bit for bit, with patches of weight 0 between the others."""
+    x, y = features(2, 37, 3, grad=True), features(2, 21, 3, grad=True)
+    a, b = weights(2, 37, grad=True), weights(2, 21, grad=True)
+    options = {**DIVERGENCE, "reach": reach}
+
+    def value(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return emd_l2(x, y, student_weight=a, teacher_weight=b, **options)
+
+    expected, wanted = value_and_gradients(value, x, y, a, b)
+    own = 0 if side == "student" else 1
+    kept = torch.randperm(90)[: (37, 21)[own]].sort().values
+    padded = [t.detach() for t in (x, y, a, b)]
+    for i in (own, own + 2):
+        wide = torch.zeros(2, 90, *padded[i].shape[2:]) if i > 1 else torch.full((2, 90, 3), torch.nan)
+        wide[:, kept] = padded[i]
+        padded[i] = wide
+    ours, gradients = value_and_gradients(value, *(t.requires_grad_() for t in padded))
+    assert torch.equal(ours, expected)
+    for i, (found, exact) in enumerate(zip(gradients, wanted, strict=True)):
+        assert torch.equal(found[:, kept] if i % 2 == own else found, exact)

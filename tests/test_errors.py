@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -184,3 +186,41 @@ def test_weights_are_only_refused_where_they_are() -> None:
     weight[1, 2] = 0
     with pytest.raises(ValueError, match=r"teacher_weight .* got only zeros at \[1, 2\]"):
         emd_l2(x, torch.rand(2, 3, 4, 2, 2), teacher_weight=weight)
+
+
+@pytest.mark.parametrize("name", ["eps", "tol", "max_iter", "reach", "patch_size"])
+def test_numbers_beyond_what_kernels_count_with(name: str) -> None:
+    """A Python int has no end; a float has."""
+    huge = 10**400 if name in ("eps", "tol", "reach") else 2**63
+    with pytest.raises(ValueError, match=rf"sfr_ext.emd_l2: expected {name} to .* got {huge}"):
+        emd_l2(x, y, **{name: huge})
+    with pytest.raises(ValueError, match=f"sfr_ext.emd_l2: expected {name} to"):
+        emd_l2(x, y, **{name: -huge})
+    assert emd_l2(x, y, **{name: {"max_iter": 2**63 - 1, "patch_size": 2}.get(name, 1)}).isfinite()
+
+
+NO_MEMORY = """
+import resource, torch, sfr_ext
+cost = torch.zeros(1).expand(40_000, 40_000)
+small = torch.rand(3, 3)
+sfr_ext.solve(small, solver={solver!r})
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
+try:
+    sfr_ext.solve(cost, solver={solver!r})
+except MemoryError as error:
+    print(error)
+print(sfr_ext.solve(small, solver={solver!r}).converged.item())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are Linux's")
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_a_workspace_that_does_not_fit(solver: str) -> None:
+    """Says what for, and the process goes on."""
+    done = subprocess.run([sys.executable, "-c", NO_MEMORY.format(solver=solver)], capture_output=True, text=True)
+    message = (
+        f"sfr_ext.{solver}_forward: not enough memory for the workspace that an input of shape [1, 1, 40000, 40000]"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(message) and done.stdout.endswith("True\n")

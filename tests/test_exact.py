@@ -230,7 +230,9 @@ def test_removed_patches_get_no_gradient_but_their_slope_is_known() -> None:
 def test_second_derivatives() -> None:
     """In the costs alone the value is linear, piece by piece; the plan's dependence on the weights is refused."""
     cost, a = rand(1, 1, 4, 4).requires_grad_(), weights(1, 4, dtype=torch.float64, grad=True)
-    (grad,) = torch.autograd.grad(exact_forward(cost, None, None, *OPTIONS, "solve")[0].square().sum(), cost, create_graph=True)
+    (grad,) = torch.autograd.grad(
+        exact_forward(cost, None, None, *OPTIONS, "solve")[0].square().sum(), cost, create_graph=True
+    )
     (second,) = torch.autograd.grad(grad[0, 0, 0].sum(), cost)
     assert (second - 2 * (grad / grad.sum())[0, 0, 0].sum() * (grad / grad.sum())).abs().max() < 1e-14
     (grad,) = torch.autograd.grad(exact_forward(cost, a, None, *OPTIONS, "solve")[0].sum(), cost, create_graph=True)
@@ -415,7 +417,7 @@ def test_an_infinite_cost_of_features_is_not_meant() -> None:
 @pytest.mark.parametrize("side", [1, 2])
 def test_an_empty_problem_is_nothing(side: int, reach: float | None) -> None:
     leaves = [rand(3, 5, 7), rand(3, 5), rand(3, 7)]
-    expected = solve(*leaves, solver="exact", reach=reach)
+    expected = solve(*(leaf.clone() for leaf in leaves), solver="exact", reach=reach)
     leaves[side][1] = 0
     for leaf in leaves:
         leaf.requires_grad_()

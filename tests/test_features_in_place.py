@@ -10,7 +10,7 @@ import torch
 from cases import METRICS, features
 from torch import Tensor
 
-from sfr_ext import cost_matrix, emd_l2
+from sfr_ext import cost_matrix, emd_l2, solve
 
 
 def everything(x: Tensor, y: Tensor, metric: str, patch_size: int) -> list[Tensor]:
@@ -78,3 +78,41 @@ def test_nothing_is_read_beyond_the_last_feature(beyond: bool) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert "sound" in done.stdout, done.stderr
     assert (done.returncode == 0) != beyond, done.stderr
+
+
+NEGATED = ["student", "teacher", "weight", "upstream"]
+
+
+@pytest.mark.parametrize("which", NEGATED)
+@pytest.mark.parametrize(
+    "options", [{}, {"objective": "divergence"}, {"solver": "exact"}, {"metric": "cosine"}], ids=str
+)
+def test_views_of_the_negative(options: dict[str, str], which: str) -> None:
+    """The imaginary part of a conjugate: its memory holds the other sign."""
+
+    def negative(values: Tensor) -> Tensor:
+        view = torch.complex(torch.zeros_like(values), -values).conj().imag
+        assert view.is_neg() and torch.equal(view, values)
+        return view
+
+    inputs = {"student": features(2, 6, 4), "teacher": features(2, 5, 4), "weight": torch.rand(2, 6)}
+    results = []
+    for negated in (False, True):
+        x, y, a = (
+            (negative(t) if negated and name == which else t.clone()).detach().requires_grad_()
+            for name, t in inputs.items()
+        )
+        value = emd_l2(x, y, student_weight=a, reduction="none", **options)
+        up = torch.ones(2)
+        grads = torch.autograd.grad(value, (x, y, a), negative(up) if negated and which == "upstream" else up)
+        results.append((value, *grads))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_costs_that_are_views_of_the_negative(solver: str) -> None:
+    cost, a = torch.rand(2, 4, 5), torch.rand(2, 4)
+    views = [torch.complex(torch.zeros_like(t), -t).conj().imag for t in (cost, a)]
+    ours, expected = solve(*views, solver=solver), solve(cost, a, solver=solver)
+    for name in ("transport_cost", "f", "plan"):
+        assert torch.equal(getattr(ours, name), getattr(expected, name))

@@ -117,3 +117,13 @@ def test_forward_mode_is_refused() -> None:
         cost_matrix(forward_ad.make_dual(x, x), y)
     with forward_ad.dual_level():
         assert torch.equal(emd_l2(x, y), emd_l2(x, y))  # nothing to differentiate
+
+
+def test_vmap_over_nothing() -> None:
+    """An axis of no entries, and problems of an empty batch under an axis that has some."""
+    y, cost = features(2, 5, 4), torch.rand(0, 2, 3, 4)
+    assert vmap(lambda x: emd_l2(x, y, reduction="none"))(torch.rand(0, 2, 6, 4)).shape == (0, 2)
+    assert vmap(emd_l2)(torch.rand(3, 0, 6, 4), torch.rand(3, 0, 5, 4)).shape == (3,)
+    assert vmap(lambda cost: solve(cost, solver="exact").f)(cost).shape == (0, 2, 3)
+    assert vmap(grad(lambda x: emd_l2(x, y)))(torch.rand(0, 2, 6, 4)).shape == (0, 2, 6, 4)
+    assert vmap(cost_matrix, (0, None))(torch.rand(0, 2, 6, 4), y).shape == (0, 2, 6, 5)

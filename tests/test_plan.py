@@ -172,6 +172,21 @@ def test_barycentric_tokens_maps_and_groups() -> None:
     assert solve(torch.rand(6, 4)).barycentric(torch.rand(4, 3).half()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_nothing_is_down_cast_under_autocast(solver: str) -> None:
+    x, y = features(2, 6, 4), features(2, 5, 4)
+    plain = solve_sample(x, y, solver=solver)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = solve_sample(x, y, solver=solver)
+        for name in ("plan", "transport_cost", "f"):
+            assert torch.equal(getattr(result, name), getattr(plain, name))
+        assert torch.equal(result.rounded_plan(), plain.rounded_plan())
+        for features_to_match in (y, y.half(), y.double()):
+            matched = result.barycentric(features_to_match)
+            assert matched.dtype == torch.promote_types(features_to_match.dtype, torch.float32)
+            torch.testing.assert_close(matched, plain.barycentric(features_to_match), rtol=0, atol=0)
+
+
 def test_barycentric_ignores_removed_teachers() -> None:
     x, y = features(1, 6, 4), features(1, 5, 4)
     b = torch.tensor([[1.0, 1, 1, 0, 0]])

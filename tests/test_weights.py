@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import error, features, weights
+from cases import HALVES, error, features, weights
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sfr_ext import cost_matrix, cross_reference_weights, emd_l2, reference, solve, solve_sample
+from sfr_ext import cost_matrix, cross_reference_weights, emd_l2, reference, self_term, solve, solve_sample
 
 F64 = torch.float64
 CONVERGED = {"tol": 1e-13, "max_iter": 50_000}
@@ -170,3 +170,150 @@ def test_cross_reference_weights_in_use() -> None:
     plain = solve_sample(left, right, metric="cosine").transport_cost
     weighted = solve_sample(left, right, a, b, metric="cosine").transport_cost
     assert (weighted < 0.8 * plain).all()
+
+
+KINDS = [torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64, torch.uint16, *HALVES]
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_kinds_of_weights(solver: str, dtype: torch.dtype) -> None:
+    """Masks and counts mean what the same numbers in float32 mean; balanced and with a reach."""
+    x, y = features(2, 4, 3, 3), features(2, 3, 4, 2, 2)
+    a, b = torch.randint(0, 3, (2, 9)).to(dtype), torch.randint(0, 3, (2, 3, 4)).to(dtype)
+    a[:, 0] = b[..., 0] = 1
+    plain = a.float(), b.float()
+    options = {"solver": solver, "reduction": "none"}
+    for extra in ({}, {"reach": 2.0}, {"objective": "divergence"}) if solver == "sinkhorn" else ({},):
+        ours = emd_l2(x, y, student_weight=a, teacher_weight=b, **options, **extra)
+        assert torch.equal(ours, emd_l2(x, y, student_weight=plain[0], teacher_weight=plain[1], **options, **extra))
+    result, expected = (solve_sample(x, y, *sides, solver=solver) for sides in ((a, b), plain))
+    assert torch.equal(result.plan, expected.plan)
+    cost = cost_matrix(x, y)
+    assert torch.equal(
+        solve(cost, a[:, None], b, solver=solver).plan, solve(cost, plain[0][:, None], plain[1], solver=solver).plan
+    )
+    term, plain_term = (self_term(y, w, groups=True, eps=0.1) for w in (b, plain[1]))
+    assert torch.equal(term.value, plain_term.value)
+
+
+def test_float64_weights_of_float32_features() -> None:
+    x, y, a = features(2, 6, 4), features(2, 5, 4), weights(2, 6, dtype=F64, grad=True)
+    value = emd_l2(x, y, student_weight=a)
+    assert value.dtype == torch.float32 and torch.equal(value, emd_l2(x, y, student_weight=a.float()))
+    (grad,) = torch.autograd.grad(value, a)
+    assert grad.dtype == F64 and grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_kinds_that_are_no_weights(dtype: torch.dtype) -> None:
+    with pytest.raises(
+        TypeError, match="expected student_weight to be bool, integer or floating-point, got torch.complex"
+    ):
+        emd_l2(torch.rand(1, 2, 3), torch.rand(1, 2, 3), student_weight=torch.ones(1, 2, dtype=dtype))
+    with pytest.raises(TypeError, match="expected b to be bool, integer or floating-point, got torch.complex"):
+        solve(torch.rand(2, 3), None, torch.ones(3, dtype=dtype))
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("options", [{}, {"reach": 1.0}, {"objective": "divergence"}, {"solver": "exact"}], ids=str)
+def test_one_set_of_weights_for_the_whole_batch(options: dict[str, object], tokens: bool, groups: bool) -> None:
+    """``[N]`` or ``[H, W]``: as if repeated, value and gradients."""
+    group = (2,) * groups
+    if tokens:
+        x, y, shapes = features(3, 6, 4), features(3, *group, 5, 4), ((6,), (5,))
+    else:
+        x, y, shapes = features(3, 4, 2, 3), features(3, *group, 4, 5, 1), ((2, 3), (5, 1))
+    a, b = (weights(*shape, grad=True) for shape in shapes)
+    factor = torch.rand(3, *group)
+
+    def value(a: Tensor, b: Tensor) -> Tensor:
+        return emd_l2(x, y, student_weight=a, teacher_weight=b, reduction="none", **options)
+
+    repeated = [w.detach().expand(3, *w.shape).clone().requires_grad_() for w in (a, b)]
+    expected = torch.autograd.grad((value(*repeated) * factor).sum(), repeated)
+    for given in ((a, b), (a.reshape(-1), b.reshape(-1))):
+        assert torch.equal(value(*given), value(*repeated))
+        ours = torch.autograd.grad((value(*given) * factor).sum(), (a, b))
+        torch.testing.assert_close(ours, tuple(grad.sum(0) for grad in expected))
+
+
+def test_the_reference_takes_the_same_weights() -> None:
+    """``[N]``, ``[H, W]``, counts, masks; one set, for each of the batch, for each group."""
+    x, y = features(3, 4, 2, 3), features(3, 2, 4, 5, 1)
+    mask = torch.tensor([[True, True, False], [True, False, True]])
+    counts = torch.randint(1, 4, (3, 2, 5))
+    for a, b in (
+        (mask, counts),
+        (mask.view(-1), counts[0, 0]),
+        (mask.expand(3, 2, 3), counts[:, 0]),
+        (None, counts[0, :1].view(5, 1)),
+    ):
+        options = {"student_weight": a, "teacher_weight": b, "tol": 1e-5, "reduction": "none"}
+        expected = reference.emd_l2(x, y, **options)
+        torch.testing.assert_close(emd_l2(x, y, **options).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shapes_that_are_no_weights() -> None:
+    with pytest.raises(ValueError, match=r"of shape \[6\] or \[2, 3\] or \[2, 6\] or \[2, 2, 3\], got \[5\]"):
+        emd_l2(features(2, 4, 2, 3), features(2, 4, 2, 3), student_weight=torch.ones(5))
+    with pytest.raises(ValueError, match=r"expected a .*got \[\]"):
+        solve_sample(features(2, 6, 4), features(2, 6, 4), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_weights_of_a_batch_beside_as_many_groups(solver: str) -> None:
+    """``[B, N]`` beside ``[B, B, N, M]`` could mean either: refused, and both ways of saying it agree with features."""
+    x, y = features(3, 6, 4), features(3, 3, 5, 4)
+    cost, a, b = cost_matrix(x, y), weights(3, 6), weights(3, 5)
+    for sides, name, count in (((a, None), "a", 6), ((None, b), "b", 5)):
+        message = rf"expected {name} of shape \[3, 1, {count}\].* or \[1, 3, {count}\].* got \[3, {count}\]"
+        with pytest.raises(ValueError, match=message):
+            solve(cost, *sides, solver=solver)
+    said = solve(cost, a[:, None], b[:, None], solver=solver)
+    torch.testing.assert_close(said.plan, solve_sample(x, y, a, b, solver=solver).plan)
+    grouped = solve(cost, a[None], solver=solver)
+    torch.testing.assert_close(grouped.plan, solve_sample(x, y, a.expand(3, 3, 6), solver=solver).plan)
+    # Nothing to mistake: one problem, other numbers of groups, one set for all.
+    assert solve(cost[:1, :1], a[:1], solver=solver).plan.shape == (1, 1, 6, 5)
+    assert solve(cost[:, :2], a[:2], solver=solver).plan.shape == (3, 2, 6, 5)
+    assert solve(cost, a[0], solver=solver).plan.shape == (3, 3, 6, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_weights_whose_sum_overflows(solver: str, dtype: torch.dtype) -> None:
+    """... or that are as small as the type has them: only their ratios count."""
+    info = torch.finfo(dtype)
+    x, y = features(1, 6, 4, dtype=dtype), features(1, 5, 4, dtype=dtype)
+    shares, others = (
+        torch.tensor([[1.0, 0.5, 1, 0, 0.25, 1]], dtype=dtype),
+        torch.tensor([[0.5, 1, 1, 1, 0]], dtype=dtype),
+    )
+    expected = solve_sample(x, y, shares, others, solver=solver)
+    cost = cost_matrix(x, y)
+    for scale in (info.max, info.max / 2, info.tiny * 4):
+        a, b = shares * scale, others * scale
+        for result in (solve_sample(x, y, a, b, solver=solver), solve(cost, a, b, solver=solver)):
+            torch.testing.assert_close(result.plan, expected.plan)
+            torch.testing.assert_close(result.rounded_plan(), expected.rounded_plan())
+            torch.testing.assert_close(result.barycentric(y), expected.barycentric(y))
+            assert result.plan.sum().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_weights_too_small_beside_the_largest_are_removed_from_the_plan_too() -> None:
+    """As the kernels see them: below what the type can hold in units of the largest."""
+    cost = torch.rand(3, 4)
+    tiny = torch.tensor([3e38, 1e-3, 1e38])
+    result, without = solve(cost, tiny), solve(cost, torch.tensor([3e38, 0, 1e38]))
+    assert torch.equal(result.plan, without.plan) and torch.equal(result.plan[1], torch.zeros(4))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e15, 1e19, 1e25, 1e37])
+def test_cross_reference_at_any_scale(scale: float) -> None:
+    x, y = features(2, 8, 5).float() * scale, features(2, 3, 6, 5) * scale
+    ours = cross_reference_weights(x, y)
+    for found, expected in zip(ours, cross_reference_weights(x.double(), y.double()), strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found.sum(-1), torch.ones(2, 3))

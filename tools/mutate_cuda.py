@@ -1,8 +1,8 @@
 """Deletes the barriers and the guards of the CUDA kernels one at a time, and asks the tests whether they notice.
 
-`make mutate-cuda` runs tests on the emulator (tests/simt) on every mutant of csrc/cuda and csrc/solver and writes a table: first the
-quick ones, then, on those that survive, all tests of the kernels. A mutant that survives is a barrier that is not
-needed or a test that is missing. A line whose comment says `// mutant: reason` is known to survive for that reason.
+`make mutate-cuda` runs tests on the emulator (tests/simt) on every mutant of csrc/cuda and csrc/solver and writes a
+table: first the quick ones, then, on those that survive, all tests of the kernels. A mutant that survives is a barrier
+that is not needed or a test that is missing. A line whose comment says `// mutant: reason` is known to survive for that reason.
 What was judged is kept and not run again while csrc/ is the same; survivors are tried again when the tests have
 changed.
 
@@ -50,8 +50,8 @@ REASON = re.compile(r"//.*?\bmutant: (.*)")
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
 QUICK = [*PYTEST, "tests/simt", "-m", "quick"]
 ALL = [*PYTEST, "tests/simt/test_kernels.py", "tests/simt/test_exact_kernels.py", "-m", "not quick"]
-# In device.cuh, which all kernels include: whether deletion `number` is on. Not watched by the race flavour. On the CPU,
-# which has the same rules, none is.
+# In device.cuh, which all kernels include: whether deletion `number` is on. Not watched by the race flavour. On the
+# CPU, which has the same rules, none is.
 SWITCH = """
 #include <cstdlib>
 inline const int deletion = std::getenv("SFR_MUTANT") ? std::atoi(std::getenv("SFR_MUTANT")) : 0;

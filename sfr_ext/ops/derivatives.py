@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -113,13 +114,16 @@ _PLAIN = frozenset((Tensor, Parameter, type(None), bool, int, float, str))
 
 
 def _plain(inputs: tuple[Any, ...]) -> bool:
-    """Whether all are what they look like: no subclass of a tensor, no symbol for a number, memory behind them."""
+    """Whether all are what they look like: no subclass of a tensor, no symbol for a number, memory behind them.
+
+    A view may also stand for the negative of what its memory holds; the dispatcher resolves that.
+    """
     if not _PLAIN.issuperset(map(type, inputs)):
         return False
     for value in inputs:
-        if value is not None:  # the tensors come first
-            return not value.is_meta
-    return False
+        if isinstance(value, Tensor) and (value.is_meta or value.is_neg() or value._is_zerotensor()):
+            return False
+    return True
 
 
 def no_second_derivative(operator: Operator) -> Callable[..., Any]:
@@ -186,21 +190,20 @@ def _folded(
 ) -> tuple[Any, Any]:
     """``function`` with an axis of ``count`` more on some inputs, folded into the batch; what is shared is expanded."""
 
-    def fold(value: Any, dim: int | None) -> Any:
+    def in_front(value: Any, dim: int | None) -> Any:
         if not isinstance(value, Tensor):
             return value
-        value = value.expand(count, *value.shape) if dim is None else value.movedim(dim, 0)
-        return value.flatten(0, 1)
+        return value.expand(count, *value.shape) if dim is None else value.movedim(dim, 0)
 
-    folded = [fold(value, dim) for value, dim in zip(inputs, in_dims, strict=True)]
-    batch = next(value.shape[0] for value in folded if isinstance(value, Tensor))
+    moved = [in_front(value, dim) for value, dim in zip(inputs, in_dims, strict=True)]
+    both = next(tuple(value.shape[:2]) for value in moved if isinstance(value, Tensor))
 
     def unfold(value: Tensor) -> tuple[Tensor, int | None]:
-        if value.shape[0] != batch:  # stands for a gradient that nobody asked for
+        if value.shape[0] != math.prod(both):  # stands for a gradient that nobody asked for
             return value, None
-        return value.unflatten(0, (count, batch // count)), 0
+        return value.unflatten(0, both), 0
 
-    outputs = function(*folded)
+    outputs = function(*(value.flatten(0, 1) if isinstance(value, Tensor) else value for value in moved))
     if isinstance(outputs, Tensor):
         return unfold(outputs)
     pairs = [unfold(value) for value in outputs]

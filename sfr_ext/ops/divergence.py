@@ -8,11 +8,13 @@ potential that ``y`` has with itself: where ``x = y`` that is the solution, and 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..implicit import total
 from .contracts import Solved, SolverOptions
 from .derivatives import differentiable, no_second_derivative
 from .emd import features_backward, solve_features
@@ -134,11 +136,20 @@ def _for_each_group(x: Tensor, lead: tuple[int, ...], relative: bool) -> Tensor:
 def _masses(pair: Pair, options: SolverOptions, lead: tuple[int, ...]) -> Tensor | None:
     """|a| - |b|, where weights are given and not normalised."""
     sides = (pair.a, options.reach_a), (pair.b, options.reach_b)
-    sums = [w.sum(-1) if w is not None and reach else None for w, reach in sides]
+    sums = [total(w) if w is not None and reach else None for w, reach in sides]
     if all(s is None for s in sums):
         return None
     mass_a, mass_b = (1 if s is None else s if s.dim() == len(lead) else s[:, None] for s in sums)
     return torch.as_tensor(mass_a - mass_b)
+
+
+def _empty(pair: Pair, lead: tuple[int, ...]) -> Tensor | None:
+    """Which problems have a side without any weight; None: no weights are given."""
+    found = [(w == 0).all(-1) for w in (pair.a, pair.b) if w is not None]
+    if not found:
+        return None
+    each = [w if w.dim() == len(lead) else w[:, None] for w in found]
+    return functools.reduce(torch.logical_or, each).expand(lead)
 
 
 def _room(x: Tensor, y: Tensor, patch_size: int) -> Divergence:
@@ -196,6 +207,11 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
     masses = _masses(pair, options, lead)
     if masses is not None:
         value = value + used / 2 * masses.square()
+    n_iter = between.n_iter + with_x.n_iter + with_y.n_iter
+    error = torch.maximum(between.error, torch.maximum(with_x.error, with_y.error))
+    empty = _empty(pair, lead)
+    if empty is not None:  # whatever the other side has with itself
+        value, n_iter, error = (t.masked_fill(empty, 0) for t in (value, n_iter, error))
     return Divergence(
         value=value,
         f=between.f,
@@ -206,8 +222,8 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
         x_mean=with_x.mean,
         y_potential=with_y.f,
         y_mean=with_y.mean,
-        n_iter=between.n_iter + with_x.n_iter + with_y.n_iter,
-        error=torch.maximum(between.error, torch.maximum(with_x.error, with_y.error)),
+        n_iter=n_iter,
+        error=error,
     )
 
 
@@ -253,6 +269,9 @@ def _backward(
     x, y, a, b = pair
     eps, relative = saved.eps, options.relative
     lead = problems(x, y)
+    empty = _empty(pair, lead)
+    if empty is not None:
+        grad = grad.masked_fill(empty, 0)
     slope = torch.zeros_like(eps)
     to_x = to_y = to_a = to_b = None
     if need.need_x or need.need_a or relative:

@@ -33,9 +33,9 @@ BACKWARD = Operator(
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _room(pair: Pair, ground: Ground) -> Solved:
+def _room(pair: Pair, ground: Ground, *others: Tensor) -> Solved:
     n, m = map(math.prod, patch_grids(pair.x, pair.y, ground.patch_size))
-    return room(pair.x, problems(pair.x, pair.y), n, m, compute_dtype(pair.x, pair.y))
+    return room(pair.x, problems(pair.x, pair.y), n, m, compute_dtype(pair.x, pair.y, *others))
 
 
 @FORWARD.fake
@@ -57,8 +57,11 @@ def solve_features(
     init_g: Tensor | None = None,
     eps_given: Tensor | None = None,
 ) -> Solved:
-    """Calls the forward kernel; ``eps_given`` of each problem, instead of that of the options."""
-    out = _room(pair, ground)
+    """Calls the forward kernel; ``eps_given`` of each problem, instead of that of the options.
+
+    It says what to compute in: where the features are half of a problem whose other half is float64, so are weights.
+    """
+    out = _room(pair, ground, *[] if eps_given is None else [eps_given])
     solve = Solve(
         solved=out,
         options=options,

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import DTYPES, ExactBackwardParams, ExactForwardParams, ExactOptions, ExactParams, ExactSaved, ExactSolved
+from .contracts import (
+    DTYPES,
+    ExactBackwardParams,
+    ExactForwardParams,
+    ExactOptions,
+    ExactParams,
+    ExactSaved,
+    ExactSolved,
+)
 from .derivatives import differentiable
 from .gradients import NeedGiven, fold_groups, named, nothing, weight_gradients
 from .launch import run

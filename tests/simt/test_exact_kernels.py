@@ -43,7 +43,9 @@ def solved(name: str, dtype: torch.dtype) -> list[Tensor]:
         leaves[1][0, 2] = leaves[2][-1, -1] = 0
     for leaf in leaves:
         leaf.requires_grad_()
-    value, f, g, rows, columns, mass, n_iter, *_ = exact_forward(*leaves, *[None] * (3 - len(leaves)), *OPTIONS, "solve")
+    value, f, g, rows, columns, mass, n_iter, *_ = exact_forward(
+        *leaves, *[None] * (3 - len(leaves)), *OPTIONS, "solve"
+    )
     return [rows, columns, mass, n_iter, f, g, value.detach(), *torch.autograd.grad(value.sum(), leaves)]
 
 
