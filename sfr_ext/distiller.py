@@ -90,12 +90,15 @@ class FeatureDistiller(HookedLoss):
         options = Options(_NAME, channel_mode, max_grid, normalize, weighting, detach_teacher, distance, emd_options)
         super().__init__(options, tuple(pairs.items()), weight, warmup_steps)
         self._student_transforms, self._teacher_transforms = self_transforms, their_transforms
-        self._watch(
-            Hooks(f"{where} (student)", student, pairs),
-            Hooks(f"{where} (teacher)", teacher, dict.fromkeys(pairs.values())),
-        )
+        ours = Hooks(f"{where} (student)", student, pairs)
+        try:
+            theirs = Hooks(f"{where} (teacher)", teacher, dict.fromkeys(pairs.values()))
+        except (TypeError, ValueError):
+            ours.remove()
+            raise
+        self._watch(ours, theirs)
         if attach:
-            self._hooks[0].attach(self, "feature_distiller")
+            ours.attach(self, "feature_distiller")
 
     def extra_repr(self) -> str:
         return f"pairs={dict(self.pairs)}, weight={self.weight}"

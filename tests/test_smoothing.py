@@ -1,6 +1,7 @@
 """DynamicLabelSmoothing: its formula, its schedules, its running means, its state."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -167,3 +168,102 @@ def test_online_prior_keeps_its_number_of_classes():
     smooth(*batch(classes=5))
     with pytest.raises(ValueError, match=r"K = 5 \(from earlier batches\), got K = 6"):
         smooth(*batch(classes=6))
+
+
+# What F.cross_entropy does, case by case; test_smoothing_properties.py has all of them together
+
+
+def test_ignored_labels_count_for_nothing():
+    logits, target = batch(4)
+    target[[1, 3]] = -100
+    loss = DynamicLabelSmoothing(0.2, schedule="constant")(logits, target)
+    torch.testing.assert_close(loss, F.cross_entropy(logits[[0, 2]], target[[0, 2]], label_smoothing=0.2))
+
+
+def test_a_masked_logit_costs_nothing_until_there_is_smoothing():
+    logits, target = batch(3)
+    logits = logits.detach().masked_fill(F.one_hot((target + 1) % 5, 5).bool(), -math.inf).requires_grad_()
+    smooth = DynamicLabelSmoothing(0.1, total_steps=4)
+    for finite in (True, False):
+        loss = smooth(logits, target)
+        assert bool(loss.isfinite()) == finite
+        (grad,) = torch.autograd.grad(loss, logits)
+        (wanted,) = torch.autograd.grad(F.cross_entropy(logits, target, label_smoothing=smooth.current), logits)
+        torch.testing.assert_close(grad, wanted, equal_nan=True)
+        smooth.step()
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_row_that_is_not_finite_teaches_an_online_prior_nothing(value):
+    logits, target = batch(8)
+    logits, target = logits.detach(), logits.argmax(1)
+    spoilt = logits.clone()
+    spoilt[2, 0] = value
+    smooth, other = (DynamicLabelSmoothing(0.1, schedule="constant", prior="online") for _ in range(2))
+    smooth(spoilt, target)
+    keep = torch.arange(8) != 2
+    other(logits[keep], target[keep])
+    torch.testing.assert_close(smooth.class_prior, other.class_prior)
+
+
+def test_weight_averaging_from_before_the_first_batch():
+    model = torch.nn.ModuleDict(
+        {"smooth": DynamicLabelSmoothing(0.1, schedule="constant", prior="online"), "norm": torch.nn.BatchNorm1d(5)}
+    )
+    averages = [torch.optim.swa_utils.AveragedModel(model, use_buffers=buffers) for buffers in (False, True)]
+    model["norm"](batch()[0])
+    model["smooth"](*batch())
+    for average in averages:
+        average.update_parameters(model)
+        average.update_parameters(model)
+        torch.testing.assert_close(average.module["norm"].running_mean, model["norm"].running_mean)
+        average.module["smooth"](*batch())
+
+
+def test_state_of_version_0_1_0_loads():
+    smooth = DynamicLabelSmoothing(0.1, total_steps=10, prior="online")
+    smooth.load_state_dict({"steps": torch.tensor(3), "class_prior": torch.empty(0, 0)})
+    assert smooth.current == pytest.approx(0.03)
+    smooth.load_state_dict({"steps": torch.tensor(4), "class_prior": torch.full((5, 5), 0.2)})
+    assert smooth.class_prior.shape == (5, 5)
+    assert sorted(smooth.state_dict()) == ["class_prior", "steps"]
+
+
+def test_class_weights_move_and_are_not_saved():
+    smooth = DynamicLabelSmoothing(0.1, total_steps=10, weight=torch.rand(5))
+    assert list(smooth.state_dict()) == ["steps"]
+    assert smooth.double().weight.dtype == torch.float64
+
+
+def test_probabilities_and_an_online_prior():
+    smooth = DynamicLabelSmoothing(0.1, schedule="constant", prior="online")
+    with pytest.raises(ValueError, match="class numbers for prior=.online., got probabilities"):
+        smooth(batch()[0], torch.rand(7, 5))
+
+
+@pytest.mark.parametrize("calls, warns", [(5, False), (6, True)])
+def test_a_schedule_that_nobody_advances(calls, warns):
+    smooth = DynamicLabelSmoothing(0.1, total_steps=10)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(calls):
+            smooth(*batch())
+        smooth.eval()
+        smooth(*batch())
+    assert ["without .step()" in str(warning.message) for warning in caught] == [True] * warns
+    assert all(warning.filename == __file__ for warning in caught)
+
+
+def test_a_schedule_that_is_advanced_or_constant_warns_of_nothing():
+    for smooth in (DynamicLabelSmoothing(0.1, 4), DynamicLabelSmoothing(0.1, schedule="constant")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(12):
+                smooth(*batch())
+                smooth.step()
+
+
+@pytest.mark.parametrize("fraction", [1.5, -0.1, math.nan])
+def test_a_schedule_out_of_range(fraction):
+    with pytest.raises(ValueError, match=r"schedule to return a fraction in \[0, 1\]"):
+        DynamicLabelSmoothing(0.1, 4, lambda x: fraction)(*batch())

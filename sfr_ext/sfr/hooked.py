@@ -49,6 +49,10 @@ class HookedLoss(nn.Module):
             for each in hooks:
                 each.at_end(_MakesProjections(self))
 
+    def forward(self, x: Any) -> Any:
+        """What it is given: attached to an ``nn.Sequential``, it is called among the layers."""
+        return x
+
     def loss(self) -> Tensor:
         """The loss of the last forward, a scalar; the features are dropped afterwards."""
         students, teachers, training = self._read(*(hooks.take() for hooks in self._hooks))

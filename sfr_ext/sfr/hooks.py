@@ -77,6 +77,8 @@ class Hooks:
         """Makes a submodule of the model, until `remove`."""
         root = self._root()
         assert root is not None
+        if self._wrapped or hasattr(root, name):
+            self.remove()
         if self._wrapped:
             raise ValueError(f"{self.where}: expected attach=True before the model is wrapped for several devices")
         if hasattr(root, name):
