@@ -140,7 +140,7 @@ def test_refusals() -> None:
         emd_l2(x, x, solver="lp")
     with pytest.raises(TypeError, match="sfr_ext.solve: expected solver to be a str, got bool"):
         solve(torch.rand(3, 3), solver=True)
-    with pytest.raises(ValueError, match=r"sfr_ext.solve_sample: expected b to be .*, got -1.0 at \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"sfr_ext.solve_sample: expected b to be .*, got -1 at \[0, 2\]"):
         solve_sample(x, x, None, torch.tensor([[1.0, 0.0, -1.0, 0.0]]), solver="exact")
 
 
