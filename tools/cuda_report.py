@@ -4,7 +4,7 @@
 
 Writes OUT.md and OUT.json: registers of a thread, static shared memory, stack frame and spills of every kernel. Exit
 code 1 where something does not compile, or uses a stack frame or spills registers and no line of ALLOWED says why.
-Only what changed since the last run is compiled again.
+Only what changed since the last run is compiled again; the machine code is kept in OUT.cache for tools/gpu_model.
 """
 
 from __future__ import annotations
@@ -133,16 +133,20 @@ def _compile(
     cuda: CudaToolchain, source: Path, name: str, real: str, arch: str, included: bytes, cache: Path
 ) -> list[Usage]:
     flags = [*cuda.compile_flags, *WERROR_FLAGS, *cuda.real_flags(real), cuda.target_flag(arch, real)]
-    flags += [f"-I{ROOT / 'csrc'}", "-Xptxas=-v"]
+    # Line numbers change nothing in the code; tools/gpu_model finds the hot loops by them.
+    flags += [f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-lineinfo"]
     stamp = hashlib.sha256(repr((cuda.version, flags)).encode() + source.read_bytes() + included).hexdigest()
     kept = cache / f"{name}.sm_{arch}.json"
-    if kept.exists() and (known := json.loads(kept.read_text()))["stamp"] == stamp:
+    cubin = kept.with_suffix(".cubin")
+    if kept.exists() and cubin.exists() and (known := json.loads(kept.read_text()))["stamp"] == stamp:
         return parse(known["log"], source.name, f"sm_{arch}")
     with tempfile.TemporaryDirectory() as folder:
         command = [cuda.nvcc, *flags, "-c", str(source), "-o", str(Path(folder, "kernels.o"))]
+        command += ["--keep", f"--keep-dir={folder}"]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode != 0:
-        raise ReportError(f"{source.name} does not compile for sm_{arch} without a warning:\n{done.stdout}")
+        if done.returncode != 0:
+            raise ReportError(f"{source.name} does not compile for sm_{arch} without a warning:\n{done.stdout}")
+        shutil.copyfile(next(Path(folder).glob("*.cubin")), cubin)
     kept.write_text(json.dumps({"stamp": stamp, "log": done.stdout}))
     return parse(done.stdout, source.name, f"sm_{arch}")
 
