@@ -62,7 +62,7 @@ SFR_DEVICE void add_pairs(const T* x, const T* y, T* sum) {
 #pragma unroll
   for (int r = 0; r < edge; ++r)
 #pragma unroll
-    for (int c = 0; c < edge; ++c) add_pair<pair>(sum[r * edge + c], a[r], b[c]);
+    for (int c = 0; c < edge; ++c) add_pair<pair>(sum[r * edge + c], a[r], b[c]);  // hot: pair
 }
 
 // Two buffers each for x and y.
@@ -160,7 +160,7 @@ SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, const Reader& x, cons
         for (int c = 0; c < E; ++c)
           if (row + r < n && column + c < m) {
             T* to = out + (row + r) * ld + column + c;
-            *to = first ? sums[r * E + c] : *to + sums[r * E + c];
+            *to = first ? sums[r * E + c] : *to + sums[r * E + c];  // hot: slice of pairs
           }
     };
 #pragma unroll 1
@@ -211,7 +211,7 @@ SFR_DEVICE void pull_tile(const T* mine, int my_row, const T* theirs, int their_
 #pragma unroll
         for (int p = 0; p < 4; ++p) {
           const T weight = pull == Pull::to_x ? w[p].at[q] : w[q].at[p];
-          add_pull<pair>(sum[c][p], weight, own[c].at[p], other.at[q]);
+          add_pull<pair>(sum[c][p], weight, own[c].at[p], other.at[q]);  // hot: pull
         }
     }
   }

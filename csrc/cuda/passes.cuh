@@ -89,7 +89,7 @@ SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
         T* p = at(i, j);
         if constexpr (exact) {
           const T c = cost_at(i, j);
-          *p = exp2_of(F[i] + G[j] - (c - mean) * factor);
+          *p = exp2_of(F[i] + G[j] - (c - mean) * factor);  // hot: evaluated
           sums[0] += *p * c;
         } else {
           *p *= u[i] * v[j];
@@ -155,7 +155,7 @@ SFR_DEVICE ErrorSample<T> Plan<T>::scale_rows(bool sample, T omega) {
       seen[1] += u[i] * s;
       seen[2] += is_at_edge<T>(next);
     }
-    u[i] = next;
+    u[i] = next;  // hot: row scaled
   });
   team.sync();
   column_products(*this, u);
@@ -177,7 +177,7 @@ SFR_DEVICE ErrorSample<T> Plan<T>::scale_columns(bool sample, T omega) {
       left[0] += magnitude(next * t - columns.target_at(j, next));
       left[1] += is_at_edge<T>(next);
     }
-    v[j] = next;
+    v[j] = next;  // hot: column scaled
   });
   if (sample)
     over_block<Sum>(team, board, left);

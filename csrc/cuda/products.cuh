@@ -24,7 +24,7 @@ SFR_DEVICE void row_products(const Plan<T>& plan, const T* v, F&& f) {
       for (int k = plan.row_lane; k < runs; k += lanes) {
         const Run p = P[k], q = x[k];
 #pragma unroll
-        for (int n = 0; n < run; ++n) sums[n] += p.at[n] * q.at[n];
+        for (int n = 0; n < run; ++n) sums[n] += p.at[n] * q.at[n];  // hot: row
       }
     }
     T sum = sums[0];
@@ -59,7 +59,7 @@ SFR_DEVICE void column_terms(const Plan<T>& plan, Term&& term) {
 // Those of P^T u.
 template <class T>
 SFR_DEVICE void column_products(const Plan<T>& plan, const T* u) {
-  column_terms<Sum>(plan, [&](int i, int j) { return plan.P[int64_t(i) * plan.ld + j] * u[i]; });
+  column_terms<Sum>(plan, [&](int i, int j) { return plan.P[int64_t(i) * plan.ld + j] * u[i]; });  // hot: column
 }
 
 // The partial sums of this block's slices for column j.
@@ -67,7 +67,7 @@ template <class Op, class T>
 SFR_DEVICE T of_slices(const Plan<T>& plan, int j) {
   T sum = plan.partial[j];
 #pragma unroll 1
-  for (int s = 1; s < plan.cover.slices; ++s) sum = Op()(sum, plan.partial[s * plan.cover.width + j]);
+  for (int s = 1; s < plan.cover.slices; ++s) sum = Op()(sum, plan.partial[s * plan.cover.width + j]);  // hot: slice
   return sum;
 }
 

@@ -131,7 +131,7 @@ SFR_DEVICE Nearest nearest(const Lanes& lanes, const S* row, Reading read, const
   int where = int(begin) + lanes.lane;
 #pragma unroll 4
   for (int j = int(begin) + lanes.lane; j < end; j += warp_threads) {
-    const double x = read(double(row[j])) - v[j];
+    const double x = read(double(row[j])) - v[j];  // hot: nearest
     if (x < least) least = x, where = j;
   }
   return least_of_lanes(least, where);
@@ -191,7 +191,7 @@ SFR_DEVICE Nearest relax(const Lanes& lanes, const S* row, const double* v, doub
   int where = lanes.lane;
 #pragma unroll 4
   for (int j = lanes.lane; j < ld; j += warp_threads) {
-    const double x = double(row[j]) - v[j] + shift;
+    const double x = double(row[j]) - v[j] + shift;  // hot: relax
     double after = distance[j];
     if (x < after) {
       after = x;

@@ -54,13 +54,12 @@ class Flow:
         """Where instruction k may branch to, and whether the next one may follow."""
         instruction = self.code[k]
         name = instruction.name
-        ends = name in ("EXIT", "RET", "BRK", "KILL") and not instruction.guarded
-        if name == "BRA" and ".DIV" not in instruction.opcode and instruction.target in self.kernel.labels:
-            # A branch has a second condition in its operands, as BRA !P0, `(.L_x_1).
-            always = not instruction.guarded and instruction.text.split("`")[0].strip() in ("BRA", "BRA.U")
-            target = self.index.get(self.kernel.labels[instruction.target])
-            return ([target] if target is not None else []), not always
-        return [], not ends
+        ends = name in ("EXIT", "RET", "BRX") and not instruction.guarded
+        if name not in ("BRA", "BRX") or ".DIV" in instruction.opcode:  # DIV: where lanes have parted, and do not
+            return [], not ends
+        # A branch may have a second condition in its operands, as BRA !P0, `(.L_x_1).
+        always = not instruction.guarded and instruction.text.split("`")[0].strip() in ("BRA", "BRA.U")
+        return [self.index[self.kernel.labels[label]] for label in instruction.targets], not (always or ends)
 
     def _cut(self) -> list[Block]:
         starts = {0} | {self.index[a] for a in self.kernel.labels.values() if a in self.index}
@@ -149,9 +148,7 @@ class Flow:
 
     def shortest(self, loop: Loop, matches: list[Callable[[Instruction], bool]], times: list[int]) -> list[int]:
         """Blocks of the shortest pass through the loop on which exactly times[d] instructions fit matches[d]."""
-        work = {
-            k: tuple(sum(map(match, self.instructions([k]))) for match in matches) for k in loop.blocks
-        }
+        work = {k: tuple(sum(map(match, self.instructions([k]))) for match in matches) for k in loop.blocks}
         ahead = {k: self._still_ahead(k, loop, work) for k in loop.blocks}
         goal, start = tuple(times), work[loop.head]
         heap = [(self._length(loop.head), loop.head, start)]
@@ -170,7 +167,10 @@ class Flow:
                 if n not in loop.blocks:
                     continue
                 then = tuple(map(sum, zip(so_far, work[n], strict=True)))
-                if any(have > want or (have < want and not more) for have, want, more in zip(then, goal, ahead[n], strict=True)):
+                if any(
+                    have > want or (have < want and not more)
+                    for have, want, more in zip(then, goal, ahead[n], strict=True)
+                ):
                     continue
                 if (n, then) not in came:
                     came[n, then] = (k, so_far)

@@ -126,11 +126,7 @@ class HotLoop:
     @staticmethod
     def _loops(flow: Flow, matches: list[Callable[[Instruction], bool]]) -> list[Loop]:
         """The innermost loops that have some of each kind of work in them."""
-        fit = [
-            loop
-            for loop in flow.loops
-            if all(any(map(match, flow.instructions(loop.blocks))) for match in matches)
-        ]
+        fit = [loop for loop in flow.loops if all(any(map(match, flow.instructions(loop.blocks))) for match in matches)]
         return [loop for loop in fit if not any(other.blocks < loop.blocks for other in fit)]
 
 

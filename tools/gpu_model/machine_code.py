@@ -17,6 +17,7 @@ _LINE = re.compile(r'//## File "([^"]+)", line (\d+)')
 _CODE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
 _LABEL = re.compile(r"^(\S+):$")
 _TARGET = re.compile(r"`\((.+)\)")
+_TARGETS = re.compile(r'\s*\(\*"BRANCH_TARGETS (.*?)"\*\)')  # of a jump table
 _GUARD = re.compile(r"^@!?U?P\w+\s+")
 
 Place = tuple[str, int]  # file's name, line
@@ -47,7 +48,7 @@ class Instruction:
     text: str
     control: Control
     places: tuple[Place, ...]  # the line, the line that it was inlined at, and so on
-    target: str | None = None  # of a branch or call: a label
+    targets: tuple[str, ...] = ()  # of a branch or call: labels
 
     @property
     def guarded(self) -> bool:
@@ -86,8 +87,8 @@ def nvdisasm() -> str:
             return found
     nvidia = importlib.util.find_spec("nvidia")
     for folder in nvidia.submodule_search_locations or [] if nvidia else []:
-        for path in sorted(Path(folder).glob("*/bin/nvdisasm")):
-            return str(path)
+        for wheel in sorted(Path(folder).glob("*/bin/nvdisasm")):
+            return str(wheel)
     raise NoDisassembler("nvdisasm was not found (pip install nvidia-cuda-nvdisasm)")
 
 
@@ -110,10 +111,12 @@ def parse(listing: str, sections: dict[str, bytes]) -> Iterator[Kernel]:
                 continue
             address = int(match[1], 16)
             (high,) = struct.unpack_from("<Q", raw, address + 8)
-            target = _TARGET.search(match[2])
-            kernel.code.append(
-                Instruction(address, match[2], Control.of(high), tuple(places), target[1] if target else None)
-            )
+            text = match[2]
+            if several := _TARGETS.search(text):
+                text, targets = text[: several.start()], tuple(several[1].split(","))
+            else:
+                targets = tuple(_TARGET.findall(text))
+            kernel.code.append(Instruction(address, text, Control.of(high), tuple(places), targets))
             complete = True
         elif match := _LINE.search(line):
             if complete:
@@ -137,7 +140,7 @@ def _trimmed(kernel: Kernel) -> Kernel:
     """Without what fills the section's end."""
     while kernel.code and kernel.code[-1].name in ("NOP", "BRA") and not kernel.code[-1].guarded:
         last = kernel.code[-1]
-        if last.name == "BRA" and kernel.labels.get(last.target or "") != last.address:
+        if last.name == "BRA" and kernel.labels.get(last.targets[0]) != last.address:
             break
         kernel.code.pop()
     return kernel

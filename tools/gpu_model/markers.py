@@ -1,5 +1,7 @@
-"""Lines of the sources by what stands on them, so that code may move: "plan.cuh: sums[n] += p.at[n]" or a marker
-comment such as "hot: row products"."""
+"""Lines of the sources by what stands on them, so that code may move.
+
+"hot: pair" is the line that ends with the comment `// hot: pair`; "newton.h: store(q + j" the one of that file with
+this text on it."""
 
 from __future__ import annotations
 
@@ -22,20 +24,17 @@ def _lines() -> dict[str, list[str]]:
 
 
 def place(text: str) -> Place:
-    """The one line that carries `text`, or in `file: text` the one of that file.
+    """The one line that is meant.
 
     A file is named with as much of its path as tells it apart: cuda/plan.cuh, or plan.cuh.
     """
     name, _, rest = text.partition(": ")
-    named = {file: lines for file, lines in _lines().items() if f"/{file}".endswith(f"/{name}")}
-    if named:
-        text = rest
     found = [
         (file.rsplit("/", 1)[-1], number)
-        for file, lines in (named or _lines()).items()
+        for file, lines in _lines().items()
         for number, line in enumerate(lines, 1)
-        if text in line
+        if (line.endswith(f"// {text}") if name == "hot" else f"/{file}".endswith(f"/{name}") and rest in line)
     ]
     if len(found) != 1:
-        raise NoLine(f"{len(found)} lines of csrc carry '{text}'{f' in {name}' if named else ''}, expected one: {found}")
+        raise NoLine(f"{len(found)} lines of csrc fit '{text}', expected one: {found}")
     return found[0]

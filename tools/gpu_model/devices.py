@@ -1,0 +1,25 @@
+"""The GPUs that predictions are made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .hot_loops import table
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    arch: str  # whose machine code it runs
+    processors: int
+    shared: int  # bytes that a block can have
+    clock: float  # hertz
+    memory: float  # bytes a second
+    l2: int  # bytes
+    lanes: int  # float32 multiply-adds of a multiprocessor in a clock
+
+
+DEVICES = {
+    name: Device(name=name, **entry) for name, entry in table(Path(__file__).with_name("devices.toml")).items()
+}

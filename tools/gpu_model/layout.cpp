@@ -1,0 +1,55 @@
+// How problems are laid out on a device: csrc/cuda/shape.h on the host, for tools/gpu_model/layout.py.
+#define SFR_SIMT
+#include "cuda/shape.h"
+
+namespace {
+
+using namespace sfr::cuda;
+
+template <class T>
+void fill_out(const Task& task, const DeviceLimits& device, int64_t* out) {
+  const Shape s = choose<T>(task, Strategy::automatic, device);
+  const Cover cover = s.cover();
+  const int compared = s.compared(task.windows), edge = tile_edge<T>(compared, s.y_pixels);
+  const Tiling tiling(compared, s.y_pixels, edge, s.threads);
+  const int64_t values[] = {s.threads,
+                            s.solvers,
+                            s.teams,
+                            s.blocks,
+                            s.slab,
+                            s.resident,
+                            s.cost_near,
+                            s.ld,
+                            s.panel_channels,
+                            s.pull_channels,
+                            s.shared_bytes,
+                            s.near_bytes,
+                            s.far_bytes,
+                            cover.lanes,
+                            cover.width,
+                            cover.slices,
+                            cover.slice_rows,
+                            edge,
+                            tiling.tiles(),
+                            tiling.slices,
+                            tiling.passes(s.threads)};
+  std::copy(std::begin(values), std::end(values), out);
+}
+
+}  // namespace
+
+// in: N, M, x_pixels, y_pixels, C, G, windows, norms, solved, backward, reach, float64; processors, shared, together.
+// False, and the reason: it does not fit.
+extern "C" bool choose_layout(const int64_t* in, int64_t* out, char* why, int length) {
+  Task task;
+  task.N = in[0], task.M = in[1], task.x_pixels = in[2], task.y_pixels = in[3], task.C = in[4], task.G = in[5];
+  task.windows = in[6], task.norms = in[7], task.solved = in[8], task.backward = in[9], task.reach = in[10];
+  const DeviceLimits device{int(in[12]), size_t(in[13]), in[14] != 0};
+  try {
+    in[11] ? fill_out<double>(task, device, out) : fill_out<float>(task, device, out);
+    return true;
+  } catch (const std::exception& error) {
+    std::snprintf(why, size_t(length), "%s", error.what());
+    return false;
+  }
+}
