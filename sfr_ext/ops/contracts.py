@@ -221,6 +221,19 @@ class ExactBackwardParams(NamedTuple):
     grad_b: Tensor | None
 
 
+class AssignmentForwardParams(NamedTuple):
+    B: int
+    G: int
+    N: int
+    M: int
+    compute: DType
+    cost: CostView
+    maximize: bool
+    limit: float
+    columns: Tensor
+    threads: int
+
+
 class Where(NamedTuple):
     device: int
     queue: int
