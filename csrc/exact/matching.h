@@ -8,8 +8,8 @@ namespace SFR_EXACT_NAMESPACE {
 
 template <class S>
 struct Matching {
-  double* closed = nullptr;     // [span] -1: a column that fewer than all rows that compete for it can have
-  int32_t* competes = nullptr;  // [n] whether a row is one of these
+  double* closed = nullptr;                 // [span] -1: a column that fewer than all rows that compete for it can have
+  int32_t* competes = nullptr;              // [n] whether a row is one of these
   int32_t *few = nullptr, *many = nullptr;  // [n] these columns and rows, listed
   int32_t* column = nullptr;                // [n] out: of each row; -1: none
   S* costs = nullptr;                       // [n n] between them

@@ -20,11 +20,10 @@ def _room(cost: Tensor, maximize: bool, limit: float) -> Tensor:
 
 @FORWARD.kernel
 def _forward(cost: Tensor, maximize: bool, limit: float) -> Tensor:
-    columns = _room(cost, maximize, limit)
-    compute = DTYPES[compute_dtype(cost)]
-    params = AssignmentForwardParams(
-        *cost.shape, compute, cost_view(cost), maximize, limit, columns, torch.get_num_threads()
-    )
+    B, G, N, M = cost.shape
+    columns, compute = _room(cost, maximize, limit), DTYPES[compute_dtype(cost)]
+    threads = torch.get_num_threads()
+    params = AssignmentForwardParams(B, G, N, M, compute, cost_view(cost), maximize, limit, columns, threads)
     run("assignment_forward", cost, params)
     return columns
 
