@@ -13,7 +13,8 @@ from torch import Tensor
 from sfr_ext import cost_matrix, emd_l2, reference, solve
 
 F64 = torch.float64
-scales = st.integers(-30, 30).map(lambda k: 10.0**k)
+# Beyond these, squares in float32 overflow and underflow.
+scales = st.integers(-15, 15).map(lambda k: 10.0**k)
 counts = st.sampled_from(EDGES)
 seeds = st.integers(0, 2**32 - 1)
 solvers = st.sampled_from(["sinkhorn", "exact"])
