@@ -61,6 +61,14 @@ SFR_FN void take_shift(Plan<T>& plan) {
   shift_masses(plan, -common);
 }
 
+// Potentials of 0 of the cost itself: where costs lie far beyond a reach, those of the centred cost would be far out.
+template <class T>
+SFR_FN void start_at_zero(Plan<T>& plan) {
+  const T centre = plan.mean / 2 * plan.factor;
+  plan.sync();
+  plan.each_patch_of_columns([&](Index j) { plan.columns.log()[j] -= centre; });
+}
+
 // Solves problem p. `sound`: its weights are what weights should be.
 template <class T>
 SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, bool sound, int64_t p) {
@@ -71,7 +79,10 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
   if (sound) {
     set_scale(plan, out.options, totals, spread.mean, eps);
     set_columns(plan, out.init_g, p, spread.mean / 2);
-    if (out.init_g && plan.has_reach()) take_shift(plan);
+    if (plan.has_reach()) {
+      if (!out.init_g) start_at_zero(plan);
+      if (!out.options.symmetric) take_shift(plan);
+    }
     plan.each_row([&](Index i) { store(plan.rows.scale() + i, splat<T>(1)); });
     plan.each_column([&](Index j) { store(plan.columns.scale() + j, splat<T>(1)); });
     plan.sync();
