@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import in_two_processes, join, leave
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -157,11 +155,7 @@ def test_smoothing_steps_with_the_optimiser() -> None:
 
 
 def _one_of_two(rank: int, folder: Path, mode: str, wrapper: str) -> None:
-    """Saves its gradients, and leaves without tidying up: see tests/test_regularizer.py."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
-    )
+    join(rank, folder)
     net, sfr = parts(mode)
     images, labels = batch()
     if wrapper == "ddp":
@@ -179,29 +173,16 @@ def _one_of_two(rank: int, folder: Path, mode: str, wrapper: str) -> None:
     full = {
         name: p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for name, p in net.named_parameters()
     }
-    torch.save(full, folder / f"{rank}.part")
-    os.rename(folder / f"{rank}.part", folder / f"{rank}.pt")
-    while len(list(folder.glob("*.pt"))) < 2:  # the connection lasts until both have what they need
-        time.sleep(0.01)
-    os._exit(0)
+    leave(full, rank, folder)
 
 
 @modes
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_two_processes(wrapper: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+def test_two_processes(wrapper: str, mode: str, tmp_path: Path) -> None:
     if wrapper == "fsdp2" and not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
         pytest.skip("this torch has no fully_shard")
-    spawn = torch.multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=_one_of_two, args=(rank, tmp_path, mode, wrapper)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=300)
-        process.kill()
-        assert process.exitcode == 0
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = in_two_processes(_one_of_two, tmp_path, mode, wrapper)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
     net, sfr = parts(mode)
