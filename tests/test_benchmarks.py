@@ -323,7 +323,7 @@ def test_floors_of_kernels_by_hand():
 
 
 def test_the_feature_loss_is_drawn(tmp_path, capsys, one_thread):
-    """One epoch: a loss that is in the training is lower than the same one beside it."""
+    """After two epochs, a loss that is in the training is lower than the same one beside it."""
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     from benchmarks.studies import feature_loss
