@@ -67,7 +67,8 @@ Sight look(const Costs<T>& cost, int64_t rows, int64_t columns) {
 template <class T>
 void copy_costs(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out, double factor) {
   const Masses &rows = work.rows(), &columns = work.columns();
-  const int64_t between_rows = work.turned ? p.cost.stride_m : p.cost.stride_n, along = work.turned ? p.cost.stride_n : p.cost.stride_m;
+  const int64_t between_rows = work.turned ? p.cost.stride_m : p.cost.stride_n,
+                along = work.turned ? p.cost.stride_n : p.cost.stride_m;
   Costs<T>& cost = work.cost;
   cost = {out, cost.span, nullptr, cost.n, cost.m, cost.span, cost.span, false};
   with_element(p.cost.dtype, [&](auto element) {
@@ -95,7 +96,8 @@ void copy_costs(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T
   for (int64_t i = 0; i < cost.n; ++i)
     for (int64_t j = columns.count; j < cost.stride; ++j) out[i * cost.stride + j] = std::numeric_limits<T>::infinity();
   if (!priced(p)) return;
-  const double row_price = work.turned ? p.options.price_b : p.options.price_a, column_price = work.turned ? p.options.price_a : p.options.price_b;
+  const double row_price = work.turned ? p.options.price_b : p.options.price_a,
+               column_price = work.turned ? p.options.price_a : p.options.price_b;
   for (int64_t i = 0; i < rows.count; ++i) out[i * cost.stride + columns.count] = T(row_price * factor);
   T* more = out + rows.count * cost.stride;
   for (int64_t j = 0; j < columns.count; ++j) more[j] = T(column_price * factor);

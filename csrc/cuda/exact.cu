@@ -30,7 +30,8 @@ struct Sight {
 template <class T>
 SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out) {
   const Masses &rows = work.rows(), &columns = work.columns();
-  const int64_t between_rows = work.turned ? p.cost.stride_m : p.cost.stride_n, along = work.turned ? p.cost.stride_n : p.cost.stride_m;
+  const int64_t between_rows = work.turned ? p.cost.stride_m : p.cost.stride_n,
+                along = work.turned ? p.cost.stride_n : p.cost.stride_m;
   const int64_t more = priced(p) ? 1 : 0, width = columns.count + more;
   bool bad = false, infinite = false, large = false;
   with_element(p.cost.dtype, [&](auto element) {
@@ -62,7 +63,8 @@ SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64
 #pragma unroll 1
       for (int64_t j = lanes.lane; j < columns.count; j += warp_threads) out[i * width + j] *= T(factor);
   if (more > 0) {
-    const double row_price = work.turned ? p.options.price_b : p.options.price_a, column_price = work.turned ? p.options.price_a : p.options.price_b;
+    const double row_price = work.turned ? p.options.price_b : p.options.price_a,
+                 column_price = work.turned ? p.options.price_a : p.options.price_b;
     lanes.each(rows.count, [&](int64_t i) { out[i * width + columns.count] = T(row_price * factor); });
     T* last = out + rows.count * width;
     lanes.each(width, [&](int64_t j) { last[j] = T(j < columns.count ? column_price * factor : 0); });
