@@ -82,6 +82,7 @@ class Solved(NamedTuple):
     g: Tensor
     eps: Tensor
     mean: Tensor
+    shift: Tensor
     n_iter: Tensor
     error: Tensor
 
