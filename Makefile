@@ -3,6 +3,7 @@
 # make bench   install other libraries, compare with them, write tables and plots to benchmarks/out (12 minutes)
 # make lint    the linters alone
 # make mutate-cuda  delete the CUDA kernels' barriers and guards one by one: do the tests notice? (an hour)
+# make fuzz    other random inputs with every seed, for an hour (FUZZ_SECONDS=3600)
 # make format  put Python and C++ sources into the shape that the linters want
 # make clean   remove .venv and all that was built
 #
@@ -29,7 +30,7 @@ define linters
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 endef
 
-.PHONY: demo test bench lint mutate-cuda format data clean install-train install-test install-bench
+.PHONY: demo test bench lint fuzz mutate-cuda format data clean install-train install-test install-bench
 .DELETE_ON_ERROR:
 
 demo: install-train data
@@ -47,6 +48,9 @@ lint: install-test
 
 mutate-cuda: install-test
 	$(BIN)/python tools/mutate_cuda.py
+
+fuzz: install-test
+	$(BIN)/python tools/fuzz.py
 
 format: install-test
 	$(BIN)/ruff check --fix .

@@ -32,6 +32,7 @@ __all__ = [
     "emd_l2",
     "group_channels",
     "layouts",
+    "linear_assignment",
     "reference",
     "self_feature_loss",
     "self_term",

@@ -3,6 +3,7 @@
 # ruff: noqa: F401
 
 from . import layouts, reference
+from .assignment import linear_assignment
 from .build import build_info
 from .channels import group_channels
 from .distiller import FeatureDistiller

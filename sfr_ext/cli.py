@@ -75,6 +75,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _layers(arguments: argparse.Namespace) -> int:
+    from .train.layers import layers_table
+
+    print(layers_table(arguments.model, arguments.size, arguments.channels, arguments.all))
+    return 0
+
+
 def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
@@ -98,6 +105,13 @@ def _bench(arguments: argparse.Namespace) -> int:
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": search}).returncode
 
 
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sfr-ext", description="Optimal transport between feature maps.")
     parser.add_argument("--version", action="version", version=f"sfr-ext {__version__}")
@@ -109,6 +123,14 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="the results of finished runs, side by side")
     compare.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what was --out of a run")
     compare.set_defaults(function=_compare)
+    layers = commands.add_parser("layers", help="which layers of a network SFR could compare, and how")
+    layers.add_argument(
+        "model", metavar="MODEL", help="what --arch of train takes, or module:function that returns the network"
+    )
+    layers.add_argument("--size", type=_positive, default=224, help="height and width of the images (224)")
+    layers.add_argument("--channels", type=_positive, default=3, help="channels of the images (3)")
+    layers.add_argument("--all", action="store_true", help="also single convolutions, normalisations, activations")
+    layers.set_defaults(function=_layers)
     bench = commands.add_parser(
         "bench", add_help=False, help="speed beside other libraries (options: those of python -m benchmarks)"
     )

@@ -65,9 +65,9 @@ def solution(
     Args:
         cost: as it was given; what stands at removed patches is not looked at.
         a: ``[..., N]``, or without the axis of the groups; b likewise.
-        solved: ``(f, g, eps, mean)`` as the operator returned them.
+        solved: ``(f, g, eps, mean, shift)`` as the operator returned them.
     """
-    f, g, eps, mean = (t.detach().double() for t in solved)
+    f, g, eps, mean, shift = (t.detach().double() for t in solved)
     a, b = marginal(a, f, problem.reach_a), marginal(b, g, problem.reach_b)
     kept = (a > 0)[..., :, None] & (b > 0)[..., None, :]
     cost = torch.where(kept, cost.double(), mean[..., None, None])
@@ -83,13 +83,14 @@ def solution(
     log_a, log_b = _log(a), _log(b)
     with torch.no_grad():
         p, q = f / per_side + log_a, g / per_side + log_b
+    centre_f, centre_g = (mean / 2 + shift)[..., None], (mean / 2 - shift)[..., None]
     s_a, s_b = (per_side / reach if reach else None for reach in (problem.reach_a, problem.reach_b))
-    target_p = log_a if s_a is None else (1 + s_a) * log_a - mean[..., None] / (2 * problem.reach_a)
-    target_q = log_b if s_b is None else (1 + s_b) * log_b - mean[..., None] / (2 * problem.reach_b)
+    target_p = log_a if s_a is None else (1 + s_a) * log_a - centre_f / problem.reach_a
+    target_q = log_b if s_b is None else (1 + s_b) * log_b - centre_g / problem.reach_b
     p, q = _Scalings.apply(exponent, target_p, target_q, s_a, s_b, kept, p, q)
     plan = _plan(p, q, exponent, kept)
-    f = torch.where(a > 0, per_side * (p - log_a) + mean[..., None] / 2, 0.0)
-    g = torch.where(b > 0, per_side * (q - log_b) + mean[..., None] / 2, 0.0)
+    f = torch.where(a > 0, per_side * (p - log_a) + centre_f, 0.0)
+    g = torch.where(b > 0, per_side * (q - log_b) + centre_g, 0.0)
     return Solution(plan, f, g, eps, a, b)
 
 

@@ -67,7 +67,7 @@ def exact_emd(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) ->
     otherwise a linear program (``scipy.optimize.linprog``, HiGHS).
 
     Args:
-        cost: ``[..., N, M]``.
+        cost: ``[..., N, M]``. +inf forbids a pair; a problem without a plan has value inf.
         a: weights ``[..., N]``, normalised here to sum to 1; None: uniform.
         b: weights ``[..., M]``, likewise. Where all of a side are 0 the problem is empty, and its value 0.
 
@@ -99,7 +99,10 @@ def _assignment(cost: Tensor, a: Tensor, b: Tensor) -> float:
     from scipy.optimize import linear_sum_assignment
 
     matrix = cost.numpy()
-    return float(matrix[linear_sum_assignment(matrix)].mean())
+    try:
+        return float(matrix[linear_sum_assignment(matrix)].mean())
+    except ValueError:  # what SciPy says where forbidden pairs leave no assignment
+        return math.inf
 
 
 def _transport(cost: Tensor, a: Tensor, b: Tensor) -> float:
@@ -111,7 +114,13 @@ def _transport(cost: Tensor, a: Tensor, b: Tensor) -> float:
     n, m = cost.shape
     # The plan is one vector, row by row; these are its row sums and its column sums.
     sums = vstack([kron(identity(n), np.ones((1, m))), kron(np.ones((1, n)), identity(m))])
-    done = linprog(cost.numpy().ravel(), A_eq=sums.tocsr(), b_eq=torch.cat([a, b]).numpy(), method="highs")
+    allowed = np.isfinite(cost.numpy().ravel())
+    if not allowed.any():
+        return math.inf
+    sums, marginals = sums.tocsc()[:, allowed], torch.cat([a, b]).numpy()
+    done = linprog(cost.numpy().ravel()[allowed], A_eq=sums, b_eq=marginals, method="highs")
+    if done.status == 2:  # infeasible
+        return math.inf
     if not done.success:
         raise RuntimeError(f"linprog found no plan: {done.message}")
     return float(done.fun)
@@ -156,7 +165,8 @@ def sinkhorn(
     reach_a KL(P 1 | a) + reach_b KL(P^T 1 | b)``: the rows sum to ``a exp(-f / reach_a)``, the columns likewise.
 
     Args:
-        cost: ``[..., N, M]``.
+        cost: ``[..., N, M]``. +inf forbids a pair: its entry of the plan is 0, and "std" is taken over the others.
+            Where that leaves nothing to a patch whose marginal is to be met, the value is inf.
         a: weights ``[..., N]``, normalised here to sum to 1 unless their side has a reach; None: uniform. A weight
             of 0 removes the patch. Where all of a side are removed the problem is empty: everything about it is 0.
         b: weights ``[..., M]``, likewise.
@@ -183,11 +193,15 @@ def sinkhorn(
     """
     reach_a, reach_b = reach if isinstance(reach, tuple) else (reach, reach)
     raw, (a, b) = (a, b), (_weights("a", a, cost, -2), _weights("b", b, cost, -1))
-    cost = cost.double().masked_fill((a[..., :, None] == 0) | (b[..., None, :] == 0), 0.0)
+    removed = (a[..., :, None] == 0) | (b[..., None, :] == 0)
+    forbidden = (cost == math.inf) & ~removed
+    cost = cost.double().masked_fill(removed | forbidden, 0.0)
     empty = _empty(a, b)
+    stuck = _left_without(~forbidden & ~removed, a, b, reach_a, reach_b) & ~empty
+    forbidden = forbidden & ~stuck[..., None, None]  # solved without, and put to inf at the end
     # Solved all the same, with equal weights, and put to 0 at the end.
     a, b = (torch.where(empty[..., None], 1 / w.shape[-1], w) for w in (a, b))
-    eps_used, eps_shown = _regularisation(cost, a, b, eps, eps_scale, reach_a or reach_b)
+    eps_used, eps_shown = _regularisation(cost, a, b, eps, eps_scale, reach_a or reach_b, ~forbidden)
     a, b = (
         given.double().expand_as(normal).where(~empty[..., None], 1.0).where(normal > 0, 0.0)
         if side and given is not None
@@ -208,21 +222,34 @@ def sinkhorn(
 
     # Differentiable in everything but the potentials, which the iterations below find without a graph.
     def plan_of(f: Tensor, g: Tensor) -> Tensor:
-        exponent = (f[..., :, None] + g[..., None, :] - cost) / eps_used[..., None, None]
+        apart = (f[..., :, None] + g[..., None, :] - cost).masked_fill(forbidden, 0.0)
+        exponent = (apart / eps_used[..., None, None]).masked_fill(forbidden, -math.inf)
         return a[..., :, None] * b[..., None, :] * exponent.exp()
 
     with torch.no_grad():
         log_a, log_b, scaled = a.log()[..., :, None], b.log()[..., None, :], eps_used[..., None]
         give_a = 1.0 if reach_a is None else reach_a / (reach_a + scaled)
         give_b = 1.0 if reach_b is None else reach_b / (reach_b + scaled)
+        soft_a, soft_b = (0.0 if r is None else 1 / r for r in (reach_a, reach_b))
+        stiffness = soft_a + soft_b
         f, g = torch.zeros_like(a), torch.zeros_like(b)
         active = torch.ones(cost.shape[:-2], dtype=torch.bool, device=cost.device)
         n_iter = torch.zeros(cost.shape[:-2], dtype=torch.int64, device=cost.device)
+
+        def logarithm(start: Tensor, potential: Tensor, dim: int) -> Tensor:
+            """Of what one side's sums are, were the other's potential all there is."""
+            exponents = start + (potential - cost) / scaled[..., None]
+            return scaled * torch.logsumexp(exponents.masked_fill(forbidden, -math.inf), dim=dim)
+
         for _ in range(max_iter):
-            f_next = -give_a * scaled * torch.logsumexp(log_b + (g[..., None, :] - cost) / scaled[..., None], dim=-1)
-            g_next = (
-                -give_b * scaled * torch.logsumexp(log_a + (f_next[..., :, None] - cost) / scaled[..., None], dim=-2)
-            )
+            f_next = -give_a * logarithm(log_b, g[..., None, :], -1)
+            g_next = -give_b * logarithm(log_a, f_next[..., :, None], -2)
+            if (
+                stiffness
+            ):  # a constant moves from f to g, so that both bent masses are equal: nothing else does, but slowly
+                bent = [(w * (-p * k).exp()).sum(-1) for w, p, k in ((a, f_next, soft_a), (b, g_next, soft_b))]
+                shift = ((bent[0] / bent[1]).log() / stiffness)[..., None]
+                f_next, g_next = f_next + shift, g_next - shift
             f, g = torch.where(active[..., None], f_next, f), torch.where(active[..., None], g_next, g)
             n_iter += active
             active &= error_of(f, g) > tol
@@ -237,8 +264,17 @@ def sinkhorn(
         transport = transport + _through_the_plan(plan, cost, residual(f, g, plan), *soft)
     # At the optimum this value is stationary in f and g, so they need no graph.
     entropic = _dual(a, f, reach_a) + _dual(b, g, reach_b) + eps_used * (a.sum(-1) * b.sum(-1) - plan.sum((-2, -1)))
-    found = transport, entropic, f, g, plan.detach(), eps_shown.detach(), n_iter, error_of(f, g).detach()
-    return SinkhornResult(*(t.masked_fill(empty[(..., *[None] * (t.dim() - empty.dim()))], 0) for t in found))
+    entropic = torch.where(eps_shown > 0, entropic, transport)  # all costs equal: what eps is then does not matter
+    found: Any = transport, entropic, f, g, plan.detach(), eps_shown.detach(), n_iter, error_of(f, g).detach()
+    found = [t.masked_fill(_like(empty | stuck, t), 0) for t in found]
+    for which in (0, 1, -1):  # both costs, and the error
+        found[which] = found[which].masked_fill(stuck, math.inf)
+    return SinkhornResult(*found)
+
+
+def _like(which: Tensor, values: Tensor) -> Tensor:
+    """Problems, with axes for what each of them has."""
+    return which[(..., *[None] * (values.dim() - which.dim()))]
 
 
 def _dual(weight: Tensor, potential: Tensor, reach: float | None) -> Tensor:
@@ -371,13 +407,26 @@ def _weights(name: str, weight: Tensor | None, cost: Tensor, dim: int) -> Tensor
     return weight / torch.where(most > 0, weight.sum(-1, keepdim=True), 1.0)
 
 
+def _left_without(allowed: Tensor, a: Tensor, b: Tensor, reach_a: float | None, reach_b: float | None) -> Tensor:
+    """Where a patch has weight, but no pair, and may not be left behind."""
+    rows = (a > 0) & ~allowed.any(-1) & (reach_a is None)
+    columns = (b > 0) & ~allowed.any(-2) & (reach_b is None)
+    return rows.any(-1) | columns.any(-1)
+
+
 def _empty(a: Tensor, b: Tensor) -> Tensor:
     """Where one side has no weight at all."""
     return (a == 0).all(-1) | (b == 0).all(-1)
 
 
 def _regularisation(
-    cost: Tensor, a: Tensor, b: Tensor, eps: float | Tensor, eps_scale: str, reach: float | None
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    eps: float | Tensor,
+    eps_scale: str,
+    reach: float | None,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """eps per problem in units of the cost: the one to compute with, and the one to show."""
     if eps_scale == "absolute":
@@ -386,6 +435,9 @@ def _regularisation(
     if eps_scale != "std":
         raise ValueError(f'eps_scale: expected "std" or "absolute", got {eps_scale!r}')
     product = a[..., :, None] * b[..., None, :]
+    if allowed is not None:
+        product = product * allowed
+        product = product / product.sum((-2, -1), keepdim=True)
     mean = (product * cost).sum((-2, -1), keepdim=True)
     apart = torch.where(product > 0, cost - mean, 0.0)
     unit = apart.detach().abs().amax((-2, -1), keepdim=True)

@@ -160,12 +160,13 @@ def _result(
         found = implicit.solution(*as_solved(*now), ops.saved(solved), options)
         return Coupling(found.plan.to(solved.f.dtype), found.a, found.b)
 
-    half = solved.mean[..., None] / 2  # the solver's potentials are those of the centred costs
+    # The solver's potentials are those of the centred costs, without what both sides exchange.
+    half, shift = solved.mean[..., None] / 2, solved.shift[..., None]
     return OTResult(
         transport_cost=solved.transport,
         entropic_cost=solved.entropic,
-        f=solved.f + half,
-        g=solved.g + half,
+        f=solved.f + (half + shift),
+        g=solved.g + (half - shift),
         eps=solved.eps,
         n_iter=solved.n_iter,
         marginal_error=solved.error,

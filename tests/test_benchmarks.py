@@ -320,3 +320,17 @@ def test_floors_of_kernels_by_hand():
     pairs, size = 5 * 3 * 6 * 6, 2 * 5 * 3 * 6 * 4
     assert found["forward"].milliseconds == pytest.approx(1e3 * (max(2 * pairs / 2e9, size / 1e9) + 7 * 150 / 1e6))
     assert found["backward"].milliseconds == pytest.approx(1e3 * max(6 * pairs / 2e9, 3 * size / 1e9))
+
+
+def test_the_feature_loss_is_drawn(tmp_path, capsys, one_thread):
+    """After two epochs, a loss that is in the training is lower than the same one beside it."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    from benchmarks.studies import feature_loss
+
+    feature_loss.main(["--epochs", "2", "--seeds", "1", "--out", str(tmp_path)])
+    assert (tmp_path / "feature_loss.png").read_bytes().startswith(b"\x89PNG")
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:6]]
+    last = {(mode, taught): float(loss) for mode, taught, _, loss, _ in rows}
+    for mode in ("match", "project"):
+        assert last[mode, "yes"] < last[mode, "no"]

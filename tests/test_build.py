@@ -251,9 +251,9 @@ def test_wanted_archs(monkeypatch, text, archs):
 def test_archs(no_nvcc, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDACXX", str(fake_toolkit(tmp_path, release="12.4", archs="50 60 70 75 80 86 87 89 90")))
     found = find_cuda()
-    assert found.code == ["sm_75", "sm_80", "sm_86", "sm_90", "compute_90"]
+    assert found.code == ["sm_75", "sm_80", "sm_86", "sm_90", "compute_75", "compute_90"]
     older, newest = found.target_flags("float")
-    assert older == "-gencode=arch=compute_75,code=[sm_75,sm_80,sm_86]"
+    assert older == "-gencode=arch=compute_75,code=[sm_75,sm_80,sm_86,compute_75]"
     assert newest == "-gencode=arch=compute_90,code=[sm_90,compute_90]"
     assert found.target_flags("double") == ["-gencode=arch=compute_75,code=[sm_75,sm_80,sm_90,compute_75]"]
     made = {arch: found.target_flag(arch) for arch in ("70", "80", "90")}
@@ -275,6 +275,27 @@ def test_archs(no_nvcc, monkeypatch, tmp_path):
     monkeypatch.setenv("SFR_EXT_CUDA_ARCHS", "hopper")
     with pytest.raises(BuildError, match="expected SFR_EXT_CUDA_ARCHS to list .* got 'hopper'"):
         native_build.choose_cuda(toolchain())
+
+
+def runs_on(flags, arch):
+    """Whether a module made with these flags has code for a GPU: machine code of its major version that is no newer
+    than it, or PTX that is no newer than it."""
+    codes = [code for flag in flags for code in re.search(r"code=\[(.*)\]", flag)[1].split(",")]
+    kinds = [(kind, int(number)) for kind, number in (code.split("_") for code in codes)]
+    return any(number <= arch and (kind == "compute" or number // 10 == arch // 10) for kind, number in kinds)
+
+
+@pytest.mark.parametrize("real", cuda_toolchain.REALS)
+@pytest.mark.parametrize("archs", ["", "75 120", "80 90", "86", "70 75 80 100"])
+def test_every_gpu_from_the_oldest_on_finds_code(no_nvcc, monkeypatch, tmp_path, real, archs):
+    known = "70 75 80 86 87 88 89 90 100 103 110 120 121"
+    monkeypatch.setenv("CUDACXX", str(fake_toolkit(tmp_path, archs=known)))
+    monkeypatch.setenv("SFR_EXT_CUDA_ARCHS", archs)
+    found = find_cuda()
+    gpus = [int(arch) for arch in [*known.split(), "130"]]
+    assert [arch for arch in gpus if runs_on(found.target_flags(real), arch)] == [
+        arch for arch in gpus if arch >= int(found.archs[0])
+    ]
 
 
 def test_environment_says_whether_cuda_is_built(no_nvcc, monkeypatch, tmp_path):

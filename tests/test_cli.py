@@ -341,7 +341,10 @@ def test_two_devices_end_together_with_one_sentence(options, said, tmp_path):
     assert done.stderr.count("sfr-ext: ") == 1 and said in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["train", "--print_config"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["train", "--help"], ["train", "--print_config"], ["layers", "--help"]],
+)
 def test_what_needs_no_torch_does_not_load_it(arguments):
     if arguments[0] == "train" and not TRAIN_EXTRA:
         pytest.skip("the extra [train] is not installed")

@@ -36,7 +36,22 @@ def test_opcheck_backward() -> None:
     a, b = weights(2, 5), weights(2, 5)
     solved = ops.emd_forward(x, y, a, b, None, 0, 1, *OPTIONS, "emd_l2")
     value = torch.ones(2)
-    args: tuple[Any, ...] = (value, None, x, y, a, b, *solved[2:6], 0, 1, *OPTIONS, True, False, True, True)
+    args: tuple[Any, ...] = (
+        value,
+        None,
+        x,
+        y,
+        a,
+        b,
+        *ops.saved(ops.Solved(*solved)),
+        0,
+        1,
+        *OPTIONS,
+        True,
+        False,
+        True,
+        True,
+    )
     opcheck(torch.ops.sfr_ext.emd_backward.default, args)
     opcheck(
         torch.ops.sfr_ext.cost_backward.default,

@@ -3,8 +3,8 @@
 `make mutate-cuda` runs tests on the emulator (tests/simt) on every mutant of csrc/cuda and csrc/solver and writes a
 table: first the quick ones, then, on those that survive, all tests of the kernels. A mutant that survives is a barrier
 that is not needed or a test that is missing. A line whose comment says `// mutant: reason` is known to survive for
-that reason. What was judged is kept and not run again while csrc/ is the same; survivors are tried again when the tests have
-changed.
+that reason. What was judged is kept and not run again while csrc/ is the same; survivors are tried again when the
+tests have changed.
 
 The kernels are compiled once, in a copy of the tree where every deletion is behind a switch; the environment says which
 one is on.

@@ -114,6 +114,34 @@ def workloads() -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
         "196 x 196 weights": ("random weights", large, weight(16, 196), weight(16, 196)),
         "196 x 196 sphere, weights": ("random weights", points, weight(16, 196), weight(16, 196)),
         "196 x 49": ("uniform", large[:, :, :49].contiguous(), uniform(16, 196), uniform(16, 49)),
+        **hard_shapes(generator, weight, uniform),
+    }
+
+
+def hard_shapes(
+    generator: torch.Generator, weight: Callable[[int, int], Tensor], uniform: Callable[[int, int], Tensor]
+) -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
+    """One problem each, of kinds that solvers differ in most."""
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(1, *shape, generator=generator, dtype=torch.float64)
+
+    def clouds(n: int, m: int) -> Tensor:
+        return torch.cdist(random(n, 3), random(m, 3))
+
+    at_minima = 1 + random(1000, 1000)
+    at_minima[0, torch.randperm(1000, generator=generator), torch.arange(1000)] = random(1000)[0] / 2
+    return {
+        "5000 x 5": ("points in space, uniform", clouds(5000, 5), uniform(1, 5000), uniform(1, 5)),
+        "5 x 5000": ("points in space, uniform", clouds(5, 5000), uniform(1, 5), uniform(1, 5000)),
+        "2000 x 20": ("points in space, random weights", clouds(2000, 20), weight(1, 2000), weight(1, 20)),
+        "20 x 2000": ("points in space, random weights", clouds(20, 2000), weight(1, 20), weight(1, 2000)),
+        "2000 x 2000, 0 or 1": ("0.5 % zeros", (random(2000, 2000) > 0.005).double(), None, None),
+        "1000 x 1000, integers": ("0 to 99", (100 * random(1000, 1000)).floor(), None, None),
+        "2000 x 2000 space": ("points in space", clouds(2000, 2000), None, None),
+        "3500 x 3500 space": ("points in space", clouds(3500, 3500), None, None),
+        "2000 x 2000 clouds apart": ("points 5 apart", torch.cdist(random(2000, 3), random(2000, 3) + 5), None, None),
+        "1000 x 1000, minima": ("optimum at the column minima", at_minima, None, None),
     }
 
 

@@ -13,7 +13,8 @@
 //   rows, columns, mass   [B, G, N + M - 1]   out: an optimal plan, entry by entry: a vertex of the polytope has no
 //                            more. Entries that are not used come last and are 0, 0, 0
 //   n_iter    [B, G]         out: searches for a shortest path, or pivots
-//   gap       [B, G]         out: sum P (C - f - g)+ and what rounding may hide of (f + g - C)+ times the mass: what is to
+//   gap       [B, G]         out: sum P (C - f - g)+ and what rounding may hide of (f + g - C)+ times the mass: what is
+//   to
 //                            be gained at most, before f and g are rounded to the type of the outputs
 //   magnitude [B, G]         out: sum P |C|, and what is paid for mass left behind: what gap is small against
 //   error     [B, G]         out: |P 1 - a|_1 + |P^T 1 - b|_1, likewise
@@ -46,11 +47,11 @@
 
 namespace sfr {
 
-// What mass left behind costs (infinity: nothing may be left), and whether the costs are those of features, so that none
-// is meant to be infinite.
-#define SFR_EXACT_OPTIONS(FIELD)                                    \
-  FIELD(double, price_a, std::numeric_limits<double>::infinity())   \
-  FIELD(double, price_b, std::numeric_limits<double>::infinity())   \
+// What mass left behind costs (infinity: nothing may be left), and whether the costs are those of features, so that
+// none is meant to be infinite.
+#define SFR_EXACT_OPTIONS(FIELD)                                  \
+  FIELD(double, price_a, std::numeric_limits<double>::infinity()) \
+  FIELD(double, price_b, std::numeric_limits<double>::infinity()) \
   FIELD(bool, features, false)
 struct ExactOptions {
   SFR_FIELDS(ExactOptions, SFR_EXACT_OPTIONS)

@@ -1,6 +1,7 @@
 // Every operation of the module, by the name that Python calls it by, with what it takes.
 #pragma once
 
+#include "assignment.h"
 #include "emd.h"
 #include "exact.h"
 
@@ -12,4 +13,5 @@
   OPERATION(emd_forward, EmdForwardParams)             \
   OPERATION(emd_backward, EmdBackwardParams)           \
   OPERATION(exact_forward, ExactForwardParams)         \
-  OPERATION(exact_backward, ExactBackwardParams)
+  OPERATION(exact_backward, ExactBackwardParams)       \
+  OPERATION(assignment_forward, AssignmentForwardParams)

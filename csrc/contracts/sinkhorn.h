@@ -18,7 +18,10 @@
 //                            on a side with a reach, and eps (|a| |b| - |P|) is added
 //   f, g      [B, G, N], [B, G, M]   out: potentials *of the centred cost C - mean*; 0 at removed patches
 //   eps       [B, G]         out: regularisation used, in units of the cost
-//   mean      [B, G]         out: mean of the cost under a (x) b; public potentials are f + mean/2, g + mean/2
+//   mean      [B, G]         out: mean of the cost under a (x) b
+//   shift     [B, G]         out: public potentials are f + mean/2 + shift, g + mean/2 - shift. 0 without a reach; with
+//   one it
+//                            grows with the reach where the masses differ, and would round the potentials away
 //   n_iter    [B, G]         out: iterations that this problem took: updates of both potentials, or steps of the
 //                            conjugate gradients inside a Newton step, which cost as much
 //   error     [B, G]         out: |P 1 - a|_1 + |P^T 1 - b|_1 of the plan of the returned potentials; with a reach,
@@ -27,7 +30,7 @@
 // Centring: costs of unit vectors lie near 1.41 with a spread of 0.03, and float32 would round C/eps there by
 // 1e-4; the centred cost loses nothing.
 //
-// Saved for backward: f, g, eps, mean. The plan is recomputed: B (N + M) numbers instead of B N M.
+// Saved for backward: f, g, eps, mean, shift. The plan is recomputed: B (N + M) numbers instead of B N M.
 // Backward, transport value V = <P, C> (the plan moves too): with k = P / (a b^T), solve
 //     (1 + s_a) diag(P 1) alpha + P beta = -(P * ln k) 1 - diag(P 1) f / reach_a,    s_a = eps / reach_a,
 //     P^T alpha + (1 + s_b) diag(P^T 1) beta = -(P * ln k)^T 1 - diag(P^T 1) g / reach_b
@@ -74,7 +77,7 @@ struct SolverOptions {
   SFR_FIELDS(SolverOptions, SFR_SOLVER_OPTIONS)
 };
 
-// All contiguous, in the accumulator type. Backward reads f, g, eps and mean again, and is given no others.
+// All contiguous, in the accumulator type. Backward reads f, g, eps, mean and shift again, and is given no others.
 #define SFR_SOLVED(FIELD)          \
   FIELD(void*, transport, nullptr) \
   FIELD(void*, entropic, nullptr)  \
@@ -82,6 +85,7 @@ struct SolverOptions {
   FIELD(void*, g, nullptr)         \
   FIELD(void*, eps, nullptr)       \
   FIELD(void*, mean, nullptr)      \
+  FIELD(void*, shift, nullptr)     \
   FIELD(int64_t*, n_iter, nullptr) \
   FIELD(void*, error, nullptr)
 struct Solved {

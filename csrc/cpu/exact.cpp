@@ -4,7 +4,7 @@
 
 #include "scan.h"
 // After what it is made of.
-#include "../exact/problem.h"
+#include "../exact/matching.h"
 #include "transport.h"
 #include "variant.h"
 
@@ -23,9 +23,9 @@ template <class T>
 struct Forward : ExactWork<T> {
   T* copy;  // of the costs; null where these may lie
 
-  Forward(Arena& arena, const ExactForwardParams& p) {
+  Forward(Arena& arena, const ExactForwardParams& p, bool lie = true) {
     const int64_t rows = this->least_side(p) + 1, span = padded<double>(p.N + p.M - this->least_side(p) + 1);
-    copy = may_lie<T>(p) ? nullptr : arena.take<T>(rows * span);
+    copy = lie && may_lie<T>(p) ? nullptr : arena.take<T>(rows * span);
     this->reserve(arena, p, span);
   }
 };
@@ -40,6 +40,17 @@ struct Backward {
     const int64_t most = p.N > p.M ? p.N : p.M;
     weights.reserve(arena, most);
     normalised = arena.take<T>(most);
+  }
+};
+
+template <class T>
+struct Match : Forward<T> {
+  Matching<T> most;
+
+  Match(Arena& arena, const AssignmentForwardParams& p) : Forward<T>(arena, as_transport(p), false) {
+    const int64_t rows = p.N < p.M ? p.N : p.M;
+    most.reserve(arena, rows, padded<double>(p.N + p.M - rows + 1));
+    most.costs = arena.take<T>(rows * padded<double>(rows));
   }
 };
 
@@ -63,18 +74,19 @@ Sight look(const Costs<T>& cost, int64_t rows, int64_t columns) {
   return {!any_lane(~finite_or_inf), any_lane(infinite), any_lane(large)};
 }
 
-// Rows of kept patches beside each other, times `factor`.
-template <class T>
-void copy_costs(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out, double factor) {
+// Rows of kept patches beside each other, as they count.
+template <class T, class Counts>
+void copy_costs(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out, Counts counts) {
   const Masses &rows = work.rows(), &columns = work.columns();
-  const int64_t between_rows = work.turned ? p.cost.stride_m : p.cost.stride_n, along = work.turned ? p.cost.stride_n : p.cost.stride_m;
+  const int64_t between_rows = work.turned ? p.cost.stride_m : p.cost.stride_n,
+                along = work.turned ? p.cost.stride_n : p.cost.stride_m;
   Costs<T>& cost = work.cost;
   cost = {out, cost.span, nullptr, cost.n, cost.m, cost.span, cost.span, false};
   with_element(p.cost.dtype, [&](auto element) {
     using E = decltype(element);
     const E* in = first_of<E>(p.cost, item / p.G, item % p.G);
     const auto copy = [&](int64_t i, int64_t j) {
-      out[i * cost.stride + j] = convert_in<T>(in[rows.index(i) * between_rows + columns.index(j) * along]);
+      out[i * cost.stride + j] = counts(convert_in<T>(in[rows.index(i) * between_rows + columns.index(j) * along]));
     };
     if (between_rows < along) {
       for (int64_t j = 0; j < columns.count; ++j)
@@ -82,30 +94,29 @@ void copy_costs(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T
     } else if (along == 1 && !columns.kept) {
       for (int64_t i = 0; i < rows.count; ++i) {
         const E* row = in + rows.index(i) * between_rows;
-        for (int64_t j = 0; j < columns.count; ++j) out[i * cost.stride + j] = convert_in<T>(row[j]);
+        for (int64_t j = 0; j < columns.count; ++j) out[i * cost.stride + j] = counts(convert_in<T>(row[j]));
       }
     } else {
       for (int64_t i = 0; i < rows.count; ++i)
         for (int64_t j = 0; j < columns.count; ++j) copy(i, j);
     }
   });
-  if (factor != 1)
-    for (int64_t i = 0; i < rows.count; ++i)
-      for (int64_t j = 0; j < columns.count; ++j) out[i * cost.stride + j] *= T(factor);
   for (int64_t i = 0; i < cost.n; ++i)
     for (int64_t j = columns.count; j < cost.stride; ++j) out[i * cost.stride + j] = std::numeric_limits<T>::infinity();
   if (!priced(p)) return;
-  const double row_price = work.turned ? p.options.price_b : p.options.price_a, column_price = work.turned ? p.options.price_a : p.options.price_b;
-  for (int64_t i = 0; i < rows.count; ++i) out[i * cost.stride + columns.count] = T(row_price * factor);
+  const double row_price = work.turned ? p.options.price_b : p.options.price_a,
+               column_price = work.turned ? p.options.price_a : p.options.price_b;
+  for (int64_t i = 0; i < rows.count; ++i) out[i * cost.stride + columns.count] = counts(T(row_price));
   T* more = out + rows.count * cost.stride;
-  for (int64_t j = 0; j < columns.count; ++j) more[j] = T(column_price * factor);
+  for (int64_t j = 0; j < columns.count; ++j) more[j] = counts(T(column_price));
   more[columns.count] = 0;
 }
 
 // The costs between kept patches, where they lie or in `out`, or in `own` if there is no `out` and they cannot stay.
 // False: one is not a cost.
-template <class T>
-bool read_cost(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out, std::optional<Memory>& own) {
+template <class T, class Counts>
+bool read_cost(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out, std::optional<Memory>& own,
+               Counts counts) {
   const Masses &rows = work.rows(), &columns = work.columns();
   Costs<T>& cost = work.cost;
   const int64_t more = priced(p) ? 1 : 0;
@@ -117,19 +128,19 @@ bool read_cost(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T*
     own.emplace(cost.n * cost.span * int64_t(sizeof(T)));
     return reinterpret_cast<T*>(own->data());
   };
-  if (may_lie<T>(p) && !columns.kept && !work.turned) {
+  if (!out && !columns.kept && !work.turned) {
     cost.data = first_of<T>(p.cost, item / p.G, item % p.G);
     cost.stride = p.cost.stride_n;
     cost.kept = rows.kept;
     cost.width = cost.m;
   } else {
-    copy_costs(p, item, work, room(), 1);
+    copy_costs(p, item, work, room(), counts);
   }
   const Sight sight = look(cost, rows.count, columns.count);
   cost.forbidden = sight.forbidden;
   if (!sight.sound || (p.options.features && sight.forbidden)) return false;
   if (sight.large) {
-    copy_costs(p, item, work, room(), scaled_down);
+    copy_costs(p, item, work, room(), [&](T x) { return counts(x) * T(scaled_down); });
     work.scale = 1 / scaled_down;
   }
   return true;
@@ -164,7 +175,7 @@ Status forward(const ExactForwardParams& p) {
     const Reading reading = work.template read_weights<T>(lanes, p, item);
     if (reading == Reading::empty)
       write<T>(lanes, p, item, of_nothing(), 0);
-    else if (reading == Reading::bad || !read_cost(p, item, work, work.copy, own))
+    else if (reading == Reading::bad || !read_cost(p, item, work, work.copy, own, [](T x) { return x; }))
       write<T>(lanes, p, item, of_nan(), 0);
     else
       solve_and_write<T>(lanes, p, item, work);
@@ -213,6 +224,22 @@ Status backward(const ExactBackwardParams& p) {
   return Status::ok;
 }
 
+template <class T>
+Status match_all(const AssignmentForwardParams& p) {
+  const ExactForwardParams problem = as_transport(p);
+  const int64_t items = p.B * p.G;
+  const Lanes lanes;
+  const Workload workload{items, 4.0 * double(p.N) * double(p.M), 0, p.threads < items ? p.threads : int(items)};
+  for_each_problem_in<Match<T>>(workload, p, [&](const Team&, int64_t item, Match<T>& work) {
+    std::optional<Memory> own;
+    work.template read_weights<T>(lanes, problem, item);
+    const bool sound = read_cost(problem, item, work, work.copy, own, Gate{p.maximize, p.limit});
+    if (sound) match(lanes, work, work.most);
+    write(lanes, p, item, work, work.most, sound);
+  });
+  return Status::ok;
+}
+
 }  // namespace
 
 Status exact_forward(const ExactForwardParams& p) {
@@ -220,6 +247,10 @@ Status exact_forward(const ExactForwardParams& p) {
 }
 Status exact_backward(const ExactBackwardParams& p) {
   return p.compute == DType::float64 ? backward<double>(p) : backward<float>(p);
+}
+
+Status assignment_forward(const AssignmentForwardParams& p) {
+  return p.compute == DType::float64 ? match_all<double>(p) : match_all<float>(p);
 }
 
 }  // namespace sfr::cpu::SFR_ISA

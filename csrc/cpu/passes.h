@@ -104,8 +104,9 @@ Evaluation<T> Plan<T>::evaluate_from() {
     }
     return load(side.target() + i);
   };
-  const auto underflows = [](Vec<T> sum, Vec<T> target) {
-    return sum < target * Rules<T>::least_mass ? splat<T>(1) : Vec<T>{};
+  const auto underflows = [](const Marginal<T>& side, Vec<T> sum, Vec<T> target) {
+    const T bent = side.has_reach() ? Rules<T>::least_mass : T(0);
+    return ((sum < target * Rules<T>::least_mass) | (target < sum * bent)) ? splat<T>(1) : Vec<T>{};
   };
   team.blocks(blocks(), [&](int64_t b) {
     T* of_block = partial + b * ld;
@@ -138,7 +139,7 @@ Evaluation<T> Plan<T>::evaluate_from() {
       const Vec<T> s = sum_rows<T>(sums) + bias(rows, i), target = target_now(rows, i);
       store(rows.sum() + i, s);
       found[2] += vabs<T>(s - target);
-      found[3] += underflows(s, target);
+      found[3] += underflows(rows, s, target);
     }
     put_parts(row_parts, b, found);
   });
@@ -149,7 +150,7 @@ Evaluation<T> Plan<T>::evaluate_from() {
       const Vec<T> t = column_sum(j), target = target_now(columns, j);
       store(columns.sum() + j, t);
       found[0] += vabs<T>(t - target);
-      found[1] += underflows(t, target);
+      found[1] += underflows(columns, t, target);
     });
     put_parts(column_parts, b, found);
   });

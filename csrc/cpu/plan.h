@@ -134,6 +134,7 @@ struct Plan {
   T* transposed;  // [ld][rows.stride], of a small plan
   int64_t ld;
   T mean = 0, factor = 0;  // S = (C - mean) factor
+  T shift = 0;             // on top of the rows' potentials, and below the columns', in powers of two
   Marginal<T> rows, columns;
   T* partial;                   // [blocks][ld] sums over the rows of a block
   T *row_parts, *column_parts;  // [blocks][most_parts]

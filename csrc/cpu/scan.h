@@ -162,6 +162,11 @@ SFR_INLINE void over_row(const S* row, int64_t begin, int64_t end, F&& f) {
   f(widened(rest), j);
 }
 
+// The length of a row of costs that is copied.
+inline int64_t whole_row(int64_t columns) {
+  return padded<double>(columns);
+}
+
 struct Nearest {
   double value;
   int64_t column;

@@ -2,7 +2,7 @@
 
 #include "scan.cuh"
 // After what it is made of.
-#include "../exact/problem.h"
+#include "../exact/matching.h"
 #include "transport.cuh"
 
 namespace sfr::cuda {
@@ -21,16 +21,28 @@ SFR_BOTH ExactWork<T> place(const ExactParams& p, Arena& vectors, Arena& costs, 
   return work;
 }
 
+template <class T>
+SFR_BOTH ExactWork<T> place_matching(const AssignmentForwardParams& p, Arena& vectors, Arena& costs, T*& cost,
+                                     Matching<T>& most) {
+  const ExactWork<T> work = place<T>(as_transport(p), vectors, costs, cost);
+  const int64_t rows = p.N < p.M ? p.N : p.M;
+  most.reserve(vectors, rows, p.N + p.M - rows);
+  most.costs = costs.take<T>(rows * rows);
+  return work;
+}
+
 // What is in the costs between kept patches, over all lanes.
 struct Sight {
   bool sound, forbidden, large;
 };
 
 // The costs between kept patches, and with prices one more row and column. False: one is not a cost.
-template <class T>
-SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out) {
+template <class T, class Counts>
+SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out,
+                          Counts counts) {
   const Masses &rows = work.rows(), &columns = work.columns();
-  const int64_t between_rows = work.turned ? p.cost.stride_m : p.cost.stride_n, along = work.turned ? p.cost.stride_n : p.cost.stride_m;
+  const int64_t between_rows = work.turned ? p.cost.stride_m : p.cost.stride_n,
+                along = work.turned ? p.cost.stride_n : p.cost.stride_m;
   const int64_t more = priced(p) ? 1 : 0, width = columns.count + more;
   bool bad = false, infinite = false, large = false;
   with_element(p.cost.dtype, [&](auto element) {
@@ -42,7 +54,7 @@ SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64
         const E* in = cost + rows.index(i) * between_rows;
 #pragma unroll 4
         for (int64_t j = lanes.lane; j < columns.count; j += warp_threads) {
-          const T x = T(to_float(in[columns.index(j) * along]));
+          const T x = counts(T(to_float(in[columns.index(j) * along])));
           bad = bad || !(double(x) > -infinity);
           infinite = infinite || double(x) == infinity;
           large = large || (fabs(double(x)) > largest_cost && double(x) < infinity);
@@ -62,7 +74,8 @@ SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64
 #pragma unroll 1
       for (int64_t j = lanes.lane; j < columns.count; j += warp_threads) out[i * width + j] *= T(factor);
   if (more > 0) {
-    const double row_price = work.turned ? p.options.price_b : p.options.price_a, column_price = work.turned ? p.options.price_a : p.options.price_b;
+    const double row_price = work.turned ? p.options.price_b : p.options.price_a,
+                 column_price = work.turned ? p.options.price_a : p.options.price_b;
     lanes.each(rows.count, [&](int64_t i) { out[i * width + columns.count] = T(row_price * factor); });
     T* last = out + rows.count * width;
     lanes.each(width, [&](int64_t j) { last[j] = T(j < columns.count ? column_price * factor : 0); });
@@ -86,10 +99,30 @@ __global__ void __launch_bounds__(warp_threads)
     const Reading reading = work.template read_weights<T>(lanes, p, item);
     if (reading == Reading::empty)
       write<T>(lanes, p, item, of_nothing(), 0);
-    else if (reading == Reading::bad || !read_cost(lanes, p, item, work, cost))
+    else if (reading == Reading::bad || !read_cost(lanes, p, item, work, cost, [](T x) { return x; }))
       write<T>(lanes, p, item, of_nan(), 0);
     else
       solve_and_write<T>(lanes, p, item, work);
+    lanes.sync();
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(warp_threads)
+    assignment_forward_kernel(const __grid_constant__ Work<AssignmentForwardParams> p) {
+  const Lanes lanes(int(threadIdx.x));
+  const Shape& s = p.shape;
+#pragma unroll 1
+  for (int64_t item = blockIdx.x; item < p.items; item += p.teams) {
+    Arena shared{shared_memory(), 0}, far{p.scratch + int64_t(blockIdx.x) * s.far_bytes, 0};
+    T* cost;
+    Matching<T> most;
+    const ExactForwardParams problem = as_transport(p);
+    ExactWork<T> work = place_matching<T>(p, s.resident ? shared : far, s.cost_near ? shared : far, cost, most);
+    work.template read_weights<T>(lanes, problem, item);
+    const bool sound = read_cost(lanes, problem, item, work, cost, Gate{p.maximize, p.limit});
+    if (sound) match(lanes, work, most);
+    write(lanes, p, item, work, most, sound);
     lanes.sync();
   }
 }
@@ -148,13 +181,10 @@ SFR_KERNEL exact_backward_kernel(const __grid_constant__ Work<ExactBackwardParam
 }
 
 // Forced, `several` has everything in shared memory, `block` the costs in global memory, `stream` all of it.
-template <class T>
-Shape choose_exact(const ExactParams& p, Strategy forced, const DeviceLimits& device) {
+Shape choose_exact(int64_t N, int64_t M, const Arena& vectors, const Arena& costs, Strategy forced,
+                   const DeviceLimits& device) {
   Shape s;
-  s.N = int(p.N), s.M = int(p.M);
-  Arena vectors, costs;
-  T* cost;
-  place<T>(p, vectors, costs, cost);
+  s.N = int(N), s.M = int(M);
   for (const Strategy which : {Strategy::several, Strategy::block, Strategy::stream}) {
     if (forced != Strategy::automatic && forced != which) continue;
     s.resident = which != Strategy::stream;
@@ -163,7 +193,7 @@ Shape choose_exact(const ExactParams& p, Strategy forced, const DeviceLimits& de
     s.far_bytes = int64_t(vectors.used + costs.used) - s.shared_bytes;
     if (s.shared_bytes <= int64_t(device.shared)) return s;
   }
-  throw std::runtime_error("sfr_ext: " + std::to_string(p.N) + " x " + std::to_string(p.M) +
+  throw std::runtime_error("sfr_ext: " + std::to_string(N) + " x " + std::to_string(M) +
                            " patches do not fit on this GPU with the strategy that was asked for");
 }
 
@@ -172,7 +202,10 @@ Shape choose_exact(const ExactParams& p, Strategy forced, const DeviceLimits& de
 template <class T>
 int64_t exact_forward(const ExactForwardParams& p, const Where& where) {
   const OnDevice on(where.device);
-  const Shape shape = choose_exact<T>(p, where.strategy, limits(where.device));
+  Arena vectors, costs;
+  T* cost;
+  place<T>(p, vectors, costs, cost);
+  const Shape shape = choose_exact(p.N, p.M, vectors, costs, where.strategy, limits(where.device));
   return start<ExactForwardParams>(exact_forward_kernel<T>, p, {}, shape, p.B * p.G, where);
 }
 
@@ -185,6 +218,18 @@ int64_t exact_backward(const ExactBackwardParams& p, const Where& where) {
   return start<ExactBackwardParams>(exact_backward_kernel<T>, p, {}, shape, p.B * p.G, where);
 }
 
+template <class T>
+int64_t assignment_forward(const AssignmentForwardParams& p, const Where& where) {
+  const OnDevice on(where.device);
+  Arena vectors, costs;
+  T* cost;
+  Matching<T> most;
+  place_matching<T>(p, vectors, costs, cost, most);
+  const Shape shape = choose_exact(p.N, p.M, vectors, costs, where.strategy, limits(where.device));
+  return start<AssignmentForwardParams>(assignment_forward_kernel<T>, p, {}, shape, p.B * p.G, where);
+}
+
+template int64_t assignment_forward<SFR_REAL>(const AssignmentForwardParams&, const Where&);
 template int64_t exact_forward<SFR_REAL>(const ExactForwardParams&, const Where&);
 template int64_t exact_backward<SFR_REAL>(const ExactBackwardParams&, const Where&);
 

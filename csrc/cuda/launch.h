@@ -18,7 +18,32 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("sfr_ext: ") + what + ": " + cudaGetErrorString(error));
 }
 
-// Makes `device` current while it lives.
+// A function of the driver, as it is since this release; null without a driver, or where the driver is older.
+inline void* driver_function(const char* name, unsigned since) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult status;
+#if CUDART_VERSION >= 12050
+  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, since, cudaEnableDefault, &status);
+#else
+  const cudaError_t error = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &status);
+#endif
+  if (error == cudaSuccess) return status == cudaDriverEntryPointSuccess ? found : nullptr;
+  cudaGetLastError();
+  return nullptr;
+}
+
+// Whether this process has a context on the GPU. Making the GPU current would give it one, and take hundreds of
+// megabytes of its memory.
+inline bool has_context(int device) {
+  using Query = int(int device, unsigned* flags, int* active);
+  static const auto query = reinterpret_cast<Query*>(driver_function("cuDevicePrimaryCtxGetState", 7000));
+  unsigned flags = 0;
+  int active = 0;
+  return query && query(device, &flags, &active) == 0 && active != 0;
+}
+
+// Makes `device` current while it lives. A thread that never touched CUDA has GPU 0 for its own, without a context
+// there: where going back would make one, the thread stays on `device`, as it does in PyTorch.
 class OnDevice {
  public:
   explicit OnDevice(int device) {
@@ -27,7 +52,7 @@ class OnDevice {
     changed_ = before_ != device;
   }
   ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
+    if (changed_ && has_context(before_)) cudaSetDevice(before_);
   }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
@@ -37,6 +62,8 @@ class OnDevice {
   bool changed_ = false;
 };
 
+// Of the device. A context may have fewer multiprocessors (a green context, a partition by MPS): blocks that wait for
+// each other are launched as such, so that where they do not fit, the launch fails and does not hang.
 struct DeviceLimits {
   int processors = 0;     // multiprocessors
   size_t shared = 0;      // bytes of shared memory that a block can have

@@ -81,7 +81,8 @@ SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
     if (side.has_reach()) side.bent[i] = side.bend(log2_of(side.weight[i]), exact ? log : log + log2_of(scale));
     const T target = side.target()[i];
     sums[2] += magnitude(sum - target);
-    if (sum < target * Rules<T>::least_mass) sums[3] += 1;
+    const T bent = side.has_reach() ? Rules<T>::least_mass : T(0);
+    if (sum < target * Rules<T>::least_mass || target < sum * bent) sums[3] += 1;
   };
   row_terms<Sum>(
       *this,

@@ -77,6 +77,7 @@ struct Plan {
   T* partial;  // [slices][width]
   Board<T> board;
   T mean = 0, factor = 0;  // S = (C - mean) factor
+  T shift = 0;             // on top of the rows' potentials, and below the columns', in powers of two
   // This thread's place in the cover: in products by rows, and in sums over columns.
   int row_lane, row_group, row_groups, slice, column;
 

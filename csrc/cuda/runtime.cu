@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <thread>
 
 namespace sfr::cuda {
 namespace {
@@ -75,17 +76,17 @@ std::string why_unusable() {
 std::string why_unusable_on(int device) {
   const std::string reason = why_unusable();
   if (!reason.empty()) return reason;
-  int before = 0, major = 0, minor = 0;
-  cudaFuncAttributes attributes;
-  cudaError_t error = cudaGetDevice(&before);
-  if (error == cudaSuccess) error = cudaSetDevice(device);
-  if (error == cudaSuccess) {
-    error = cudaFuncGetAttributes(&attributes, empty_kernel);
+  int major = 0, minor = 0;
+  cudaError_t error = cudaSuccess;
+  // A thread of its own has a current device of its own: nothing has to be put back.
+  std::thread([&] {
+    cudaFuncAttributes attributes;
+    error = cudaSetDevice(device);
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, empty_kernel);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    cudaSetDevice(before);
-  }
-  if (forget(error) == cudaSuccess) return "";
+  }).join();
+  if (error == cudaSuccess) return "";
   const std::string name = "GPU " + std::to_string(device);
   if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorUnsupportedPtxVersion)
     return name + " cannot be used: " + words(error);

@@ -97,6 +97,11 @@ SFR_DEVICE void put(double* p, int64_t j, double value) {
   p[j] = value;
 }
 
+// The length of a row of costs that is copied.
+SFR_BOTH int64_t whole_row(int64_t columns) {
+  return columns;
+}
+
 struct Nearest {
   double value;
   int64_t column;

@@ -132,7 +132,8 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach) 
 #pragma unroll 1
   for (int k = team.rank; k < (Marginal<T>::of_rows + reach) * rows.stride; k += team.size) at.row_vectors[k] = 0;
 #pragma unroll 1
-  for (int k = team.rank; k < (Marginal<T>::of_columns + reach) * columns.stride; k += team.size) at.column_vectors[k] = 0;
+  for (int k = team.rank; k < (Marginal<T>::of_columns + reach) * columns.stride; k += team.size)
+    at.column_vectors[k] = 0;
 #pragma unroll 1
   for (int i = team.warp(); i < rows.count; i += team.warps())  // products run over the ends of rows
 #pragma unroll 1

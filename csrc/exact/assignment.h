@@ -137,7 +137,7 @@ SFR_LANES int64_t outbid(const Lanes& lanes, const Assignment<S>& work, int64_t 
 
 // What a search came to.
 struct Search {
-  bool found;      // a free column; else no allowed path leads to one
+  bool found;       // a free column; else no allowed path leads to one
   int64_t reached;  // columns besides
 };
 
@@ -196,8 +196,8 @@ SFR_LANES Search augment(const Lanes& lanes, const Assignment<S>& work, int64_t 
 
 enum class Matched { all, some, impossible };
 
-// Fills column, u and v. `some`: what is left would be slow this way, and `waiting` rows of the list wait. `scans` is how
-// many rows may be scanned in searches; counts the searches.
+// Fills column, u and v. `some`: what is left would be slow this way, and `waiting` rows of the list wait. `scans` is
+// how many rows may be scanned in searches; counts the searches.
 template <class S>
 SFR_LANES Matched assign(const Lanes& lanes, Assignment<S>& work, int64_t scans, int64_t& waiting, int64_t& searches) {
   const int64_t n = work.cost.n, m = work.cost.m;

@@ -81,8 +81,8 @@ struct Masses {
     }
     int32_t found = 0;
     if (lanes.first)
-      found = int32_t(
-          gather(static_cast<const T*>(view.data) + b * view.stride_b + g * view.stride_g, view.stride_n, n));
+      found =
+          int32_t(gather(static_cast<const T*>(view.data) + b * view.stride_b + g * view.stride_g, view.stride_n, n));
     lanes.sync();
     count = lanes.of_first(count);
     sum = lanes.of_first(sum);
@@ -167,8 +167,8 @@ SFR_LANES void balance(const Lanes& lanes, Masses& a, Masses& b) {
   a.unit = b.unit = 1 / double(a.sum);
 }
 
-// Brings both sides to one unit where one of them, or both, keeps its own sum (`keep`), the other's being 1. A side that
-// has to be shipped whole may exceed what the other one has by its rounding, `tolerance`.
+// Brings both sides to one unit where one of them, or both, keeps its own sum (`keep`), the other's being 1. A side
+// that has to be shipped whole may exceed what the other one has by its rounding, `tolerance`.
 SFR_LANES void measure(const Lanes& lanes, Masses& a, Masses& b, bool keep_a, bool keep_b, double tolerance) {
   if (!keep_a) a.unit = 1 / double(a.sum);
   if (!keep_b) b.unit = 1 / double(b.sum);

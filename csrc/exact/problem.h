@@ -103,8 +103,7 @@ SFR_LANES Solved solve_assignment(const Lanes& lanes, ExactWork<S>& work) {
     out.u = assignment.u;
     out.v = assignment.v;
     out.certificate = certify(lanes, assignment);
-    lanes.each(out.entries,
-               [&](int64_t i) { rest.entry[i] = {int32_t(i), assignment.column[i], 1}; });
+    lanes.each(out.entries, [&](int64_t i) { rest.entry[i] = {int32_t(i), assignment.column[i], 1}; });
     if (out.certificate.holds()) return out;
   }
   // What is matched is a start; rows that wait take what is left.
@@ -206,7 +205,8 @@ SFR_LANES void shift(const Lanes& lanes, const ExactParams& p, const ExactWork<S
       return e.row < rows.count && e.column < columns.count;
     };
     if (lanes.find(solved.entries, both) == solved.entries) {
-      const double row_price = work.turned ? p.options.price_b : p.options.price_a, column_price = work.turned ? p.options.price_a : p.options.price_b;
+      const double row_price = work.turned ? p.options.price_b : p.options.price_a,
+                   column_price = work.turned ? p.options.price_a : p.options.price_b;
       lanes.each(rows.count, [&](int64_t i) { solved.u[i] = row_price / work.scale; });
       lanes.each(columns.count, [&](int64_t j) { solved.v[j] = column_price / work.scale; });
       return;
@@ -231,8 +231,8 @@ SFR_LANES void write(const Lanes& lanes, const ExactForwardParams& p, int64_t it
   const double unit = rows.unit;
   const auto moved = [&](int64_t k) { return double(entry[k].units) * unit; };
   const auto real = [&](int64_t k) { return entry[k].row < rows.count && entry[k].column < columns.count; };
-  const double value = lanes.sum(
-      solved.entries, [&](int64_t k) { return moved(k) * work.cost.at(entry[k].row, entry[k].column); });
+  const double value =
+      lanes.sum(solved.entries, [&](int64_t k) { return moved(k) * work.cost.at(entry[k].row, entry[k].column); });
 
   shift(lanes, p, work, solved);
   T *f = static_cast<T*>(p.f) + item * p.N, *g = static_cast<T*>(p.g) + item * p.M;
@@ -310,7 +310,8 @@ SFR_LANES void write(const Lanes& lanes, const ExactForwardParams& p, int64_t it
   const auto fill = [&](void* out, int64_t count, double value) {
     lanes.each(count, [&](int64_t k) { static_cast<T*>(out)[item * count + k] = T(value); });
   };
-  fill(p.value, 1, blank.value), fill(p.gap, 1, blank.gap), fill(p.error, 1, blank.error), fill(p.magnitude, 1, blank.rest);
+  fill(p.value, 1, blank.value), fill(p.gap, 1, blank.gap), fill(p.error, 1, blank.error),
+      fill(p.magnitude, 1, blank.rest);
   fill(p.f, p.N, blank.rest), fill(p.g, p.M, blank.rest), fill(p.mass, most, blank.rest);
   lanes.each(most, [&](int64_t k) { p.rows[item * most + k] = p.columns[item * most + k] = 0; });
   if (lanes.first) p.n_iter[item] = n_iter;

@@ -32,10 +32,10 @@ struct Transportation {
   double* low = nullptr;                   // their second parts
   double *u = nullptr, *u_low = nullptr;   // [n] at the end
   Tree tree;
-  Entry* entry = nullptr;                            // [n + m - 1] the plan to start from, and the last one
+  Entry* entry = nullptr;                             // [n + m - 1] the plan to start from, and the last one
   Units *row_left = nullptr, *column_left = nullptr;  // [n], [m] not placed yet
-  int64_t* from = nullptr;                           // [span]
-  double* room = nullptr;                            // [span] v of columns with units left, else -inf
+  int64_t* from = nullptr;                            // [span]
+  double* room = nullptr;                             // [span] v of columns with units left, else -inf
 
   template <class Memory>
   SFR_ANYWHERE void reserve(Memory& memory, int64_t rows, int64_t columns, int64_t row_length) {
@@ -92,9 +92,8 @@ template <class S>
 SFR_LANES int64_t ship_the_rest(const Lanes& lanes, const Transportation<S>& work, int64_t& count) {
   const Costs<S>& cost = work.cost;
   int64_t detours = 0;
-  lanes.each(cost.span, [&](int64_t j) {
-    work.room[j] = j < cost.m && work.column_left[j] > 0 ? work.v()[j] : -infinity;
-  });
+  lanes.each(cost.span,
+             [&](int64_t j) { work.room[j] = j < cost.m && work.column_left[j] > 0 ? work.v()[j] : -infinity; });
   for (int64_t i = 0; i < cost.n; ++i)
     while (work.row_left[i] > 0) {
       const Nearest next = nearest(lanes, cost.row(i), AsTheyAre(), work.room, 0, cost.width);
@@ -222,8 +221,7 @@ SFR_LANES int64_t pivot_to_the_end(const Lanes& lanes, const Transportation<S>& 
         const Moved moved = pivot(tree, edge.row, edge.column, pivots);
         const double shift = moved.by_column ? edge.reduced : -edge.reduced;
         if (fine)
-          over_subtree(tree, moved.top,
-                       [&](int64_t k) { work.put_potential(k, work.twofold(k) + Twofold{shift, 0}); });
+          over_subtree(tree, moved.top, [&](int64_t k) { work.put_potential(k, work.twofold(k) + Twofold{shift, 0}); });
         else
           over_subtree(tree, moved.top, [&](int64_t k) { work.potential[k] += shift; });
       }
@@ -287,8 +285,8 @@ SFR_LANES Certificate certify(const Lanes& lanes, const Transportation<S>& work,
   return out;
 }
 
-// From `entries` of a plan, and the potentials of rows, which stay as they are where they can: an optimal plan, u and v.
-// `parts`: potentials of rows are nothing to start from. Counts the pivots.
+// From `entries` of a plan, and the potentials of rows, which stay as they are where they can: an optimal plan, u and
+// v. `parts`: potentials of rows are nothing to start from. Counts the pivots.
 template <class S>
 SFR_LANES Certificate improve(const Lanes& lanes, const Transportation<S>& work, bool parts, double unit,
                               int64_t& entries, int64_t& pivots) {
@@ -303,8 +301,8 @@ SFR_LANES Certificate improve(const Lanes& lanes, const Transportation<S>& work,
   }
 }
 
-// Makes of a plan with `detours` over forbidden pairs one without, by the same method at a price of 1 for each of these.
-// False: there is none. The potentials of rows are 0 afterwards.
+// Makes of a plan with `detours` over forbidden pairs one without, by the same method at a price of 1 for each of
+// these. False: there is none. The potentials of rows are 0 afterwards.
 template <class S>
 SFR_LANES bool avoid(const Lanes& lanes, const Transportation<S>& work, int64_t& entries, int64_t& pivots) {
   const auto level = [&](int64_t i) { work.put_potential(i, {}); };

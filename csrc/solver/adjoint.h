@@ -14,10 +14,10 @@ struct Upstream {
 
 // d/da_i of the two values, before normalisation of the weights; `other` is the sum of the other side's weights.
 template <class T>
-SFR_FN T weight_gradient(const Marginal<T>& side, Index i, Upstream<T> up, T eps, T mean, T other) {
+SFR_FN T weight_gradient(const Marginal<T>& side, Index i, Upstream<T> up, T eps, T other) {
   const T bare = side.bare()[i], step = side.step()[i];
   if (!side.has_reach()) return eps * ((up.transport + up.entropic) * bare + up.transport * step);
-  const T f = eps * bare + mean / 2, reach = side.reach(eps), left = expm1_of(-f / reach);
+  const T reach = side.reach(eps), f = reach * side.over_reach(bare), left = expm1_of(-side.over_reach(bare));
   return up.transport * side.gain() * (1 + left) * (f + eps * step) +
          up.entropic * (reach * -left - eps * (1 + left - other));
 }
@@ -78,7 +78,7 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, bool relative, T
     const auto term = [&](Index i, Index j, Vec<T> p) { return p > 0 ? -p * log_ratio(i, j) : Vec<T>{}; };
     plan.gather(term, term, rows.right(), columns.right());
     const auto give_way = [](const Marginal<T>& side, Index i) {
-      side.right()[i] -= side.sum()[i] * (side.eps_over_reach * side.bare()[i] + side.offset * T(ln2));
+      if (side.has_reach()) side.right()[i] -= side.sum()[i] * side.over_reach(side.bare()[i]);
     };
     if (plan.has_reach()) {
       plan.each_patch_of_rows([&](Index i) { give_way(rows, i); });
@@ -101,10 +101,9 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, bool relative, T
     store(plan.at(i, j), p > 0 ? p * (up.transport + moved) : Vec<T>{});
   });
   slope[0] += up.entropic * (rows.total * columns.total - mass);
-  plan.each_patch_of_rows(
-      [&](Index i) { rows.gradient()[i] = weight_gradient(rows, i, up, eps, plan.mean, columns.total); });
+  plan.each_patch_of_rows([&](Index i) { rows.gradient()[i] = weight_gradient(rows, i, up, eps, columns.total); });
   plan.each_patch_of_columns(
-      [&](Index j) { columns.gradient()[j] = weight_gradient(columns, j, up, eps, plan.mean, rows.total); });
+      [&](Index j) { columns.gradient()[j] = weight_gradient(columns, j, up, eps, rows.total); });
   plan.sync();
   if (relative && eps > 0) spread_backward(plan, (slope[0] + up.eps) * options_eps * options_eps / eps);
   return slope[0];

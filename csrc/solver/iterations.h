@@ -63,6 +63,7 @@ SFR_FN Stop iterate(Plan& plan, const Step<T>& step, Relaxation<T>& relaxation, 
     plan.scale_columns(false, stop ? T(1) : omega);
     if (stop) return at_edge ? Stop::at_edge : reached ? Stop::reached : Stop::ended;
     if (n % Relaxation<T>::window == 0) relaxation.observe(error);
+    if (plan.has_reach()) balance_masses(plan);
   }
 }
 

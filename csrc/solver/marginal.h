@@ -16,7 +16,7 @@ struct Marginal {
 
   T total = 1;           // sum of the weights; 1 without a reach
   T eps_over_reach = 0;  // 0: the marginal is met
-  T offset = 0;          // mean / (2 reach) in powers of two: f is that of C, F that of C - mean
+  T offset = 0;          // (mean / 2 + shift) / reach in powers of two: f is that of C, F that of C - mean
 
   static constexpr int of_rows = 5, of_columns = 10;  // vectors that there are
 
@@ -44,6 +44,8 @@ struct Marginal {
   }
   SFR_INLINE bool has_reach() const { return eps_over_reach > 0; }
   SFR_INLINE T reach(T eps) const { return eps / eps_over_reach; }
+  // f / reach, from a potential without the marginal, in units of eps.
+  SFR_INLINE T over_reach(T bare) const { return eps_over_reach * bare + offset * T(ln2); }
 
   // What the plan's sums should be.
   SFR_INLINE const T* target() const { return has_reach() ? bent : weight; }

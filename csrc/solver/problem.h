@@ -2,6 +2,7 @@
 #pragma once
 
 #include "adjoint.h"
+#include "masses.h"
 #include "options.h"
 #include "solve.h"
 
@@ -17,6 +18,7 @@ struct Totals {
 template <class T>
 SFR_FN void set_scale(Plan<T>& plan, const SolverOptions& options, Totals<T> totals, T mean, T eps) {
   plan.mean = mean;
+  plan.shift = 0;
   plan.factor = eps > 0 ? 1 / (eps * T(ln2)) : T(0);
   if (options.reach_a > 0) {
     plan.rows.set_reach(T(options.reach_a), eps, mean, totals.a);
@@ -47,16 +49,40 @@ SFR_FN void set_columns(Plan<T>& plan, const void* from, int64_t p, T centre) {
         [&](Index j) { plan.columns.log()[j] += (g[plan.column_index(j)] - centre) * plan.factor; });
 }
 
+// What the columns' potentials have in common, which may be large, goes to where no rounding meets it.
+template <class T>
+SFR_FN void take_shift(Plan<T>& plan) {
+  plan.sync();
+  const Marginal<T>& columns = plan.columns;
+  const T sum = plan.sum_patches_of_columns([&](Index j) { return columns.log()[j] - log_weight_of(columns, j); });
+  const T common = sum / T(plan.kept_columns);
+  if (!finite(common)) return;
+  plan.each_patch_of_columns([&](Index j) { columns.log()[j] -= common; });
+  shift_masses(plan, -common);
+}
+
+// Potentials of 0 of the cost itself: where costs lie far beyond a reach, those of the centred cost would be far out.
+template <class T>
+SFR_FN void start_at_zero(Plan<T>& plan) {
+  const T centre = plan.mean / 2 * plan.factor;
+  plan.sync();
+  plan.each_patch_of_columns([&](Index j) { plan.columns.log()[j] -= centre; });
+}
+
 // Solves problem p. `sound`: its weights are what weights should be.
 template <class T>
 SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, bool sound, int64_t p) {
   const Spread<T> spread = spread_of(plan);
-  const T eps = regularisation(out, spread, p), to_cost = eps * T(ln2), nan = Number<T>::nan;
+  const T eps = regularisation(out, spread, p), nan = Number<T>::nan;
   sound = sound && finite(spread.mean) && finite(spread.deviation) && finite(eps);
   Solution<T> solution;
   if (sound) {
     set_scale(plan, out.options, totals, spread.mean, eps);
     set_columns(plan, out.init_g, p, spread.mean / 2);
+    if (plan.has_reach()) {
+      if (!out.init_g) start_at_zero(plan);
+      if (!out.options.symmetric) take_shift(plan);
+    }
     plan.each_row([&](Index i) { store(plan.rows.scale() + i, splat<T>(1)); });
     plan.each_column([&](Index j) { store(plan.columns.scale() + j, splat<T>(1)); });
     plan.sync();
@@ -65,11 +91,10 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
 
   // A side's potentials, and what they add to the dual value.
   const auto put_potential = [&](const Marginal<T>& side, Index i, T* to) {
-    const T f = sound ? (side.log()[i] - log_weight_of(side, i)) * to_cost : nan;
+    const T bare = (side.log()[i] - log_weight_of(side, i)) * T(ln2), f = sound ? bare * eps : nan;
     if (to) *to = f;
     if (!side.has_reach()) return side.weight[i] * f;
-    const T reach = side.reach(eps);
-    return -side.weight[i] * reach * expm1_of((-f - spread.mean / 2) / reach);
+    return -side.weight[i] * side.reach(eps) * expm1_of(-side.over_reach(bare));
   };
   T *f = static_cast<T*>(out.f) + p * plan.all_rows, *g = static_cast<T*>(out.g) + p * plan.all_columns;
   plan.clear_removed_rows(f);
@@ -79,11 +104,15 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
       [&](Index j) { return put_potential(plan.columns, j, plan.has_columns() ? g + plan.column_index(j) : nullptr); });
   if (!plan.reports()) return;
   const auto put = [&](void* to, T value) { static_cast<T*>(to)[p] = sound ? value : nan; };
-  const T centre = ((plan.rows.has_reach() ? 0 : 1) + (plan.columns.has_reach() ? 0 : 1)) * (spread.mean / 2);
+  const T shift = plan.shift * eps * T(ln2);
+  T centre = 0;
+  if (!plan.rows.has_reach()) centre += spread.mean / 2 + shift;
+  if (!plan.columns.has_reach()) centre += spread.mean / 2 - shift;
   put(out.transport, solution.plan.value);
   put(out.entropic, dual + centre - eps * (solution.plan.mass - plan.rows.total * plan.columns.total));
   put(out.eps, eps);
   put(out.mean, spread.mean);
+  put(out.shift, shift);
   put(out.error, solution.plan.error);
   out.n_iter[p] = solution.n_iter;
 }
@@ -109,6 +138,7 @@ SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> tot
   const auto at = [p](const void* in) { return in ? static_cast<const T*>(in)[p] : T(0); };
   const T mean = at(grad.mean), eps = at(grad.eps);
   set_scale(plan, grad.options, totals, mean, eps);
+  shift_masses(plan, at(grad.shift) * plan.factor);
   set_rows(plan, grad.f, p);
   set_columns(plan, grad.g, p, T(0));
   plan.sync();

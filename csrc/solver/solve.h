@@ -2,6 +2,7 @@
 #pragma once
 
 #include "iterations.h"
+#include "masses.h"
 #include "newton.h"
 
 namespace SFR_TARGET {
@@ -10,6 +11,7 @@ namespace SFR_TARGET {
 template <class T>
 SFR_FN void widen(Plan<T>& plan, T by) {
   plan.factor /= by;
+  plan.shift /= by;
   plan.rows.eps_over_reach *= by;
   plan.columns.eps_over_reach *= by;
   plan.each_column([&](Index j) {
@@ -38,6 +40,8 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread) 
       widen(plan, strategy.width() / width);
       width = strategy.width();
     }
+    // Where the rows' potentials are still to follow, the masses are not known yet.
+    if (plan.has_reach() && (from == From::potentials || from == From::scalings)) balance_masses(plan);
     const Evaluation<T> now = plan.evaluate(from);
     const Step<T> step = strategy.next(now, [&] { return rounding(plan); });
     from = strategy.after(step);

@@ -22,7 +22,8 @@ struct Evaluation {
   T value = 0;             // <P, C> / sum(P): what rounding does to the mass does nothing to it; with a reach <P, C>
   T mass = 0;              // sum(P)
   T error = 0;             // L1 error of both marginals, with a reach in units of the mass
-  bool underflow = false;  // some patch holds so little of its mass that scaling could not bring it back
+  bool underflow = false;  // some patch holds so little of its mass that scaling could not bring it back, or, where
+                           // there is a reach, so much
   bool exact = false;      // of the potentials, to the last bit; else up to rounding, and without the value
 };
 

@@ -5,6 +5,7 @@ operator allocates its outputs with torch and hands them, with sizes and strides
 nothing of torch.
 """
 
+from .assignment import assignment_forward
 from .contracts import DTYPES, METRIC_NAMES, METRICS, STRATEGIES, ExactOptions, ExactSolved, Solved, SolverOptions
 from .cost import cost_forward
 from .divergence import Divergence, SelfSolved, divergence_forward, flat, self_forward
@@ -30,6 +31,7 @@ __all__ = [
     "SelfSolved",
     "Solved",
     "SolverOptions",
+    "assignment_forward",
     "compute_dtype",
     "copied",
     "cost_forward",

@@ -82,6 +82,7 @@ class Solved(NamedTuple):
     g: Tensor
     eps: Tensor
     mean: Tensor
+    shift: Tensor
     n_iter: Tensor
     error: Tensor
 
@@ -219,6 +220,19 @@ class ExactBackwardParams(NamedTuple):
     grad_cost: Tensor | None
     grad_a: Tensor | None
     grad_b: Tensor | None
+
+
+class AssignmentForwardParams(NamedTuple):
+    B: int
+    G: int
+    N: int
+    M: int
+    compute: DType
+    cost: CostView
+    maximize: bool
+    limit: float
+    columns: Tensor
+    threads: int
 
 
 class Where(NamedTuple):

@@ -38,6 +38,7 @@ class DivergenceSaved(NamedTuple):
     g: Tensor
     eps: Tensor
     mean: Tensor
+    shift: Tensor
     x_potential: Tensor
     x_mean: Tensor
     y_potential: Tensor
@@ -52,6 +53,7 @@ class Divergence(NamedTuple):
     g: Tensor
     eps: Tensor
     mean: Tensor
+    shift: Tensor
     x_potential: Tensor
     x_mean: Tensor
     y_potential: Tensor
@@ -165,6 +167,7 @@ def _room(x: Tensor, y: Tensor, patch_size: int) -> Divergence:
         g=empty(*lead, m),
         eps=empty(*lead),
         mean=empty(*lead),
+        shift=empty(*lead),
         x_potential=empty(*lead, n),
         x_mean=empty(*lead),
         y_potential=empty(*lead, m),
@@ -218,6 +221,7 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
         g=between.g,
         eps=used,
         mean=between.mean,
+        shift=between.shift,
         x_potential=with_x.f,
         x_mean=with_x.mean,
         y_potential=with_y.f,
@@ -246,7 +250,7 @@ def _itself_backward(
     grad_x, _, grad_a, _ = features_backward(
         Upstream(None, -grad),
         Pair(x, y, weight, weight),
-        Saved(potential, potential, eps, mean),
+        Saved(potential, potential, eps, mean, torch.zeros_like(mean)),  # of a problem with itself
         ground,
         _with_itself(options, reach, eps.dtype),
         NeedPair(need_features, False, need_weight, False),
@@ -293,7 +297,7 @@ def _backward(
     masses = _masses(pair, options, lead)
     if masses is not None:
         slope = slope + grad * masses.square() / 2
-    between = Saved(saved.f, saved.g, eps, saved.mean)
+    between = Saved(saved.f, saved.g, eps, saved.mean, saved.shift)
     grad_x, grad_y, grad_a, grad_b = features_backward(
         Upstream(None, grad), pair, between, ground, options, need, grad_eps=slope
     )

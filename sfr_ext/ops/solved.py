@@ -27,6 +27,7 @@ class Saved(NamedTuple):
     g: Tensor
     eps: Tensor
     mean: Tensor
+    shift: Tensor
 
 
 class Upstream(NamedTuple):
@@ -37,13 +38,13 @@ class Upstream(NamedTuple):
 
 
 def saved(solved: Solved) -> Saved:
-    return Saved(solved.f, solved.g, solved.eps, solved.mean)
+    return Saved(solved.f, solved.g, solved.eps, solved.mean, solved.shift)
 
 
 def again(saved: Saved) -> Solved:
     """What backward's kernel is given of `Solved`."""
     absent: Any = None
-    return Solved(absent, absent, saved.f, saved.g, saved.eps, saved.mean, absent, absent)
+    return Solved(absent, absent, saved.f, saved.g, saved.eps, saved.mean, saved.shift, absent, absent)
 
 
 def room(like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype) -> Solved:
@@ -56,6 +57,7 @@ def room(like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype
         g=value.new_empty((*lead, m)),
         eps=torch.empty_like(value),
         mean=torch.empty_like(value),
+        shift=torch.empty_like(value),
         n_iter=torch.empty_like(value, dtype=torch.int64),
         error=torch.empty_like(value),
     )

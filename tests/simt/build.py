@@ -146,6 +146,14 @@ class Library:
         """What a device (0 to 3) has; to be called before it is first used, for limits are asked for once."""
         self.calls.simt_set_device(index, processors, shared_kib)
 
+    def has_context(self, index: int) -> bool:
+        """Whether something made a context on the device since `device` was called."""
+        return bool(self.calls.simt_has_context(index))
+
+    def current_device(self) -> int:
+        """That of this thread."""
+        return self.calls.simt_current_device()
+
 
 @functools.cache
 def emulator(flavour: str = "plain") -> Library:

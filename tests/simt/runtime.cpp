@@ -29,6 +29,7 @@ int from_environment(const char* name, int otherwise) {
 struct Device {
   int processors = from_environment("SFR_SIMT_PROCESSORS", 4);
   size_t shared = size_t(from_environment("SFR_SIMT_SHARED_KIB", 99)) * kib;  // for a block that asks
+  bool context = false;
 };
 
 std::recursive_mutex mutex;  // one launch at a time, and everything else in between
@@ -46,6 +47,13 @@ cudaError_t result(cudaError_t error) {
 cudaError_t refused(cudaError_t error, const void* kernel, const std::string& why) {
   details = simt::function_name(kernel) + ": " + why;
   return result(error);
+}
+
+// The driver's cuDevicePrimaryCtxGetState.
+int context_state(int device, unsigned* flags, int* active) {
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  *flags = 0, *active = devices[device].context;
+  return 0;
 }
 
 size_t shared_allowed(const void* kernel) {
@@ -67,6 +75,7 @@ namespace simt {
 
 cudaError_t occupancy(int* blocks, const void* kernel, int threads, size_t shared) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
+  devices[current].context = true;
   if (threads < 1) return result(cudaErrorInvalidValue);
   *blocks = threads > most_threads || shared > shared_allowed(kernel) ? 0 : blocks_per_processor(threads, shared);
   return cudaSuccess;
@@ -75,6 +84,7 @@ cudaError_t occupancy(int* blocks, const void* kernel, int threads, size_t share
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(const void*),
                    const void* arguments) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
+  devices[current].context = true;
   Launch how;
   how.grid = config.gridDim, how.block = config.blockDim, how.shared = config.dynamicSmemBytes;
   how.kernel = kernel, how.body = body, how.arguments = arguments;
@@ -164,8 +174,18 @@ cudaError_t cudaGetDevice(int* device) {
 }
 
 cudaError_t cudaSetDevice(int device) {
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
   if (device < 0 || device >= device_count) return result(cudaErrorInvalidDevice);
   current = device;
+  devices[device].context = true;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* status) {
+  const bool known = std::strcmp(name, "cuDevicePrimaryCtxGetState") == 0;
+  *function = known ? reinterpret_cast<void*>(context_state) : nullptr;
+  *status = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return cudaSuccess;
 }
 
@@ -236,6 +256,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute which, int value) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
+  devices[current].context = true;
   if (which != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || size_t(value) > devices[current].shared) return result(cudaErrorInvalidValue);
   allowed[kernel] = size_t(value);
@@ -244,18 +265,21 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute which, in
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
+  devices[current].context = true;
   *attributes = {0, simt::most_threads, 32, int(shared_allowed(kernel))};
   return cudaSuccess;
 }
 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
+  devices[current].context = true;
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
+  devices[current].context = true;
   std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
@@ -266,8 +290,19 @@ SIMT_EXPORT void simt_set_seed(long long seed) {
   simt::set_seed(seed);
 }
 
-// Before the first use of the device, whose limits may be remembered.
+// Before the first use of the device, whose limits may be remembered. It then has no context.
 SIMT_EXPORT void simt_set_device(int device, int processors, int shared_kib) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   devices[device] = {processors, size_t(shared_kib) * kib};
+}
+
+// Whether something made a context there, as on a GPU.
+SIMT_EXPORT int simt_has_context(int device) {
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  return devices[device].context;
+}
+
+// The device of the calling thread.
+SIMT_EXPORT int simt_current_device() {
+  return current;
 }

@@ -11,7 +11,7 @@ import torch
 from cases import error, weights
 from torch import Tensor
 
-from sfr_ext.ops import ExactOptions
+from sfr_ext.ops import ExactOptions, assignment_forward
 from sfr_ext.ops.exact import exact_forward
 from simt import build
 from simt.test_kernels import FLAVOUR, SEEDS, cases, emulated
@@ -70,6 +70,71 @@ def test_under_every_schedule(strategy: str, name: str) -> None:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(results[0][:4], expected[:4], strict=True))
         tolerance = 1e-14 if dtype == torch.float64 else 1e-6
         assert all(error(*pair) < tolerance for pair in zip(results[0][4:], expected[4:], strict=True))
+
+
+def hard(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None, ExactOptions]:
+    """A problem of each way through the solver: costs ``[1, 1, N, M]``, weights, options."""
+    torch.manual_seed(1)
+    weight = torch.float64 if dtype == torch.float64 else torch.float32
+    cost, a, b = torch.rand(1, 1, 9, 12, dtype=dtype), weights(1, 9, dtype=weight), weights(1, 12, dtype=weight)
+    if name == "forbidden":
+        cost[torch.rand(cost.shape) < 0.4] = torch.inf
+        cost[0, 0, :, 5] = 0.5  # one column that all may use, so that there may be a plan
+    if name == "infeasible":
+        cost[..., 2, :] = torch.inf
+    if name == "blocks":  # a cost far above all others, and parts that no flow connects
+        a, b = torch.ones(1, 9, dtype=weight), torch.ones(1, 12, dtype=weight)
+        a[0, :4], b[0, :4] = 3, 3
+        a[0, 4:], b[0, 4:] = 8, 5
+        cost[..., :4, 4:] = cost[..., 4:, :4] = 1e30
+    if name == "square, forbidden":
+        cost, a, b = cost[..., :9].clone(), None, None
+        cost[torch.rand(cost.shape) < 0.3] = torch.inf
+    if name == "clouds apart":  # long searches: the simplex method takes over
+        x = torch.randn(80, 3, dtype=dtype)
+        cost, a, b = torch.cdist(x, torch.randn(80, 3, dtype=dtype) + 5)[None, None], None, None
+    if name == "empty" and b is not None:
+        b[:] = 0
+    return cost, a, b, ExactOptions(0.2, 0.1) if name == "prices" else OPTIONS
+
+
+HARD = ["forbidden", "infeasible", "blocks", "square, forbidden", "clouds apart", "empty", "prices"]
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_way_is_the_cpus(name: str, dtype: torch.dtype) -> None:
+    cost, a, b, options = hard(name, dtype)
+    expected = exact_forward(cost, a, b, *options, "solve")
+    for seed in SEEDS[:2]:
+        with emulated(FLAVOUR, "automatic", seed):
+            out = exact_forward(cost, a, b, *options, "solve")
+        for ours, theirs in zip(out[3:7], expected[3:7], strict=True):
+            assert torch.equal(ours, theirs)
+        for ours, theirs in zip(out[:3], expected[:3], strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["forbidden", "blocks", "prices", "square, forbidden"])
+def test_no_race_on_other_ways(name: str) -> None:
+    cost, a, b, options = hard(name, torch.float32)
+    with emulated("race", "block", 1):
+        exact_forward(cost, a, b, *options, "solve")
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 37), (37, 4), (12, 12)])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_assignments_are_the_cpus(shape: tuple[int, int], share: float) -> None:
+    torch.manual_seed(2)
+    cost = torch.rand(3, 1, *shape)
+    cost[torch.rand(cost.shape) < share] = torch.inf
+    cost[2, 0, 0, 0] = torch.nan
+    expected = assignment_forward(cost, False, 0.8)
+    for strategy in ("several", "block", "stream"):
+        with emulated(FLAVOUR, strategy, 1):
+            assert torch.equal(assignment_forward(cost, False, 0.8), expected)
+    with emulated("race", "block", 1):
+        assert torch.equal(assignment_forward(cost, False, 0.8), expected)
 
 
 def test_nan_and_bad_weights_stay_in_their_own_problem() -> None:

@@ -23,7 +23,7 @@ USUAL_FOLDER = Path("/usr/local/cuda")
 
 # Machine code for each of these that the nvcc at hand knows, and PTX of the newest, which the driver compiles for GPUs
 # that are newer still. Code for 8.0 also runs on 8.7, for 10.0 on 10.3, for 12.0 on 12.1, and so on; 8.9 runs 8.6's,
-# since its own would be the same to the bit.
+# since its own would be the same to the bit. PTX of the oldest is for what lies between them, such as 11.0.
 DEFAULT_ARCHS = ["75", "80", "86", "90", "100", "120"]
 
 # nvcc without a toolkit; all parts must be of one release. There are wheels for these two platforms.
@@ -80,8 +80,9 @@ class CudaToolchain:
 
     @property
     def code(self) -> list[str]:
-        """What a module is compiled to: machine code of each architecture, PTX of the newest."""
-        return [*(f"sm_{arch}" for arch in self.archs), f"compute_{self.archs[-1]}"]
+        """What a module is compiled to: machine code of each architecture, PTX of the oldest and of the newest."""
+        ptx = dict.fromkeys([self.archs[0], self.archs[-1]])
+        return [*(f"sm_{arch}" for arch in self.archs), *(f"compute_{arch}" for arch in ptx)]
 
     @property
     def compile_flags(self) -> list[str]:
@@ -98,14 +99,18 @@ class CudaToolchain:
         return [f"-DSFR_REAL={real}", *less] if real else []
 
     def target_flags(self, real: str = "float") -> list[str]:
-        """Every architecture's machine code, and PTX of the newest; for float64 what serves for them all."""
+        """Every architecture's machine code, and PTX of the oldest and newest; for float64 what serves for them all.
+
+        A GPU of the oldest architecture or of any later one then finds something that runs on it.
+        """
         # Nothing in the kernels is for one architecture alone, so the oldest one's PTX is assembled for the others:
         # the compiler's first half, which makes PTX, runs once, and once more for the PTX of the newest.
         oldest, newest = self.archs[0], self.archs[-1]
         if real == "double":  # machine code runs on all later architectures of its major version, PTX on all later ones
             majors = {arch[:-1]: arch for arch in reversed(self.archs)}
             return [_gencode(oldest, [f"sm_{arch}" for arch in reversed(majors.values())] + [f"compute_{oldest}"])]
-        older = [_gencode(oldest, [f"sm_{arch}" for arch in self.archs[:-1]])] if oldest != newest else []
+        between = [*(f"sm_{arch}" for arch in self.archs[:-1]), f"compute_{oldest}"]
+        older = [_gencode(oldest, between)] if oldest != newest else []
         return [*older, _gencode(newest, [f"sm_{newest}", f"compute_{newest}"])]
 
     def target_flag(self, arch: str, real: str = "float") -> str:

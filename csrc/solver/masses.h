@@ -1,0 +1,43 @@
+// The total mass of a problem with a reach: one slow mode of the iterations, which has a closed form.
+#pragma once
+
+#include "passes.h"
+#include "strategy.h"
+
+namespace SFR_TARGET {
+
+// Adds `by`, in powers of two, to all potentials of the rows and takes it from those of the columns. No entry of the
+// plan changes, so the potentials stay as they are: a number beside them holds it, and no rounding meets it.
+template <class T>
+SFR_FN void shift_masses(Plan<T>& plan, T by) {
+  plan.shift += by;
+  plan.rows.offset += plan.rows.eps_over_reach * by;
+  plan.columns.offset -= plan.columns.eps_over_reach * by;
+}
+
+// The dual value is largest in such a shift where the masses of both targets, A = sum_i a_i exp(-f_i / reach_a) and B
+// alike, are equal: s = ln(A / B) / (1 / reach_a + 1 / reach_b) (Sejourne, Vialard and Peyre, 2022).
+template <class T>
+SFR_FN void balance_masses(Plan<T>& plan) {
+  const auto target = [](const Marginal<T>& side, Index i, Vec<T>(&sums)[1]) {
+    const Vec<T> log = load(side.log() + i) + log2<T>(load(side.scale() + i));
+    sums[0] += side.has_reach() ? kept(side, i, side.bend(log_weight(side, i), log)) : mass_at(side, i);
+  };
+  T of_rows[1], of_columns[1];
+  plan.template reduce_rows<Sum>(of_rows, [&](Index i, Vec<T>(&sums)[1]) { target(plan.rows, i, sums); });
+  plan.template reduce_columns<Sum>(of_columns, [&](Index j, Vec<T>(&sums)[1]) { target(plan.columns, j, sums); });
+  const T softness = plan.rows.eps_over_reach + plan.columns.eps_over_reach;
+  const T by = (log2_of(of_rows[0]) - log2_of(of_columns[0])) / softness;
+  if (!finite(by)) return;
+  shift_masses(plan, by);
+  const auto bend = [](const Marginal<T>& side, Index i, T moved) {
+    // Outside of the kept patches nothing bends.
+    const Vec<T> inside = kept(side, i, splat<T>(1)), factor = exp2<T>(splat<T>(moved));
+    if (side.has_reach()) store(side.bent + i, load(side.bent + i) * (inside * factor + (1 - inside)));
+  };
+  plan.each_row([&](Index i) { bend(plan.rows, i, -plan.rows.eps_over_reach * by); });
+  plan.each_column([&](Index j) { bend(plan.columns, j, plan.columns.eps_over_reach * by); });
+  plan.sync();
+}
+
+}  // namespace SFR_TARGET

@@ -1,0 +1,66 @@
+"""Matching rows with columns: `linear_assignment`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks, ops
+from .transport import _four_axes
+
+
+def linear_assignment(cost: Tensor, *, maximize: bool = False, max_cost: float | None = None) -> Tensor:
+    r"""The column matched to each row, for every problem: as many pairs as possible, and of these the least sum.
+
+    .. math:: \min_\sigma \sum_i C_{i \sigma(i)} \quad\text{over one-to-one}\ \sigma\ \text{of the most rows}
+
+    by shortest augmenting paths (Jonker and Volgenant 1987), as `scipy.optimize.linear_sum_assignment` does for one
+    problem; what that refuses as infeasible leaves rows without a column. Of several optima it is any one, the same on
+    every run.
+
+    Args:
+        cost: ``[..., N, M]``, any strides; float16, bfloat16, float32, float64; or integers or bool, which are exact as
+            far as float64 holds them and their sums. +inf (with ``maximize`` -inf) forbids a pair.
+        maximize: the greatest sum instead.
+        max_cost: forbids pairs that cost more (with ``maximize``: less). A gate, not a price: for the price of staying
+            unmatched see the ``reach`` of `solve` with ``solver="exact"``.
+
+    Returns:
+        int64 ``[..., N]``; -1 where a row stays unmatched. All -1 for a problem with NaN or an infinity that does not
+        forbid, and where ``M = 0``. No gradient.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or type.
+        ValueError: ``cost`` has fewer than two axes, or ``max_cost`` is NaN.
+
+    >>> import torch
+    >>> linear_assignment(torch.tensor([[4, 1, 3], [2, 0, 5], [3, 2, 2]]))
+    tensor([1, 0, 2])
+    >>> linear_assignment(torch.tensor([[0.1, 0.9], [0.2, 0.8], [0.7, 0.3]]), max_cost=0.25)
+    tensor([ 0, -1, -1])
+    """
+    where = "linear_assignment"
+    if isinstance(cost, Tensor) and not cost.dtype.is_floating_point and not cost.dtype.is_complex:
+        cost = cost.double()
+    checks.tensor(where, "cost", cost)
+    if cost.dim() < 2:
+        checks.refuse(ValueError, where, "cost", "of shape [..., N, M]", checks.shape_of(cost))
+    if not isinstance(maximize, bool):
+        checks.refuse(TypeError, where, "maximize", "to be a bool", type(maximize).__name__)
+    limit = _limit(where, max_cost, maximize)
+    if 0 in cost.shape[-2:]:
+        return cost.new_full(cost.shape[:-1], -1, dtype=torch.int64)
+    matched = ops.assignment_forward(_four_axes(cost.detach(), 2), maximize, limit)
+    return matched.view(cost.shape[:-1])
+
+
+def _limit(where: str, max_cost: Any, maximize: bool) -> float:
+    if max_cost is None:
+        return -math.inf if maximize else math.inf
+    checks.a_number(where, "max_cost", max_cost)
+    if math.isnan(max_cost):
+        checks.refuse(ValueError, where, "max_cost", "to be a number", max_cost)
+    return float(max_cost)

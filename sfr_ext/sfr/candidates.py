@@ -1,0 +1,130 @@
+"""Which layers of a network could be compared, and by which transform: found by one forward of random images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import layouts
+from ..layouts import Transform
+
+# More tokens than this ahead of a square number of patches are hardly class tokens and registers.
+_MOST_PREFIX = 16
+# Layers of one size are stages of nothing: so many of them, evenly spaced, stand for all.
+_SPACED = 4
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer whose output, by its transform, is features of the image."""
+
+    name: str
+    returned: str  # in words: the shape, and what it comes in
+    transform: Transform | None
+    shape: tuple[int, ...]  # of the features: C, H, W
+    calls: int  # in one forward; the last counts
+    leaf: bool  # whether it has no layers in itself
+
+
+def candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
+    """The layers that return maps or tokens of square ``images`` ``[B, C, S, S]``, in the order in which they end.
+
+    The model is left in evaluation mode.
+    """
+    batch = images.shape[0]
+    grids: set[int] = set()  # sides of the maps seen so far: among tokens they tell patches from a prefix
+    found: dict[str, Candidate] = {}
+    calls: dict[str, int] = {}
+
+    def look(name: str, module: nn.Module, output: Any) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        found.pop(name, None)
+        for steps, returned, tensor in _tensors(output):
+            step = _to_map(tensor, batch, grids)
+            if step is None:
+                continue
+            transform = _composed([*steps, *step])
+            shape = tuple((tensor if not step else step[0](tensor)).shape[1:])
+            leaf = not any(True for _ in module.children())
+            found[name] = Candidate(name, returned, transform, shape, calls[name], leaf)
+            grids.add(shape[1])
+            break
+
+    def hook(name: str) -> Any:
+        return lambda module, arguments, output: look(name, module, output)
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    try:
+        with torch.no_grad():
+            model.eval()(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found.values())
+
+
+def suggestion(layers: list[Candidate]) -> list[Candidate]:
+    """A choice to begin with: the last outermost layer of each size; of one size alone, a few evenly spaced.
+
+    As far as maps do not grow again, as they do in a decoder.
+    """
+    names = {layer.name for layer in layers}
+    outer = [layer for layer in layers if not _within(layer.name, names)]
+    grows = (i for i in range(1, len(outer)) if outer[i].shape[1] > outer[i - 1].shape[1])
+    outer = outer[: next(grows, None)]
+    last = {layer.shape: layer for layer in outer}
+    if len(last) > 1:
+        return [layer for layer in outer if layer in last.values()]
+    count = min(_SPACED, len(outer))
+    return [outer[math.ceil((i + 1) * len(outer) / count) - 1] for i in range(count)]
+
+
+def _within(name: str, names: set[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:i]) in names for i in range(1, len(parts)))
+
+
+def _tensors(output: Any) -> Iterator[tuple[list[Transform], str, Tensor]]:
+    """Each tensor of an output: the way to it, words for it, itself."""
+    if isinstance(output, Tensor):
+        yield [], str(list(output.shape)), output
+        return
+    parts: list[tuple[int | str, Any]] = []
+    if isinstance(output, Mapping):
+        parts = [(key, value) for key, value in output.items() if isinstance(key, (int, str))]
+    elif isinstance(output, (tuple, list)):
+        parts = list(enumerate(output))
+    elif is_dataclass(output):
+        parts = [(each.name, getattr(output, each.name)) for each in fields(output)]
+    for key, value in parts:
+        if isinstance(value, Tensor):
+            yield [layouts.item(key)], f"{type(output).__name__} with {list(value.shape)} at {key!r}", value
+
+
+def _to_map(x: Tensor, batch: int, grids: set[int]) -> list[Transform] | None:
+    """What makes a map of a tensor; None where nothing does."""
+    if not x.is_floating_point() or x.shape[:1] != (batch,) or 0 in x.shape:
+        return None
+    if x.dim() == 4:
+        # The images are square: so are the maps.
+        if x.shape[2] == x.shape[3] > 1:
+            return []
+        return [layouts.nhwc] if x.shape[1] == x.shape[2] > 1 else None
+    if x.dim() == 3:
+        count = x.shape[1]
+        known = [side for side in grids if 0 <= count - side * side <= _MOST_PREFIX]
+        side = max(known, default=math.isqrt(count))
+        prefix = count - side * side
+        return [layouts.tokens(prefix)] if side > 1 and prefix <= _MOST_PREFIX else None
+    return None
+
+
+def _composed(steps: list[Transform]) -> Transform | None:
+    if len(steps) > 1:
+        return layouts.compose(*steps)
+    return steps[0] if steps else None

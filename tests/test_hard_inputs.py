@@ -1,0 +1,454 @@
+"""Inputs on which solvers break: large and forbidden costs, tiny eps, empty sides, weights of any size, far patches.
+
+Right values are those of linear programming, of closed forms, of central differences and of `sfr_ext.reference` in
+float64. Each test names the kind of input; the numbers in it are one of many.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from cases import OBJECTIVES, error, features, value_and_gradients, weights
+from torch import Tensor
+
+from sfr_ext import OTResult, cost_matrix, emd_l2, reference, solve, solve_sample
+
+F32, F64 = torch.float32, torch.float64
+INF = math.inf
+
+
+def expected_of(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, **options: Any) -> Any:
+    """The reference's result, converged."""
+    wide = [None if t is None else t.detach().double() for t in (cost, a, b)]
+    return reference.sinkhorn(*wide, **{"tol": 1e-12, "max_iter": 100_000, **options})
+
+
+# --- Costs
+
+
+def with_a_mask(large: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor([[0.1, 0.5, large], [0.4, 0.2, 0.7], [large, 0.6, 0.3]], dtype=dtype)
+
+
+LARGE = [(F32, 1e4), (F32, 1e6), (F32, 1e9), (F32, 1e20), (F32, 3.4e38), (F32, INF)]
+LARGE += [(F64, 1e9), (F64, 1e15), (F64, 1e100), (F64, 1.7e308), (F64, INF)]
+LARGE += [(torch.float16, 6e4), (torch.float16, INF), (torch.bfloat16, 3e38), (torch.bfloat16, INF)]
+
+
+@pytest.mark.parametrize("reach", [None, 0.5, (None, 0.5)], ids=str)
+@pytest.mark.parametrize(("dtype", "large"), LARGE, ids=str)
+def test_a_large_cost_means_never(dtype: torch.dtype, large: float, reach: Any) -> None:
+    """The usual mask: the plan, values and gradients are those of the pair forbidden."""
+    options = {"eps": 0.05, "eps_scale": "absolute", "reach": reach}
+    cost = with_a_mask(large, dtype).requires_grad_()
+    result = solve(cost, tol=1e-6, **options)
+    forbidden = with_a_mask(INF, dtype).requires_grad_()
+    expected = expected_of(with_a_mask(INF, dtype), **options)
+    assert result.converged
+    accuracy = 1e-5
+    if reach is None:
+        assert expected.transport_cost.item() == pytest.approx(0.200584, abs=1e-3 if dtype.itemsize == 2 else 1e-6)
+    torch.testing.assert_close(result.plan.double(), expected.plan, rtol=1e-4, atol=1e-5)
+    for name in ("transport_cost", "entropic_cost"):
+        ours = getattr(result, name)
+        assert ours.item() == pytest.approx(getattr(expected, name).item(), rel=accuracy)
+        (grad,) = torch.autograd.grad(ours, cost, retain_graph=True)
+        wide = forbidden.detach().double().requires_grad_()
+        value = getattr(reference.sinkhorn(wide, **options, tol=1e-12), name)
+        (wanted,) = torch.autograd.grad(value, wide)
+        torch.testing.assert_close(grad.double(), wanted, rtol=1e-2, atol=1e-2 if dtype.itemsize == 2 else 1e-4)
+
+
+@pytest.mark.parametrize("eps_scale", ["std", "absolute"])
+@pytest.mark.parametrize("reach", [None, 0.3, (0.2, None)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 9), (16, 16), (33, 20)])
+def test_forbidden_pairs(shape: tuple[int, int], reach: Any, eps_scale: str) -> None:
+    """A third of the pairs forbidden, with weights: value, gradients, plan, against float64."""
+    cost = torch.rand(3, *shape, dtype=F64)
+    cost = torch.where(torch.rand(3, *shape) < 0.33, INF, cost)
+    cost[:, :, 0] = cost[:, 0] = 0.4  # so that there is a plan
+    a, b = weights(3, shape[0], dtype=F64), weights(3, shape[1], dtype=F64)
+    a[0, 1] = b[1, 2] = 0
+    options = {"eps": 0.1, "eps_scale": eps_scale, "reach": reach}
+    leaves = [t.clone().requires_grad_() for t in (cost, a, b)]
+    result = solve(*leaves, tol=1e-11, max_iter=10_000, **options)
+    wide = [t.clone().requires_grad_() for t in (cost, a, b)]
+    expected = reference.sinkhorn(*wide, tol=1e-12, max_iter=100_000, **options)
+    torch.testing.assert_close(result.plan, expected.plan, rtol=1e-6, atol=1e-9)
+    assert (result.plan[cost == INF] == 0).all()
+    for name in ("transport_cost", "entropic_cost"):
+        ours, theirs = getattr(result, name), getattr(expected, name)
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+        found = torch.autograd.grad(ours.sum(), leaves, retain_graph=True)
+        for grad, wanted in zip(found, torch.autograd.grad(theirs.sum(), wide, retain_graph=True), strict=True):
+            torch.testing.assert_close(grad, wanted, rtol=1e-5, atol=1e-7)
+        assert (found[0][cost == INF] == 0).all()
+
+
+def test_a_patch_that_nothing_is_allowed_to() -> None:
+    """Its problem has no plan: inf, no gradient, not converged; its neighbours are untouched."""
+    cost = torch.rand(3, 4, 5)
+    cost[1, 2] = INF
+    leaf = cost.clone().requires_grad_()
+    result, alone = solve(leaf), solve(cost[::2])
+    for value in (result.transport_cost, result.entropic_cost):
+        assert value[1] == INF
+        (grad,) = torch.autograd.grad(value[::2].sum() + value[1], leaf, retain_graph=True)
+        assert torch.equal(grad[1], torch.zeros(4, 5)) and grad.isfinite().all()
+    assert result.converged.tolist() == [True, False, True]
+    assert torch.equal(result.transport_cost[::2], alone.transport_cost)
+    left_behind = solve(cost[1], reach=0.5)  # its mass may stay where it is
+    assert left_behind.converged and left_behind.transport_cost.isfinite() and (left_behind.plan[2] == 0).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, -INF])
+def test_what_is_no_cost(bad: float) -> None:
+    cost = torch.rand(3, 4, 5)
+    cost[1, 2, 3] = bad
+    result = solve(cost)
+    assert result.transport_cost.isnan().tolist() == [False, True, False]
+    assert result.converged.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(F32, 1e-36), (F32, 1e-37), (F64, 1e-299), (F64, 1e-305)], ids=str)
+@pytest.mark.parametrize("reach", [None, 0.5], ids=str)
+def test_tiny_costs_still_differ(dtype: torch.dtype, scale: float, reach: float | None) -> None:
+    cost = torch.rand(6, 7, dtype=dtype)
+    small = (cost * scale).clone().requires_grad_()
+    result = solve(small, reach=None if reach is None else reach * scale)
+    expected = solve(small.detach().double() / scale, reach=reach)
+    assert (result.transport_cost.double() / scale).item() == pytest.approx(expected.transport_cost.item(), rel=1e-3)
+    assert error(result.plan, expected.plan) < 1e-2
+    (grad,) = torch.autograd.grad(result.transport_cost, small)
+    wide = (small.detach().double() / scale).requires_grad_()
+    (wanted,) = torch.autograd.grad(solve(wide, reach=reach, tol=1e-10).transport_cost, wide)
+    assert error(grad, wanted) < 1e-2
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("value", ["transport_cost", "entropic_cost"])
+def test_gradients_do_not_depend_on_the_scale(value: str, scale: float) -> None:
+    """A relative eps: d/dC stays, d/da and d/db grow with the scale."""
+    cost, a, b = torch.rand(6, 7), weights(6), weights(7)
+
+    def gradients(scale: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [t.to(dtype).requires_grad_() for t in (cost * scale, a, b)]
+        grads = torch.autograd.grad(getattr(solve(*leaves, tol=1e-6), value), leaves)
+        return grads[0].double(), grads[1].double() / scale, grads[2].double() / scale
+
+    for ours, expected in zip(gradients(scale, F32), gradients(1.0, F64), strict=True):
+        assert error(ours, expected) < 1e-3
+
+
+# --- eps
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("eps", [1e-6, 1e-8, 1e-12, 1e-30, 1e-50])
+def test_tiny_absolute_eps(eps: float, dtype: torch.dtype) -> None:
+    """Never worse than what the type can hold: near to the exact value, and a gradient near to its plan."""
+    x, y = features(1, 12, 3, dtype=dtype, grad=True), features(1, 12, 3, dtype=dtype)
+    exact = reference.exact_emd(cost_matrix(x, y))
+    (wanted,) = torch.autograd.grad(emd_l2(x, y, solver="exact"), x)
+    for objective in OBJECTIVES:
+        value = emd_l2(x, y, eps=eps, eps_scale="absolute", objective=objective)
+        (grad,) = torch.autograd.grad(value, x)
+        assert value.item() == pytest.approx(exact.item(), rel=1e-2)
+        assert grad.isfinite().all() and grad.norm() < 10 * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("eps", [1e10, 1e39, 1e300])
+def test_huge_eps(eps: float, dtype: torch.dtype) -> None:
+    """The product of the weights."""
+    cost, a, b = torch.rand(6, 7, dtype=dtype), weights(6, dtype=dtype), weights(7, dtype=dtype)
+    product = (a / a.sum())[:, None] * (b / b.sum())
+    for eps_scale in ("absolute", "std"):
+        result = solve(cost, a, b, eps=eps, eps_scale=eps_scale)
+        torch.testing.assert_close(result.plan, product, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(result.transport_cost, (product * cost).sum(), rtol=1e-4, atol=1e-6)
+        assert result.converged
+
+
+def bumps(n: int, m: int, at: float, width: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    x, y = torch.linspace(-1, 2, n, dtype=F64), torch.linspace(-1, 2, m, dtype=F64)
+    a, b = torch.exp(-((x - 1) ** 2) / 0.08), torch.exp(-((y - at) ** 2) / (2 * width**2))
+    return tuple(t.to(dtype) for t in ((x[:, None] - y) ** 2, a, b))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("n", "m", "at", "width"), [(58, 54, 0.69, 0.19), (50, 50, 0.3, 0.2), (40, 60, 1.4, 0.1)])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_does_not_run_away(n: int, m: int, at: float, width: float, dtype: torch.dtype) -> None:
+    """Two bumps on a line at a small eps: near to the sorted transport, and gradients of the size of the potentials."""
+    cost, a, b = bumps(n, m, at, width, dtype)
+    leaves = [t.requires_grad_() for t in (cost, a, b)]
+    exact = reference.exact_emd(*leaves).item()
+    for max_iter in (500, 1000):
+        result = solve(*leaves, eps=1e-4, eps_scale="absolute", max_iter=max_iter)
+        assert result.transport_cost.item() == pytest.approx(exact, rel=0.02)
+        assert result.entropic_cost.item() == pytest.approx(exact, rel=0.02)
+        grads = torch.autograd.grad(result.transport_cost, leaves)
+        assert all(grad.isfinite().all() for grad in grads)
+        assert (grads[0].abs().sum() < 100) and (grads[1].abs().max() < 1e3 * cost.max())
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(
+    ("cost", "a", "b"),
+    [
+        ([[8.6, 1.8], [4.8, 1.3]], [5.0, 3], [3.0, 4]),
+        ([[8.6, 1.8, 3.0], [4.8, 1.3, 2.0]], [5.0, 3], [3.0, 4, 1]),
+        ([[0.0, 4.0], [3.0, 0.1]], [1.0, 9], [8.0, 3]),
+    ],
+)
+@pytest.mark.parametrize("eps", [0.01, 0.003, 0.001])
+def test_small_eps_within_the_default_iterations(
+    cost: list[list[float]], a: list[float], b: list[float], eps: float, dtype: torch.dtype
+) -> None:
+    """No value is more than 2 % below the exact one, and few patches are solved to the end."""
+    inputs = [torch.tensor(t, dtype=dtype) for t in (cost, a, b)]
+    exact = reference.exact_emd(*inputs).item()
+    result = solve(*inputs, eps=eps, eps_scale="absolute")
+    assert 0.98 * exact <= result.transport_cost.item() <= 1.02 * exact
+
+
+@pytest.mark.parametrize("eps", [1e-3, 1e-4])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_ahead_of_plain_iterations_with_falling_eps(eps: float, dtype: torch.dtype) -> None:
+    x, y = torch.rand(1, 100, 2, dtype=F64), torch.rand(1, 100, 2, dtype=F64)
+    cost = cost_matrix(x, y, metric="sqeuclidean")[0]
+    exact = reference.exact_emd(cost).item()
+    scale = cost.std(correction=0).item() * eps
+    f, g = torch.zeros(100, dtype=F64), torch.zeros(100, dtype=F64)
+    width = cost.max().item()
+    for _ in range(1000):
+        width = max(scale, width * 0.9)
+        f = -width * (torch.logsumexp((g - cost) / width, 1) - math.log(100))
+        g = -width * (torch.logsumexp((f[:, None] - cost) / width, 0) - math.log(100))
+    plan = ((f[:, None] + g - cost) / width).exp() / 1e4
+    plain = abs((plan * cost).sum().item() - exact) / exact
+    ours = solve(cost.to(dtype), eps=eps).transport_cost.item()
+    assert abs(ours - exact) / exact <= plain + 1e-3
+    assert ours >= 0.98 * exact
+
+
+@pytest.mark.parametrize("eps", [1e-10, 1e-12])
+def test_hopeless_eps_ends_soon(eps: float) -> None:
+    """Iterations that change nothing any more are not gone on with."""
+    result = solve(torch.rand(50, 50), eps=eps, max_iter=10**6)
+    assert result.n_iter.item() < 20_000 and result.transport_cost.isfinite()
+
+
+def test_a_start_far_away() -> None:
+    """No worse than without a start."""
+    cost = torch.rand(1, 30, 30, dtype=F32)
+    for std in (10, 100, 1000):
+        init = (std * torch.randn(1, 30), std * torch.randn(1, 30))
+        result, without = solve(cost, init=init), solve(cost)
+        assert result.converged
+        torch.testing.assert_close(result.transport_cost, without.transport_cost, rtol=1e-3, atol=1e-5)
+
+
+# --- Weights
+
+
+def emptied(of: int, groups: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, y = features(3, 6, 4), features(3, *[2] * groups, 5, 4)
+    a, b = weights(3, 6), weights(3, *[2] * groups, 5)
+    (a, b)[of][1] = 0
+    return x, y, a, b
+
+
+EMPTY = [
+    {},
+    {"objective": "entropic"},
+    {"objective": "divergence"},
+    {"objective": "divergence", "eps_scale": "absolute"},
+    {"solver": "exact"},
+    {"reach": 0.5},
+    {"reach": (None, 0.5)},
+    {"reach": 0.5, "objective": "divergence"},
+    {"eps_scale": "absolute"},
+    {"metric": "cosine"},
+]
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("of", [0, 1], ids=["student", "teacher"])
+@pytest.mark.parametrize("options", EMPTY, ids=str)
+def test_an_empty_problem_is_no_error(options: dict[str, Any], of: int, groups: bool) -> None:
+    """An image without objects: 0 and no gradient, and its neighbours have the bits that they have without it."""
+    x, y, a, b = emptied(of, groups)
+    others = torch.tensor([0, 2])
+
+    def value(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return emd_l2(x, y, student_weight=a, teacher_weight=b, reduction="none", **options)
+
+    ours, grads = value_and_gradients(value, *(t.requires_grad_() for t in (x, y, a, b)))
+    kept, wanted = value_and_gradients(value, *(t.detach()[others].requires_grad_() for t in (x, y, a, b)))
+    assert torch.equal(ours[1], torch.zeros_like(ours[1])) and torch.equal(ours[others], kept)
+    for grad, theirs in zip(grads, wanted, strict=True):
+        assert torch.equal(grad[1], torch.zeros_like(grad[1])) and torch.equal(grad[others], theirs)
+    mean = emd_l2(x, y, student_weight=a, teacher_weight=b, **options)
+    torch.testing.assert_close(mean, ours.mean())
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+@pytest.mark.parametrize("reach", [None, 0.5])
+def test_results_of_an_empty_problem(solver: str, reach: float | None) -> None:
+    options = {"solver": solver} if reach is None else {"reach": reach}
+    x, y, a, b = emptied(1, False)
+    for result in (solve_sample(x, y, a, b, **options), solve(cost_matrix(x, y), a, b, **options)):
+        for name in ("transport_cost", "entropic_cost", "f", "g", "plan", "n_iter", "marginal_error"):
+            assert (getattr(result, name)[1] == 0).all(), name
+        assert result.converged.all()
+        assert torch.equal(result.barycentric(y)[1], torch.zeros(6, 4))
+    every = solve(torch.rand(2, 3, 3), torch.zeros(3), **options)
+    assert torch.equal(every.transport_cost, torch.zeros(2)) and every.converged.all()
+
+
+def gradients_by_both(
+    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, **options: Any
+) -> tuple[list[Tensor], list[Tensor]]:
+    """In float32 at tol 1e-5, and in float64 converged."""
+
+    def value(tol: float) -> Any:
+        def of(x: Tensor, y: Tensor, *sides: Tensor) -> Tensor:
+            given = iter(sides)
+            side_a, side_b = (None if w is None else next(given) for w in (a, b))
+            limits = {"tol": tol, "max_iter": 20_000}
+            return emd_l2(x, y, student_weight=side_a, teacher_weight=side_b, **limits, **options)
+
+        return of
+
+    given = [t for t in (x, y, a, b) if t is not None]
+    _, ours = value_and_gradients(value(1e-5), *(t.float().requires_grad_() for t in given))
+    _, exact = value_and_gradients(value(1e-12), *(t.float().double().requires_grad_() for t in given))
+    return ours, exact
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sharpness", [3, 6, 10, 15])
+def test_gradients_at_small_weights(sharpness: float, objective: str) -> None:
+    """A teacher's attention: as near to float64 as uniform weights are."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x, y = features(1, 49, 16), features(1, 49, 16)
+        b = (sharpness * torch.randn(1, 49, dtype=F64)).softmax(-1)
+        ours, exact = gradients_by_both(x, y, None, b, objective=objective)
+        assert all(grad.isfinite().all() for grad in ours)
+        assert error(ours[0], exact[0]) < 5e-3 and error(ours[1], exact[1]) < 5e-3
+
+
+@pytest.mark.parametrize("least", [1e-10, 1e-20, 1e-30, 1e-36])
+def test_gradients_at_a_tiny_weight(least: float) -> None:
+    x, y = features(1, 9, 4), features(1, 8, 4)
+    a = weights(1, 9)
+    a[0, 3] = least
+    for objective in OBJECTIVES:
+        ours, exact = gradients_by_both(x, y, a, None, objective=objective)
+        for found, wanted in zip(ours, exact, strict=True):
+            assert found.isfinite().all() and error(found, wanted) < 5e-3
+
+
+@pytest.mark.parametrize("apart", [10.0, 30.0, 1000.0])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("reach", [0.1, 0.5, (0.1, None), (None, 0.1)], ids=str)
+def test_gradients_where_a_reach_leaves_a_patch_behind(reach: Any, objective: str, apart: float) -> None:
+    x = torch.tensor([[[0.0, 0], [1, 0], [0, 1]]])
+    y = x + 0.05
+    y[0, 0] += apart
+    a, b = torch.full((1, 3), 1 / 3), torch.full((1, 3), 1 / 3)
+    options = {"reach": reach, "eps": 0.05, "eps_scale": "absolute", "objective": objective}
+    ours, exact = gradients_by_both(x, y, a, b, **options)
+    for found, wanted in zip(ours, exact, strict=True):
+        assert found.isfinite().all()
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-2, atol=1e-4)
+
+
+def test_all_patches_out_of_reach() -> None:
+    """Nothing is matched: finite, and no gradient for the features."""
+    x = features(1, 5, 3, grad=True)
+    a = weights(1, 5, grad=True)
+    value = emd_l2(x, features(1, 4, 3) + 100, student_weight=a, reach=0.1, eps=0.05, eps_scale="absolute")
+    grads = torch.autograd.grad(value, (x, a))
+    assert value.item() == pytest.approx(0, abs=1e-6)
+    assert all(grad.isfinite().all() for grad in grads) and grads[0].abs().max() < 1e-6
+
+
+# --- Reach
+
+
+def check_unbalanced(result: OTResult, cost: Tensor, a: Tensor, b: Tensor, **options: Any) -> None:
+    expected = expected_of(cost, a, b, tol=1e-9, **options)
+    assert result.converged
+    assert result.transport_cost.item() == pytest.approx(expected.transport_cost.item(), rel=2e-3)
+    assert result.entropic_cost.item() == pytest.approx(expected.entropic_cost.item(), rel=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("reach", [10.0, 100.0, 1000.0])
+def test_masses_that_differ_and_a_long_reach(reach: float, dtype: torch.dtype) -> None:
+    cost = torch.tensor([[0.0, 1], [1, 0]], dtype=dtype)
+    a, b = torch.tensor([3.0, 7], dtype=dtype), torch.tensor([7.0, 30], dtype=dtype)
+    options = {"eps": 0.05, "eps_scale": "absolute", "reach": reach}
+    result = solve(cost, a, b, **options)
+    if reach == 100:
+        assert result.transport_cost.item() == pytest.approx(2.0669, abs=2e-3)
+    check_unbalanced(result, cost, a, b, **options)
+
+
+@pytest.mark.parametrize("reach", [1.0, 100.0, 1e4])
+@pytest.mark.parametrize("masses", [(1.0, 1.0), (30.0, 1.0), (1.0, 30.0)])
+def test_unbalanced_takes_as_long_as_balanced(masses: tuple[float, float], reach: float) -> None:
+    cost = cost_matrix(features(1, 49, 8), features(1, 40, 8))[0]
+    a, b = (w / w.sum() * mass for w, mass in zip((weights(49), weights(40)), masses, strict=True))
+    balanced = solve(cost, a, b)
+    result = solve(cost, a, b, reach=reach)
+    assert result.converged and result.n_iter <= 2 * balanced.n_iter + 10
+
+
+@pytest.mark.parametrize("reach", [1.5, 0.01, 1e-10, 1e-50])
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_a_reach_far_below_eps(reach: float, scale: float, dtype: torch.dtype) -> None:
+    cost = torch.rand(33, 17, dtype=dtype) * scale
+    result = solve(cost, eps=0.5, reach=reach)
+    expected = expected_of(cost, eps=0.5, reach=reach)
+    assert result.converged and result.n_iter < 100
+    assert result.transport_cost.item() == pytest.approx(expected.transport_cost.item(), rel=1e-3)
+    assert result.entropic_cost.item() == pytest.approx(expected.entropic_cost.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("value", ["transport_cost", "entropic_cost"])
+@pytest.mark.parametrize("reach", [0.5, (0.5, None)], ids=str)
+def test_one_pair_and_a_reach(reach: Any, value: str) -> None:
+    """A relative eps where there is one cost: the gradient is that of the value that is returned."""
+    cost = torch.tensor([[0.7]], dtype=F64, requires_grad=True)
+
+    def of(cost: Tensor) -> Tensor:
+        return getattr(solve(cost, reach=reach, tol=1e-13), value)
+
+    (grad,) = torch.autograd.grad(of(cost), cost)
+    step = 1e-6
+    with torch.no_grad():
+        slope = (of(cost + step) - of(cost - step)) / (2 * step)
+    assert grad.item() == pytest.approx(slope.item(), rel=1e-5)
+
+
+# --- The divergence of nearly equal sets
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4])
+def test_divergence_of_nearly_equal_clouds(noise: float) -> None:
+    x = torch.rand(1, 100, 3, dtype=F64)
+    y = x + noise * torch.randn_like(x)
+    options = {"metric": "sqeuclidean", "objective": "divergence", "eps": 0.05, "eps_scale": "absolute"}
+    x, y = x.float(), y.float()
+    exact = emd_l2(x.double(), y.double(), tol=1e-12, max_iter=20_000, **options).item()
+    assert emd_l2(x, y, tol=1e-6, **options).item() == pytest.approx(
+        exact, rel={1e-2: 1e-3, 1e-3: 0.02, 1e-4: 1.0}[noise]
+    )

@@ -1,0 +1,156 @@
+"""The code of docs/integrations.md, run as it stands; what the Trainer of Hugging Face does with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sfr_ext
+from sfr_ext import layouts
+from sfr_ext.train.models import build_model
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "integrations.md").read_text()
+NEEDS = {"Lightning": ("lightning",), "Hugging Face Trainer": ("transformers", "accelerate")}
+HEADINGS = re.findall(r"^## (.+)$", PAGE, re.M)
+
+
+def blocks(heading: str) -> list[str]:
+    section = re.search(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
+    return re.findall(r"^```python\n(.*?)^```", section[1], re.M | re.S)
+
+
+def scope(tmp_path: Path) -> dict[str, Any]:
+    """What the page says is there."""
+    model, _ = build_model("resnet8", channels=1, num_classes=10)
+    data = torch.utils.data.TensorDataset(torch.rand(32, 1, 16, 16), torch.randint(10, (32,)))
+    loader = torch.utils.data.DataLoader(data, batch_size=8)
+    return {"model": model, "loader": loader, "steps": 4, "torch": torch, "sfr_ext": sfr_ext, "folder": str(tmp_path)}
+
+
+def run(heading: str, tmp_path: Path) -> dict[str, Any]:
+    names = scope(tmp_path)
+    for package in ("lightning", "transformers", "accelerate"):
+        if re.search(
+            rf"(?:import|from) {package if package != 'accelerate' else 'transformers'}\b", str(blocks(heading))
+        ):
+            pytest.importorskip(package)
+    for code in blocks(heading):
+        exec(compile(code, f"docs/integrations.md, {heading}", "exec"), names)
+    return names
+
+
+def test_sections_with_code() -> None:
+    assert [heading for heading in HEADINGS if blocks(heading)] == [
+        "A loop of your own",
+        "Lightning",
+        "Hugging Face Trainer",
+    ]
+
+
+def test_a_loop_of_your_own(tmp_path: Path) -> None:
+    names = run("A loop of your own", tmp_path)
+    assert int(names["smooth"].steps) == 4 + 2 and int(names["sfr"].steps) == 4 + 4
+    assert set(names["state"]["sfr"]) == {"steps"} == set(names["state"]["smooth"])
+    assert int(names["average"].n_averaged) == 2
+
+
+def test_lightning(tmp_path: Path) -> None:
+    names = run("Lightning", tmp_path)
+    assert int(names["trainer"].model.smooth.steps) == 4
+    assert int(names["callback"].state_dict()["steps"]) == 4
+
+
+def test_hugging_face_trainer(tmp_path: Path) -> None:
+    """Both counters are saved beside each checkpoint: steps of the optimiser, and batches."""
+    names = run("Hugging Face Trainer", tmp_path)
+    assert int(names["smooth"].steps) == 4 and int(names["sfr"].steps) == 8
+    saved = torch.load(tmp_path / "checkpoint-2" / "sfr-0.pt")
+    assert int(saved["smooth"]["steps"]) == 2 and int(saved["sfr"]["steps"]) == 4
+
+
+def test_hugging_face_trainer_resumes(tmp_path: Path) -> None:
+    """As if it had not stopped. Of a network without the names of other versions, which its checkpoints translate."""
+    names = run("Hugging Face Trainer", tmp_path / "page")
+    from transformers import TrainingArguments
+    from transformers.modeling_outputs import ImageClassifierOutput
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.network, _ = build_model("resnet8", channels=1, num_classes=10)
+
+        def forward(self, pixel_values, labels):
+            return ImageClassifierOutput(loss=torch.zeros(()), logits=self.network(pixel_values))
+
+    ended = []
+    for resumed in (None, str(tmp_path / "checkpoint-2")):
+        model = Plain()
+        sfr = sfr_ext.SelfFeatureRegularizer(model, ["network.layer1", "network.layer2"], warmup_steps=20)
+        smooth = sfr_ext.DynamicLabelSmoothing(0.5, total_steps=4)
+        arguments = TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            max_steps=4,
+            save_steps=2,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = names["SFRTrainer"](model, arguments, train_dataset=names["data"], sfr=sfr, smooth=smooth)
+        trainer.train(resume_from_checkpoint=resumed)
+        assert int(smooth.steps) == 4 and int(sfr.steps) == 8
+        ended.append([p.detach().clone() for p in model.parameters()])
+    torch.testing.assert_close(ended[1], ended[0])
+
+
+def test_hugging_face_trainer_honours_accumulation(tmp_path: Path) -> None:
+    """Two batches of 4, accumulated, are one of 8: the losses are means over images."""
+    names = run("Hugging Face Trainer", tmp_path)
+    weights = []
+    for size, accumulate in ((4, 2), (8, 1)):
+        torch.manual_seed(0)
+        vit = type(names["vit"])(names["vit"].config)
+        sfr = sfr_ext.SelfFeatureRegularizer(
+            vit, dict.fromkeys(names["blocks"], layouts.tokens()), eps=0.1, tol=1e-6, weight=3.0
+        )
+        smooth = sfr_ext.DynamicLabelSmoothing(0.1, total_steps=4)
+        arguments = names["TrainingArguments"](
+            str(tmp_path / str(size)),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulate,
+            max_steps=2,
+            optim="sgd",
+            learning_rate=0.1,
+            max_grad_norm=0.0,
+            lr_scheduler_type="constant",
+            save_strategy="no",
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        names["SFRTrainer"](vit, arguments, train_dataset=names["data"], sfr=sfr, smooth=smooth).train()
+        assert int(smooth.steps) == 2
+        weights.append([p.detach().clone() for p in vit.parameters()])
+    for ours, theirs in zip(*weights, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_mixin_is_short() -> None:
+    (code, *_) = blocks("Hugging Face Trainer")
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 40 + 3  # with the imports
+
+
+def test_evaluation_is_the_models_own(tmp_path: Path) -> None:
+    names = run("Hugging Face Trainer", tmp_path)
+    steps = int(names["sfr"].steps)
+    metrics = names["trainer"].evaluate(names["data"])
+    assert isinstance(names["vit"], nn.Module) and metrics["eval_loss"] > 0 and int(names["sfr"].steps) == steps

@@ -1,0 +1,149 @@
+"""``sfr-ext layers``: the layers it lists can be compared as it says, in each family of networks."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import families
+import pytest
+import torch
+from torch import nn
+
+import sfr_ext
+from sfr_ext import cli, layouts
+from sfr_ext.sfr.candidates import candidates, suggestion
+from sfr_ext.train.layers import words
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+FAMILIES = families.FAMILIES
+
+
+def listed(model: nn.Module, size: int = 16) -> dict[str, str]:
+    return {layer.name: words(layer.transform) for layer in candidates(model, torch.rand(2, 3, size, size))}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_layers_of_each_family_are_found(name: str) -> None:
+    family = FAMILIES[name]
+    found = listed(family.make())
+    for layer, transform in family.layers.items():
+        if name == "Swin" and layer == "layers.2":
+            assert layer not in found  # one pixel: nothing to transport
+        else:
+            assert found[layer] == words(transform)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_suggested_can_be_trained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line of code that it prints, run as it stands."""
+    FACTORY["make"] = FAMILIES[name].make
+    assert cli.main(["layers", f"{__name__}:made", "--size", "16", "--all"]) == 0
+    code = capsys.readouterr().out.rstrip().split("\n")[-1]
+    scope = {"sfr_ext": sfr_ext, "layouts": layouts, "model": (model := FAMILIES[name].make())}
+    exec(code, scope)
+    sfr = scope["sfr"]
+    for _ in range(2):  # the first makes projections
+        model(torch.rand(2, 3, 16, 16))
+    assert torch.isfinite(sfr.loss())
+
+
+FACTORY: dict[str, object] = {}
+
+
+def made() -> nn.Module:
+    return FACTORY["make"]()
+
+
+def test_a_resnet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["layers", "resnet8", "--size", "32", "--channels", "1"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^layer2 +\[2, 32, 16, 16\] +32 x 16 x 16 +-$", out, re.M)
+    assert "bn1" not in out
+    assert out.endswith('sfr = sfr_ext.SelfFeatureRegularizer(model, ["layer1", "layer2", "layer3"])\n')
+    assert cli.main(["layers", "resnet8", "--size", "32", "--channels", "1", "--all"]) == 0
+    assert "layer1.0.bn1" in capsys.readouterr().out
+
+
+def test_the_decoder_of_a_u_net_is_not_suggested() -> None:
+    found = candidates(families.UNet(), torch.rand(2, 3, 16, 16))
+    assert {"up.0", "up.1"} <= {layer.name for layer in found}
+    assert [layer.name for layer in suggestion(found)] == ["down.0", "down.1", "down.2"]
+
+
+def test_blocks_of_one_size_are_evenly_spaced() -> None:
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 3, 1, 1) for _ in range(12)))
+    assert [layer.name for layer in suggestion(candidates(model, torch.rand(2, 3, 8, 8)))] == ["2", "5", "8", "11"]
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("side", [2, 3, 4, 14])
+def test_prefix_tokens_are_told_from_patches(prefix: int, side: int) -> None:
+    """By the map that the patches come from: 9 + 4 x 4 tokens are 5 x 5 as well."""
+
+    class Embedding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.block = nn.Conv2d(3, 6, 2, 2), nn.Identity()
+
+        def forward(self, x):
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            return self.block(torch.cat((x[:, :1].expand(-1, prefix, -1), x), 1))
+
+    assert listed(Embedding(), 2 * side)["block"] == words(layouts.tokens(prefix))
+
+
+def test_a_layer_called_twice_says_which_call_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Conv2d(3, 3, 3, 1, 1)
+
+        def forward(self, x):
+            return self.block(self.block(x))
+
+    FACTORY["make"] = Twice
+    assert cli.main(["layers", f"{__name__}:made", "--size", "8"]) == 0
+    assert "2 calls: the last counts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["resnet9"], "'resnet9' is neither"),
+        (["resnet8", "--channels", "1", "--size", "1"], "no layer of resnet8 returns maps"),
+        (["nowhere:made"], "No module named 'nowhere'"),
+        ([f"{__name__}:absent"], "no attribute 'absent'"),
+        ([f"{__name__}:listed"], "missing 1 required positional argument"),
+        ([f"{__name__}:number"], "to return an nn.Module, got int"),
+        ([f"{__name__}:linear"], "does not take images of 3 x 224 x 224"),
+    ],
+)
+def test_errors(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["layers", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sfr-ext: ") and error.count("\n") == 1 and said in error
+
+
+def number() -> int:
+    return 3
+
+
+def linear() -> nn.Module:
+    return nn.Linear(5, 5)
+
+
+def test_a_size_is_a_whole_number(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("0", "-3", "1.5", "x"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["layers", "resnet8", f"--size={text}"])
+        assert f"above 0, got {text!r}" in capsys.readouterr().err
+
+
+def test_modules_beside_the_caller_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_networks.py").write_text("from torch import nn\ndef make():\n    return nn.Conv2d(3, 4, 3)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert cli.main(["layers", "my_networks:make", "--size", "9"]) == 1  # found; but nothing in it has a name
+    assert "my_networks" in sys.modules

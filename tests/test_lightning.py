@@ -1,0 +1,200 @@
+"""sfr_ext.lightning.SFRCallback: what it adds, when it steps, what it logs and saves."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfr_ext import DynamicLabelSmoothing, SelfFeatureRegularizer
+
+pytest.importorskip("lightning")
+
+import lightning as L
+
+from sfr_ext.lightning import SFRCallback
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*(num_workers|logging interval|predict_step|litlogger|tensorboard).*"),
+]
+LAYERS = ["net.0", "net.1"]
+IMAGES = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+DATA = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IMAGES, torch.arange(16) % 3), batch_size=4)
+
+
+class Module(L.LightningModule):
+    def __init__(self, output: str = "tensor") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 4, 3, 1, 1), nn.Conv2d(4, 8, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+        )
+        self.smooth = DynamicLabelSmoothing(0.1, total_steps=100)
+        self.output = output
+        self.example_input_array = torch.zeros(1, 1, 8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.smooth(self.net(batch[0]), batch[1])
+        if self.output == "none" and batch_idx == 1:
+            return None
+        return {"loss": loss, "more": 1} if self.output == "dict" else loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
+    settings: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False}
+    settings |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(callbacks=list(callbacks), **(settings | options))
+
+
+def plain(accumulate: int = 1, skip: int | None = None) -> Module:
+    """The same training, written out."""
+    module = Module()
+    optimizer = module.configure_optimizers()
+    sfr = SelfFeatureRegularizer(module, LAYERS, warmup_steps=8)
+    for i, (images, labels) in enumerate(DATA):
+        loss = module.smooth(module.net(images), labels)
+        if i != skip:
+            ((loss + sfr.loss()) / accumulate).backward()
+        if (i + 1) % accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+            module.smooth.step()
+    sfr.remove()
+    return module
+
+
+@pytest.mark.parametrize("output", ["tensor", "dict"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_losses_are_those_of_a_plain_loop(output: str, accumulate: int) -> None:
+    module = Module(output)
+    trainer(SFRCallback(LAYERS, warmup_steps=8), accumulate_grad_batches=accumulate).fit(module, DATA)
+    torch.testing.assert_close(module.state_dict(), plain(accumulate).state_dict())
+    without = Module()
+    trainer(accumulate_grad_batches=accumulate).fit(without, DATA)
+    assert not torch.equal(without.net[0].weight, module.net[0].weight)
+
+
+def test_a_batch_that_is_left_out() -> None:
+    """Lightning steps the optimiser all the same, with nothing to do."""
+    module = Module("none")
+    trainer(SFRCallback(LAYERS, warmup_steps=8)).fit(module, DATA)
+    torch.testing.assert_close(dict(module.net.state_dict()), dict(plain(skip=1).net.state_dict()))
+
+
+def test_the_module_is_as_before_afterwards() -> None:
+    module = Module()
+    keys = list(module.state_dict())
+    callback = SFRCallback(LAYERS)
+    trainer(callback).fit(module, DATA)
+    assert "training_step" not in vars(module) and callback.regularizer is None
+    assert list(module.state_dict()) == keys
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    trainer(callback).fit(module, DATA)  # and again
+    assert int(callback.state_dict()["steps"]) == 8
+
+
+@pytest.mark.parametrize("accumulate, steps", [(1, 4), (2, 2), (3, 2)])
+def test_smoothing_steps_with_the_optimiser(accumulate: int, steps: int) -> None:
+    """Of 4 batches; the last ones of an epoch make a step also where they are fewer."""
+    module = Module()
+    trainer(SFRCallback(LAYERS), accumulate_grad_batches=accumulate).fit(module, DATA)
+    assert int(module.smooth.steps) == steps
+    module = Module()
+    trainer(SFRCallback(LAYERS, step_smoothing=False), accumulate_grad_batches=accumulate).fit(module, DATA)
+    assert int(module.smooth.steps) == 0
+
+
+def test_what_is_logged() -> None:
+    class Look(L.Callback):
+        seen: list[dict[str, float]] = []
+
+        def on_train_batch_end(self, trainer, *args):
+            self.seen.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    trainer(SFRCallback(LAYERS, weight=2.0), Look()).fit(Module(), DATA)
+    assert len(Look.seen) == 4
+    for row in Look.seen:
+        assert row["sfr/loss"] == pytest.approx(2 * row["sfr/net.0-net.1"]) and row["sfr/loss"] > 0
+    assert len({row["sfr/loss"] for row in Look.seen}) == 4
+
+
+@pytest.mark.parametrize("mode", ["match", "project"])
+def test_a_resumed_run_goes_on(mode: str, tmp_path: Path) -> None:
+    class Save(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.save_checkpoint(tmp_path / f"epoch{trainer.current_epoch}.ckpt")
+
+    module = Module()
+    torch.manual_seed(1)
+    options = {"warmup_steps": 12, "channel_mode": mode}
+    trainer(SFRCallback(LAYERS, **options), Save(), max_epochs=2).fit(module, DATA)
+    resumed = Module()
+    trainer(SFRCallback(LAYERS, **options), max_epochs=2).fit(resumed, DATA, ckpt_path=tmp_path / "epoch0.ckpt")
+    torch.testing.assert_close(resumed.state_dict(), module.state_dict())
+    checkpoint = torch.load(tmp_path / "epoch0.ckpt", weights_only=False)
+    steps = (
+        checkpoint["callbacks"]["SFRCallback"]["steps"]
+        if mode == "match"
+        else checkpoint["state_dict"]["self_feature_regularizer.steps"]
+    )
+    assert int(steps) == 4
+
+
+def test_projections_are_in_the_optimiser() -> None:
+    class Look(L.Callback):
+        moved = False
+
+        def on_train_start(self, trainer, module):
+            self.before = copy.deepcopy(dict(module.self_feature_regularizer.named_parameters()))
+
+        def on_train_end(self, trainer, module):
+            after = dict(module.self_feature_regularizer.named_parameters())
+            self.moved = all(not torch.equal(after[name], p) for name, p in self.before.items()) and len(after) == 1
+
+    look = Look()
+    trainer(SFRCallback(LAYERS, channel_mode="project"), look).fit(Module(), DATA)
+    assert look.moved
+
+
+def test_projections_that_no_optimiser_has_are_refused() -> None:
+    module = Module()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.net.parameters(), lr=0.1)  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="configure_optimizers to take the parameters of the projections"):
+        trainer(SFRCallback(LAYERS, channel_mode="project")).fit(module, DATA)
+
+
+def test_projections_need_an_example() -> None:
+    module = Module()
+    module.example_input_array = None
+    with pytest.raises(ValueError, match="example_input_array"):
+        trainer(SFRCallback(LAYERS, channel_mode="project")).fit(module, DATA)
+
+
+def test_manual_optimisation_is_refused() -> None:
+    module = Module()
+    module.automatic_optimization = False
+    with pytest.raises(ValueError, match="automatic optimisation"):
+        trainer(SFRCallback(LAYERS)).fit(module, DATA)
+
+
+def test_an_unknown_layer_is_told_when_fit_begins() -> None:
+    with pytest.raises(ValueError, match="net.0"):
+        trainer(SFRCallback(["net.O", "net.1"])).fit(Module(), DATA)
+
+
+def test_mixed_precision() -> None:
+    module = Module()
+    trainer(SFRCallback(LAYERS, warmup_steps=8), precision="bf16-mixed").fit(module, DATA)
+    for ours, theirs in zip(module.net.parameters(), plain().net.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3)
