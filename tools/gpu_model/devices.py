@@ -20,6 +20,4 @@ class Device:
     lanes: int  # float32 multiply-adds of a multiprocessor in a clock
 
 
-DEVICES = {
-    name: Device(name=name, **entry) for name, entry in table(Path(__file__).with_name("devices.toml")).items()
-}
+DEVICES = {name: Device(name=name, **entry) for name, entry in table(Path(__file__).with_name("devices.toml")).items()}

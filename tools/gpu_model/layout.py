@@ -39,9 +39,9 @@ class Task:
     float64: bool = False
 
     @classmethod
-    def of_maps(cls, pixels: int, other_pixels: int, channels: int, **options: bool | int) -> Task:
+    def of_maps(cls, pixels: int, other_pixels: int, channels: int, **options: bool) -> Task:
         """Every pixel is a patch."""
-        return cls(pixels, other_pixels, pixels, other_pixels, channels, **options)
+        return cls(pixels, other_pixels, pixels, other_pixels, channels, 1, **options)
 
 
 @dataclass(frozen=True)
