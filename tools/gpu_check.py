@@ -357,7 +357,7 @@ def workload(emulate: bool, short: bool) -> None:
     types = [torch.float32] if short else [torch.float32, torch.bfloat16, torch.float64]
     done = 0
     for strategy, (x_shape, y_shape, patch), metric, dtype in itertools.product(ops.STRATEGIES, shapes, metrics, types):
-        if strategy == "several" and max(x_shape[-1] * x_shape[-2], y_shape[-1] * y_shape[-2]) > 32:
+        if strategy == "warp" and max(x_shape[-1] * x_shape[-2], y_shape[-1] * y_shape[-2]) > 32:
             continue
         torch.manual_seed(0)
         x, y = (torch.randn(shape, dtype=torch.float64).to(dtype) for shape in (x_shape, y_shape))

@@ -8,15 +8,15 @@ namespace {
 // A slab of rows is an item of its own, unless patches share pixels.
 template <class T>
 SFR_KERNEL cost_forward_kernel(const __grid_constant__ Work<CostForwardParams> p) {
-  Site site{p.shape, p.task, p.scratch, p.teams};
-  const Shape& s = p.shape;
+  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
+  const ProblemLayout& s = p.layout;
   const int64_t slabs = (s.N + s.slab - 1) / s.slab;
 #pragma unroll 1
-  for (int64_t item = site.team(); item < p.items; item += p.teams) {
+  for (int64_t item = context.team(); item < p.items; item += p.teams) {
     const int64_t map = item / slabs;
     const int first = int(item % slabs) * s.slab, rows = s.N - first < s.slab ? s.N - first : s.slab;
     T* out = static_cast<T*>(p.cost) + (map * s.N + first) * s.M;
-    site.meetings = ground_forward<T>(site, p, map / p.G, map % p.G, first, rows, out, s.M);
+    context.epoch = ground_forward<T>(context, p, map / p.G, map % p.G, first, rows, out, s.M);
   }
 }
 
@@ -24,7 +24,7 @@ SFR_KERNEL cost_forward_kernel(const __grid_constant__ Work<CostForwardParams> p
 template <class T>
 SFR_DEVICE void cosine_sums(Ground<T>& ground, const T* grad, const T* cost) {
   const Team& team = ground.team;
-  const int N = ground.shape.N, M = ground.shape.M;
+  const int N = ground.layout.N, M = ground.layout.M;
   const auto term = [&](int i, int j) {
     const int64_t at = int64_t(i) * M + j;
     return grad[at] * (1 - cost[at]);
@@ -47,9 +47,10 @@ SFR_DEVICE void cosine_sums(Ground<T>& ground, const T* grad, const T* cost) {
 }
 
 template <class T>
-SFR_PHASE unsigned feature_gradients(Site site, const CostBackwardParams& p, int64_t b, int64_t g) {
-  Ground<T> ground(site, p, b, g);
-  const Shape& s = site.shape;
+[[nodiscard]] SFR_PHASE unsigned feature_gradients(TeamContext context, const CostBackwardParams& p, int64_t b,
+                                                   int64_t g) {
+  Ground<T> ground(context, p, b, g);
+  const ProblemLayout& s = context.layout;
   const int64_t at = (b * p.G + g) * s.N * s.M;
   const T *cost = static_cast<const T*>(p.cost) + at, *grad = static_cast<const T*>(p.grad_cost) + at;
   T* W = ground.cost();
@@ -58,19 +59,19 @@ SFR_PHASE unsigned feature_gradients(Site site, const CostBackwardParams& p, int
     cosine_sums(ground, grad, cost);
   }
   weigh(ground, 0, s.N, grad, s.M, cost, s.M, W, s.ld, false);
-  ground.team.meet();
+  ground.team.grid_barrier();
   ground_backward(ground, W, s.ld, p.grad_x, p.grad_y);
-  return ground.team.meetings;
+  return ground.team.epoch;
 }
 
 // A whole batch entry at a time: the gradient of x sums over its groups.
 template <class T>
 SFR_KERNEL cost_backward_kernel(const __grid_constant__ Work<CostBackwardParams> p) {
-  Site site{p.shape, p.task, p.scratch, p.teams};
+  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
 #pragma unroll 1
-  for (int64_t b = site.team(); b < p.items; b += p.teams)
+  for (int64_t b = context.team(); b < p.items; b += p.teams)
 #pragma unroll 1
-    for (int64_t g = 0; g < p.G; ++g) site.meetings = feature_gradients<T>(site, p, b, g);
+    for (int64_t g = 0; g < p.G; ++g) context.epoch = feature_gradients<T>(context, p, b, g);
 }
 
 }  // namespace
@@ -78,19 +79,19 @@ SFR_KERNEL cost_backward_kernel(const __grid_constant__ Work<CostBackwardParams>
 template <class T>
 int64_t cost_forward(const CostForwardParams& p, const Where& where) {
   const OnDevice on(where.device);
-  Task task = task_of(p);
-  task.solved = false;
-  const Shape shape = choose<T>(task, where.strategy, limits(where.device));
-  return start<CostForwardParams>(cost_forward_kernel<T>, p, task, shape,
-                                  p.B * p.G * ((shape.N + shape.slab - 1) / shape.slab), where);
+  Operation operation = operation_of(p);
+  operation.solved = false;
+  const ProblemLayout layout = choose<T>(operation, where.strategy, limits(where.device));
+  return start<CostForwardParams>(cost_forward_kernel<T>, p, operation, layout,
+                                  p.B * p.G * ((layout.N + layout.slab - 1) / layout.slab), where);
 }
 
 template <class T>
 int64_t cost_backward(const CostBackwardParams& p, const Where& where) {
-  Task task = task_of(p);
-  task.solved = false;
-  task.backward = true;
-  return start_on<T>(cost_backward_kernel<T>, p, task, p.B, where);
+  Operation operation = operation_of(p);
+  operation.solved = false;
+  operation.backward = true;
+  return start_on<T>(cost_backward_kernel<T>, p, operation, p.B, where);
 }
 
 template int64_t cost_forward<SFR_REAL>(const CostForwardParams&, const Where&);

@@ -6,11 +6,11 @@
 namespace sfr::cuda {
 
 // One of these can be forced, for tests and benchmarks.
-//   several   one warp to a problem, several problems to a block    up to 32 x 32
-//   block     one block to a problem, plan in shared memory         while it fits
-//   team      blocks that wait for each other, each with a slab of the plan in its shared memory
-//   stream    the same with everything in global memory             any size
-#define SFR_STRATEGIES(ONE) ONE(automatic) ONE(several) ONE(block) ONE(team) ONE(stream)
+//   warp          one warp to a problem, several problems to a block    up to 32 x 32
+//   block         one block to a problem, plan in shared memory         while it fits
+//   cooperative   blocks that wait for each other, each with a slab of the plan in its shared memory
+//   stream        the same with everything in global memory             larger plans
+#define SFR_STRATEGIES(ONE) ONE(automatic) ONE(warp) ONE(block) ONE(cooperative) ONE(stream)
 SFR_CHOICES(Strategy, SFR_STRATEGIES)
 
 // `queue` is the address of the CUDA stream, scratch is global memory.

@@ -90,7 +90,7 @@ template <class T>
 __global__ void __launch_bounds__(warp_threads)
     exact_forward_kernel(const __grid_constant__ Work<ExactForwardParams> p) {
   const Lanes lanes(int(threadIdx.x));
-  const Shape& s = p.shape;
+  const ProblemLayout& s = p.layout;
 #pragma unroll 1
   for (int64_t item = blockIdx.x; item < p.items; item += p.teams) {
     Arena shared{shared_memory(), 0}, far{p.scratch + int64_t(blockIdx.x) * s.far_bytes, 0};
@@ -111,7 +111,7 @@ template <class T>
 __global__ void __launch_bounds__(warp_threads)
     assignment_forward_kernel(const __grid_constant__ Work<AssignmentForwardParams> p) {
   const Lanes lanes(int(threadIdx.x));
-  const Shape& s = p.shape;
+  const ProblemLayout& s = p.layout;
 #pragma unroll 1
   for (int64_t item = blockIdx.x; item < p.items; item += p.teams) {
     Arena shared{shared_memory(), 0}, far{p.scratch + int64_t(blockIdx.x) * s.far_bytes, 0};
@@ -129,18 +129,18 @@ __global__ void __launch_bounds__(warp_threads)
 
 // d/da of one side, through the normalisation a = w / sum(w) unless the side keeps its sum.
 template <class T>
-SFR_DEVICE void weight_gradient(Team& team, const Board<T>& board, const WeightView& view, int64_t b, int64_t g, int n,
-                                bool keeps_its_sum, const T* potential, T up, T* out) {
+SFR_DEVICE void weight_gradient(Team& team, const ReductionBuffer<T>& buffer, const WeightView& view, int64_t b,
+                                int64_t g, int n, bool keeps_its_sum, const T* potential, T up, T* out) {
   if (!out) return;
   Side<T> side(view, b, g, n);
   int kept;
-  side.read(team, board, kept);
+  side.read(team, buffer, kept);
   const bool plain = keeps_its_sum || kept == 0;  // where nothing is kept, potentials are 0
   T along[1] = {};
 #pragma unroll 1
   for (int i = team.rank; i < n; i += team.size)
     if (!plain && side.keeps(i)) along[0] += side.marginal(i) * potential[i];
-  over_block<Sum>(team, board, along);
+  over_block<Sum>(team, buffer, along);
 #pragma unroll 1
   for (int i = team.rank; i < n; i += team.size) {
     const T direct = up * potential[i];
@@ -154,8 +154,8 @@ template <class T>
 SFR_KERNEL exact_backward_kernel(const __grid_constant__ Work<ExactBackwardParams> p) {
   Team team;
   team.rank = int(threadIdx.x);
-  team.size = p.shape.threads;
-  const Board<T> board{reinterpret_cast<T*>(shared_memory()), nullptr, 0};
+  team.size = p.layout.threads;
+  const ReductionBuffer<T> buffer{reinterpret_cast<T*>(shared_memory()), nullptr, 0};
   const int64_t most = most_entries(p), pairs = p.N * p.M;
 #pragma unroll 1
   for (int64_t item = blockIdx.x; item < p.items; item += p.teams) {
@@ -175,20 +175,20 @@ SFR_KERNEL exact_backward_kernel(const __grid_constant__ Work<ExactBackwardParam
     const T *f = static_cast<const T*>(p.f) + item * p.N, *h = static_cast<const T*>(p.g) + item * p.M;
     T* grad_a = p.grad_a ? static_cast<T*>(p.grad_a) + item * p.N : nullptr;
     T* grad_b = p.grad_b ? static_cast<T*>(p.grad_b) + item * p.M : nullptr;
-    weight_gradient(team, board, p.a, b, g, int(p.N), p.options.price_a < infinity, f, up, grad_a);
-    weight_gradient(team, board, p.b, b, g, int(p.M), p.options.price_b < infinity, h, up, grad_b);
+    weight_gradient(team, buffer, p.a, b, g, int(p.N), p.options.price_a < infinity, f, up, grad_a);
+    weight_gradient(team, buffer, p.b, b, g, int(p.M), p.options.price_b < infinity, h, up, grad_b);
   }
 }
 
-// Forced, `several` has everything in shared memory, `block` the costs in global memory, `stream` all of it.
-Shape choose_exact(int64_t N, int64_t M, const Arena& vectors, const Arena& costs, Strategy forced,
-                   const DeviceLimits& device) {
-  Shape s;
+// Forced, `warp` has everything in shared memory, `block` the costs in global memory, `stream` all of it.
+ProblemLayout choose_exact(int64_t N, int64_t M, const Arena& vectors, const Arena& costs, Strategy forced,
+                           const DeviceLimits& device) {
+  ProblemLayout s;
   s.N = int(N), s.M = int(M);
-  for (const Strategy which : {Strategy::several, Strategy::block, Strategy::stream}) {
+  for (const Strategy which : {Strategy::warp, Strategy::block, Strategy::stream}) {
     if (forced != Strategy::automatic && forced != which) continue;
     s.resident = which != Strategy::stream;
-    s.cost_near = which == Strategy::several;
+    s.cost_near = which == Strategy::warp;
     s.shared_bytes = int64_t((s.resident ? vectors.used : 0) + (s.cost_near ? costs.used : 0));
     s.far_bytes = int64_t(vectors.used + costs.used) - s.shared_bytes;
     if (s.shared_bytes <= int64_t(device.shared)) return s;
@@ -205,17 +205,17 @@ int64_t exact_forward(const ExactForwardParams& p, const Where& where) {
   Arena vectors, costs;
   T* cost;
   place<T>(p, vectors, costs, cost);
-  const Shape shape = choose_exact(p.N, p.M, vectors, costs, where.strategy, limits(where.device));
-  return start<ExactForwardParams>(exact_forward_kernel<T>, p, {}, shape, p.B * p.G, where);
+  const ProblemLayout layout = choose_exact(p.N, p.M, vectors, costs, where.strategy, limits(where.device));
+  return start<ExactForwardParams>(exact_forward_kernel<T>, p, {}, layout, p.B * p.G, where);
 }
 
 template <class T>
 int64_t exact_backward(const ExactBackwardParams& p, const Where& where) {
   const OnDevice on(where.device);
-  Shape shape;
-  shape.threads = most_warps * warp_threads;
-  shape.shared_bytes = board_entries * int64_t(sizeof(T));
-  return start<ExactBackwardParams>(exact_backward_kernel<T>, p, {}, shape, p.B * p.G, where);
+  ProblemLayout layout;
+  layout.threads = most_warps * warp_threads;
+  layout.shared_bytes = buffer_entries * int64_t(sizeof(T));
+  return start<ExactBackwardParams>(exact_backward_kernel<T>, p, {}, layout, p.B * p.G, where);
 }
 
 template <class T>
@@ -225,8 +225,8 @@ int64_t assignment_forward(const AssignmentForwardParams& p, const Where& where)
   T* cost;
   Matching<T> most;
   place_matching<T>(p, vectors, costs, cost, most);
-  const Shape shape = choose_exact(p.N, p.M, vectors, costs, where.strategy, limits(where.device));
-  return start<AssignmentForwardParams>(assignment_forward_kernel<T>, p, {}, shape, p.B * p.G, where);
+  const ProblemLayout layout = choose_exact(p.N, p.M, vectors, costs, where.strategy, limits(where.device));
+  return start<AssignmentForwardParams>(assignment_forward_kernel<T>, p, {}, layout, p.B * p.G, where);
 }
 
 template int64_t assignment_forward<SFR_REAL>(const AssignmentForwardParams&, const Where&);

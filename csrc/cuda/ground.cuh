@@ -6,28 +6,28 @@
 
 namespace sfr::cuda {
 
-inline Task task_of(const CostParams& p) {
-  Task task;
-  task.N = p.N(), task.M = p.M(), task.C = p.C, task.G = p.G;
-  task.x_pixels = p.x.H * p.x.W, task.y_pixels = p.y.H * p.y.W;
-  task.windows = p.patch > 1;
-  task.norms = p.metric == Metric::cosine;
-  return task;
+inline Operation operation_of(const CostParams& p) {
+  Operation operation;
+  operation.N = p.N(), operation.M = p.M(), operation.C = p.C, operation.G = p.G;
+  operation.x_pixels = p.x.H * p.x.W, operation.y_pixels = p.y.H * p.y.W;
+  operation.windows = p.patch > 1;
+  operation.norms = p.metric == Metric::cosine;
+  return operation;
 }
 
 // One problem's features, and the team that is at them.
 template <class T>
 struct Ground : Problem<T> {
   using Problem<T>::at;
-  using Problem<T>::shape;
+  using Problem<T>::layout;
   using Problem<T>::team;
   const CostParams& params;
   int64_t b, g;
   const uint8_t *x_used, *y_used;  // null: all pixels are
 
-  SFR_DEVICE Ground(const Site& site, const CostParams& p, int64_t item, int64_t group)
-      : Problem<T>(site), params(p), b(item), g(group) {
-    const bool weighted = site.task.solved && at.notes->weighted;
+  SFR_DEVICE Ground(const TeamContext& context, const CostParams& p, int64_t item, int64_t group)
+      : Problem<T>(context), params(p), b(item), g(group) {
+    const bool weighted = context.operation.solved && at.summary->weighted;
     x_used = weighted ? at.x_used : nullptr;
     y_used = weighted ? at.y_used : nullptr;
   }
@@ -75,7 +75,7 @@ struct Ground : Problem<T> {
 template <class T>
 SFR_DEVICE void invert_norms(Ground<T>& ground) {
   Team& team = ground.team;
-  const Shape& shape = ground.shape;
+  const ProblemLayout& layout = ground.layout;
   const auto squares = [&](const Region& region, const uint8_t* used, T* out) {
 #pragma unroll 1
     for (int p = team.rank; p < region.count; p += team.size) {
@@ -95,10 +95,10 @@ SFR_DEVICE void invert_norms(Ground<T>& ground) {
       out[region.first + p] = sum;
     }
   };
-  const int x_begin = ground.share_begin(shape.x_pixels), y_begin = ground.share_begin(shape.y_pixels);
-  squares(ground.x_region(x_begin, ground.share_end(shape.x_pixels) - x_begin), ground.x_used, ground.at.x_own);
-  squares(ground.y_region(y_begin, ground.share_end(shape.y_pixels) - y_begin), ground.y_used, ground.at.y_own);
-  team.meet();
+  const int x_begin = ground.share_begin(layout.x_pixels), y_begin = ground.share_begin(layout.y_pixels);
+  squares(ground.x_region(x_begin, ground.share_end(layout.x_pixels) - x_begin), ground.x_used, ground.at.x_own);
+  squares(ground.y_region(y_begin, ground.share_end(layout.y_pixels) - y_begin), ground.y_used, ground.at.y_own);
+  team.grid_barrier();
   const auto invert = [&](const FeatureView& view, int patches, const T* of_pixels, T* out) {
     const int W = int(view.W);
 #pragma unroll 1
@@ -112,42 +112,42 @@ SFR_DEVICE void invert_norms(Ground<T>& ground) {
       out[i] = sum == 0 ? T(0) : 1 / sqrt_of(sum);
     }
   };
-  invert(ground.params.x, shape.N, ground.at.x_own, ground.at.x_inverse);
-  invert(ground.params.y, shape.M, ground.at.y_own, ground.at.y_inverse);
-  team.meet();
+  invert(ground.params.x, layout.N, ground.at.x_own, ground.at.x_inverse);
+  invert(ground.params.y, layout.M, ground.at.y_own, ground.at.y_inverse);
+  team.grid_barrier();
 }
 
 // Costs of the rows [first, first + rows) of problem (b, g) into out [rows][ld], from the features. Ends with a barrier
 // of the block.
 template <class T>
-SFR_PHASE unsigned ground_forward(Site site, const CostParams& params, int64_t b, int64_t g, int first, int rows,
-                                  T* out, int64_t ld) {
-  Ground<T> ground(site, params, b, g);
+[[nodiscard]] SFR_PHASE unsigned ground_forward(TeamContext context, const CostParams& params, int64_t b, int64_t g,
+                                                int first, int rows, T* out, int64_t ld) {
+  Ground<T> ground(context, params, b, g);
   Team& team = ground.team;
-  const Shape& shape = ground.shape;
+  const ProblemLayout& layout = ground.layout;
   const CostParams& p = ground.params;
   const bool windows = ground.patch() > 1;
-  const int pixel_ld = round_up(shape.y_pixels, 4);
+  const int pixel_ld = round_up(layout.y_pixels, 4);
   if (p.metric == Metric::cosine) invert_norms(ground);
 
-  const int begin = windows ? ground.share_begin(shape.x_pixels) : first;
-  const int count = windows ? ground.share_end(shape.x_pixels) - begin : rows;
+  const int begin = windows ? ground.share_begin(layout.x_pixels) : first;
+  const int count = windows ? ground.share_end(layout.x_pixels) - begin : rows;
   T* sums = windows ? ground.at.pixel_costs + int64_t(begin) * pixel_ld : out;
   if (count > 0) {
-    const int most = shape.compared(windows), edge = tile_edge<T>(most, shape.y_pixels);
-    Panels<T> panels(ground.at.panels, shape.panel_channels, panel_row(most, edge), panel_row(shape.y_pixels, edge));
-    panels.clear_ends(team, count, shape.y_pixels);
-    const Reader x(ground.x_region(begin, count), ground.x_used, shape.panel_channels);
-    const Reader y(ground.y_region(0, shape.y_pixels), ground.y_used, shape.panel_channels);
+    const int most = layout.compared(windows), edge = tile_edge<T>(most, layout.y_pixels);
+    Panels<T> panels(ground.at.panels, layout.panel_channels, panel_row(most, edge), panel_row(layout.y_pixels, edge));
+    panels.clear_ends(team, count, layout.y_pixels);
+    const Reader x(ground.x_region(begin, count), ground.x_used, layout.panel_channels);
+    const Reader y(ground.y_region(0, layout.y_pixels), ground.y_used, layout.panel_channels);
     pair_sums(team, pair_of(p.metric), edge, x, y, int(p.C), panels, sums, windows ? pixel_ld : ld);
   }
-  if (windows) team.meet();
+  if (windows) team.grid_barrier();
 
 #pragma unroll 1
   for (int i = team.warp(); i < rows; i += team.warps()) {
     const int x_corner = windows ? ground.corner(p.x, first + i) : 0, x_width = int(p.x.W), y_width = int(p.y.W);
 #pragma unroll 1
-    for (int j = team.lane(); j < shape.M; j += warp_threads) {
+    for (int j = team.lane(); j < layout.M; j += warp_threads) {
       T c;
       if (windows) {
         const int y_corner = ground.corner(p.y, j);
@@ -166,7 +166,7 @@ SFR_PHASE unsigned ground_forward(Site site, const CostParams& params, int64_t b
     }
   }
   team.sync();
-  return team.meetings;
+  return team.epoch;
 }
 
 // From d/dC of a slab to the weights of pairs of patches, W [slab][ld] (may be in the place of either): grad_x_i =
@@ -176,16 +176,16 @@ template <class T>
 SFR_DEVICE void weigh(Ground<T>& ground, int first, int rows, const T* grad, int64_t ld_grad, const T* cost,
                       int64_t ld_cost, T* W, int64_t ld, bool broken) {
   const Team& team = ground.team;
-  const Shape& shape = ground.shape;
-  const bool last = first + rows == shape.N;
-  const int end = last ? round_up(shape.N, 4) - first : rows, columns = round_up(shape.M, 4);
+  const ProblemLayout& layout = ground.layout;
+  const bool last = first + rows == layout.N;
+  const int end = last ? round_up(layout.N, 4) - first : rows, columns = round_up(layout.M, 4);
   const T nan = T(NAN);
 #pragma unroll 1
   for (int i = team.warp(); i < end; i += team.warps())
 #pragma unroll 1
     for (int j = team.lane(); j < columns; j += warp_threads) {
       T w = 0;
-      if (i < rows && j < shape.M) {
+      if (i < rows && j < layout.M) {
         const T c = cost[i * ld_cost + j], d = grad[i * ld_grad + j];
         with_metric(ground.params.metric, [&](auto metric) {
           w = weight_of<decltype(metric)::value>(d, c, [&](T v) { return ground.scaled(v, first + i, j); });
@@ -200,12 +200,12 @@ SFR_DEVICE void weigh(Ground<T>& ground, int first, int rows, const T* grad, int
 template <class T>
 SFR_DEVICE void spread_windows(Ground<T>& ground, const T* W, int64_t ld) {
   Team& team = ground.team;
-  const Shape& shape = ground.shape;
+  const ProblemLayout& layout = ground.layout;
   const FeatureView &x = ground.params.x, &y = ground.params.y;
-  const int patch = ground.patch(), pixel_ld = round_up(shape.y_pixels, 4);
+  const int patch = ground.patch(), pixel_ld = round_up(layout.y_pixels, 4);
   const int x_columns = int(x.W) - patch + 1, x_rows = int(x.H) - patch + 1;
   const int y_columns = int(y.W) - patch + 1, y_rows = int(y.H) - patch + 1;
-  const int rows = round_up(shape.x_pixels, 4);
+  const int rows = round_up(layout.x_pixels, 4);
 #pragma unroll 1
   for (int p = ground.share_begin(rows) + team.warp(); p < ground.share_end(rows); p += team.warps()) {
     const int py = p / int(x.W), px = p - py * int(x.W);
@@ -240,9 +240,9 @@ SFR_DEVICE void own_coefficients(Ground<T>& ground) {
       out[p] = own;
     }
   };
-  const Places<T>& at = ground.at;
-  spread(ground.params.x, ground.shape.x_pixels, at.x_sums, at.x_inverse, at.x_own);
-  spread(ground.params.y, ground.shape.y_pixels, at.y_sums, at.y_inverse, at.y_own);
+  const ProblemMemory<T>& at = ground.at;
+  spread(ground.params.x, ground.layout.x_pixels, at.x_sums, at.x_inverse, at.x_own);
+  spread(ground.params.y, ground.layout.y_pixels, at.y_sums, at.y_inverse, at.y_own);
 }
 
 // Panels of both sides and of both gradients.
@@ -251,7 +251,7 @@ struct PullPanels {
   T *x, *y, *grad_x, *grad_y;
   int x_row, y_row;
 
-  SFR_DEVICE PullPanels(Arena arena, const Shape& s)
+  SFR_DEVICE PullPanels(Arena arena, const ProblemLayout& s)
       : x_row(panel_row(s.x_pixels, 4)), y_row(panel_row(s.y_pixels, 4)) {
     x = arena.take<T>(int64_t(s.pull_channels) * x_row);
     y = arena.take<T>(int64_t(s.pull_channels) * y_row);
@@ -293,11 +293,11 @@ template <class T>
 SFR_DEVICE void pull_features(Ground<T>& ground, const T* W, int64_t ldw, const FeatureView& grad_x,
                               const FeatureView& grad_y) {
   Team& team = ground.team;
-  const Shape& shape = ground.shape;
+  const ProblemLayout& layout = ground.layout;
   const CostParams& p = ground.params;
   const Pair pair = pair_of(p.metric);
-  const int nx = shape.x_pixels, ny = shape.y_pixels, C = int(p.C), width = shape.pull_channels;
-  PullPanels<T> panels(ground.at.panels, shape);
+  const int nx = layout.x_pixels, ny = layout.y_pixels, C = int(p.C), width = layout.pull_channels;
+  PullPanels<T> panels(ground.at.panels, layout);
 #pragma unroll 1
   for (int e = team.rank; e < width * (panels.x_row - nx); e += team.size)
     panels.x[e / (panels.x_row - nx) * panels.x_row + nx + e % (panels.x_row - nx)] = 0;
@@ -361,12 +361,12 @@ SFR_DEVICE void ground_backward(Ground<T>& ground, const T* W, int64_t ld, const
   if (windows) {
     spread_windows(ground, W, ld);
     W = ground.at.pixel_costs;
-    ld = round_up(ground.shape.y_pixels, 4);
+    ld = round_up(ground.layout.y_pixels, 4);
   }
   if (cosine) own_coefficients(ground);
-  if (windows || cosine) ground.team.meet();
+  if (windows || cosine) ground.team.grid_barrier();
   pull_features(ground, W, ld, grad_x, grad_y);
-  ground.team.meet();
+  ground.team.grid_barrier();
 }
 
 }  // namespace sfr::cuda

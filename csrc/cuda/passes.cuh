@@ -52,11 +52,11 @@ SFR_DEVICE void rows_to_columns(Plan<T>& plan, const T* of_rows, T* of_columns) 
     plan.each_column([&](int j) { of_columns[j] = of_rows[j]; });
   } else {
     const int turn = team.exchange();
-    T* mine = plan.board.of_block(turn, team.blocks, team.block);
+    T* mine = plan.buffer.of_block(turn, team.blocks, team.block);
     team.sync();
     plan.each_row([&](int i) { mine[plan.first + i] = of_rows[i]; });
-    team.meet();
-    plan.each_column([&](int j) { of_columns[j] = plan.board.of_block(turn, team.blocks, j / plan.slab)[j]; });
+    team.grid_barrier();
+    plan.each_column([&](int j) { of_columns[j] = plan.buffer.of_block(turn, team.blocks, j / plan.slab)[j]; });
   }
   team.sync();
 }
@@ -112,7 +112,7 @@ SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
     judge(columns, j, sum, G[j], v[j]);
   });
   T of_columns[2] = {sums[2], sums[3]};
-  over_block<Sum>(team, board, of_columns);
+  over_block<Sum>(team, buffer, of_columns);
   Evaluation<T> result;
   result.mass = sums[1];
   result.value = has_reach() ? sums[0] : sums[0] / sums[1];
@@ -181,7 +181,7 @@ SFR_DEVICE ErrorSample<T> Plan<T>::scale_columns(bool sample, T omega) {
     v[j] = next;  // hot: column scaled
   });
   if (sample)
-    over_block<Sum>(team, board, left);
+    over_block<Sum>(team, buffer, left);
   else
     team.sync();
   return {left[0], T(0), left[1] > 0};
@@ -202,7 +202,7 @@ SFR_DEVICE ErrorSample<T> Plan<T>::scale_halfway(bool sample) {
     u[i] = sqrt_of(u[i] * next);
   });
   rows_to_columns(*this, u, v);
-  if (sample) over_team<Sum>(team, board, seen);
+  if (sample) over_team<Sum>(team, buffer, seen);
   return {seen[0], seen[1], seen[2] > 0};
 }
 
@@ -229,7 +229,7 @@ template <class Op, int K, class F>
 SFR_DEVICE void Plan<T>::reduce_column_products(T (&out)[K], F&& f) {
   clear<Op>(out);
   each_column_sum<Sum>(*this, [&](int j, T s) { f(j, s, out); });
-  over_block<Op>(team, board, out);
+  over_block<Op>(team, buffer, out);
 }
 
 template <class T>

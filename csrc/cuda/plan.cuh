@@ -75,7 +75,7 @@ struct Plan {
   T* P;           // likewise; padding 0
   Marginal<T> rows, columns;
   T* partial;  // [slices][width]
-  Board<T> board;
+  ReductionBuffer<T> buffer;
   T mean = 0, factor = 0;  // S = (C - mean) factor
   T shift = 0;             // on top of the rows' potentials, and below the columns', in powers of two
   // This thread's place in the cover: in products by rows, and in sums over columns.
@@ -130,13 +130,13 @@ struct Plan {
   SFR_DEVICE void reduce_rows(T (&out)[K], F&& f) {
     clear<Op>(out);
     each_row([&](int i) { f(i, out); });
-    over_team<Op>(team, board, out);
+    over_team<Op>(team, buffer, out);
   }
   template <class Op, int K, class F>
   SFR_DEVICE void reduce_columns(T (&out)[K], F&& f) {
     clear<Op>(out);
     each_column([&](int j) { f(j, out); });
-    over_block<Op>(team, board, out);
+    over_block<Op>(team, buffer, out);
   }
   template <class Op, int K, class F>
   SFR_DEVICE void reduce_column_products(T (&out)[K], F&& f);
@@ -149,7 +149,7 @@ struct Plan {
     for (int i = team.warp(); i < rows.count; i += team.warps())
 #pragma unroll 1
       for (int j = team.lane(); j < columns.count; j += warp_threads) f(i, j, out);
-    over_team<Op>(team, board, out);
+    over_team<Op>(team, buffer, out);
   }
 
   template <class F>

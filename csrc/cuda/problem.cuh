@@ -1,11 +1,11 @@
 // One team, the memory it has, and the problem it is at.
 //
 // A kernel is a row of phases: weights, costs, solving, gradients. Each is a function of its own, which is called and
-// not inlined: it takes a Site, finds its threads and memory anew, and leaves what the next one needs in that memory.
-// So no phase's registers weigh on another's, and forward and backward share their code.
+// not inlined: it takes a TeamContext, finds its threads and memory anew, and leaves what the next one needs in that
+// memory. So no phase's registers weigh on another's, and forward and backward share their code.
 #pragma once
 
-#include "shape.h"
+#include "layout.h"
 
 #define SFR_PHASE __device__ __noinline__
 // The 1 lets the compiler use all the registers that a block can have: otherwise it keeps half of them for a second
@@ -15,22 +15,22 @@
 namespace sfr::cuda {
 
 // Where a team works; what its phases are called with.
-struct Site {
-  const Shape& shape;
-  const Task& task;
+struct TeamContext {
+  const ProblemLayout& layout;
+  const Operation& operation;
   unsigned char* scratch;
-  int64_t teams;          // of the launch
-  unsigned meetings = 0;  // of the team's blocks so far; every phase returns its own count
+  int64_t teams;       // of the launch
+  unsigned epoch = 0;  // of the team's blocks so far; every phase returns its own count
 
   // Number of this team in the launch.
   SFR_DEVICE int64_t team() const {
-    return int64_t(blockIdx.x) / shape.blocks * shape.teams + int(threadIdx.x) / shape.threads;
+    return int64_t(blockIdx.x) / layout.blocks * layout.teams + int(threadIdx.x) / layout.threads;
   }
 };
 
 // What reading the weights found out.
 template <class T>
-struct Notes {
+struct WeightSummary {
   T a_total, b_total;
   int kept_columns;
   bool weighted;  // some weights are given
@@ -39,42 +39,42 @@ struct Notes {
 
 template <class T>
 struct Problem {
-  const Shape& shape;
+  const ProblemLayout& layout;
   Team team;  // all its threads
-  Places<T> at;
+  ProblemMemory<T> at;
   int first, rows;  // the slab
 
-  SFR_DEVICE explicit Problem(const Site& site) : shape(site.shape), at(locate(site)) {
-    team.rank = int(threadIdx.x) % shape.threads;
-    team.size = shape.threads;
-    team.block = int(blockIdx.x) % shape.blocks;
-    team.blocks = shape.blocks;
-    team.counter = reinterpret_cast<unsigned*>(site.scratch + site.team() * 16);
-    team.meetings = site.meetings;
-    first = shape.slab * team.block;
-    rows = shape.N - first < shape.slab ? shape.N - first : shape.slab;
+  SFR_DEVICE explicit Problem(const TeamContext& context) : layout(context.layout), at(locate(context)) {
+    team.rank = int(threadIdx.x) % layout.threads;
+    team.size = layout.threads;
+    team.block = int(blockIdx.x) % layout.blocks;
+    team.blocks = layout.blocks;
+    team.counter = reinterpret_cast<unsigned*>(context.scratch + context.team() * 16);
+    team.epoch = context.epoch;
+    first = layout.slab * team.block;
+    rows = layout.N - first < layout.slab ? layout.N - first : layout.slab;
   }
 
-  static SFR_DEVICE Places<T> locate(const Site& site) {
-    const Shape& s = site.shape;
-    const int64_t t = site.team(), block = int64_t(blockIdx.x) % s.blocks;
-    unsigned char* far = site.scratch + (s.blocks > 1 ? site.teams * 16 : 0);
-    unsigned char* near = far + site.teams * s.far_bytes + (t * s.blocks + block) * s.near_bytes;
+  static SFR_DEVICE ProblemMemory<T> locate(const TeamContext& context) {
+    const ProblemLayout& s = context.layout;
+    const int64_t t = context.team(), block = int64_t(blockIdx.x) % s.blocks;
+    unsigned char* far = context.scratch + (s.blocks > 1 ? context.teams * 16 : 0);
+    unsigned char* near = far + context.teams * s.far_bytes + (t * s.blocks + block) * s.near_bytes;
     unsigned char* shared = shared_memory() + int(threadIdx.x) / s.threads * s.shared_bytes;
-    return Places<T>(s, site.task, {shared, 0}, {near, 0}, {far + t * s.far_bytes, 0});
+    return ProblemMemory<T>(s, context.operation, {shared, 0}, {near, 0}, {far + t * s.far_bytes, 0});
   }
 
   // Those who solve: the first of the team's threads, or all.
-  SFR_DEVICE bool solves() const { return team.rank < shape.solvers; }
+  SFR_DEVICE bool solves() const { return team.rank < layout.solvers; }
   SFR_DEVICE Team solvers() const {
     Team part = team;
-    part.size = shape.solvers;
-    part.barrier = shape.solvers == shape.threads ? whole_barrier : solvers_barrier;
+    part.size = layout.solvers;
+    part.barrier = layout.solvers == layout.threads ? whole_barrier : solvers_barrier;
     return part;
   }
-  SFR_DEVICE Board<T> board() const { return {at.warps, at.blocks, shape.M}; }
+  SFR_DEVICE ReductionBuffer<T> buffer() const { return {at.warps, at.blocks, layout.M}; }
   // The slab's costs.
-  SFR_DEVICE T* cost() const { return shape.cost_near ? at.cost : at.far_cost + int64_t(first) * shape.ld; }
+  SFR_DEVICE T* cost() const { return layout.cost_near ? at.cost : at.far_cost + int64_t(first) * layout.ld; }
 };
 
 }  // namespace sfr::cuda

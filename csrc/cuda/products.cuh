@@ -77,23 +77,23 @@ SFR_DEVICE void exchange_columns(Plan<T>& plan) {
   Team& team = plan.team;
   team.sync();
   if (team.blocks == 1) return;
-  T* mine = plan.board.of_block(team.exchange(), team.blocks, team.block);
+  T* mine = plan.buffer.of_block(team.exchange(), team.blocks, team.block);
   plan.each_column([&](int j) { mine[j] = of_slices<Op>(plan, j); });
-  team.meet();
+  team.grid_barrier();
 }
 
 // The same, and x becomes its sum over the team.
 template <class Op, int count, class T>
 SFR_DEVICE void exchange_columns(Plan<T>& plan, T (&x)[count]) {
   Team& team = plan.team;
-  over_block<Sum>(team, plan.board, x);
+  over_block<Sum>(team, plan.buffer, x);
   if (team.blocks == 1) return;
   const int turn = team.exchange();
-  T* mine = plan.board.of_block(turn, team.blocks, team.block);
+  T* mine = plan.buffer.of_block(turn, team.blocks, team.block);
   plan.each_column([&](int j) { mine[j] = of_slices<Op>(plan, j); });
-  put_scalars(team, plan.board, turn, x);
-  team.meet();
-  add_scalars<Sum>(team, plan.board, turn, x);
+  put_scalars(team, plan.buffer, turn, x);
+  team.grid_barrier();
+  add_scalars<Sum>(team, plan.buffer, turn, x);
 }
 
 // f(j, sum) for every column, by the same thread each time; after `exchange_columns`.
@@ -106,9 +106,9 @@ SFR_DEVICE void each_column_sum(const Plan<T>& plan, F&& f) {
   }
   const int turn = team.exchange() ^ 1;  // the one that the last meeting was about
   plan.each_column([&](int j) {
-    T sum = plan.board.of_block(turn, team.blocks, 0)[j];
+    T sum = plan.buffer.of_block(turn, team.blocks, 0)[j];
 #pragma unroll 1
-    for (int b = 1; b < team.blocks; ++b) sum = Op()(sum, plan.board.of_block(turn, team.blocks, b)[j]);
+    for (int b = 1; b < team.blocks; ++b) sum = Op()(sum, plan.buffer.of_block(turn, team.blocks, b)[j]);
     f(j, sum);
   });
 }

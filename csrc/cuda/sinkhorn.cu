@@ -7,10 +7,10 @@ namespace {
 
 // Costs of a problem as the solver wants them; a removed patch's are not looked at. The solver begins with a barrier.
 template <class T>
-SFR_PHASE void read_cost(Site site, const SinkhornParams& p, int64_t item) {
-  const Problem<T> problem(site);
+SFR_PHASE void read_cost(TeamContext context, const SinkhornParams& p, int64_t item) {
+  const Problem<T> problem(context);
   const Team& team = problem.team;
-  const Shape& s = site.shape;
+  const ProblemLayout& s = context.layout;
   T* out = problem.cost();
   with_element(p.cost.dtype, [&](auto element) {
     using E = decltype(element);
@@ -30,22 +30,22 @@ SFR_PHASE void read_cost(Site site, const SinkhornParams& p, int64_t item) {
 
 template <class T>
 SFR_KERNEL sinkhorn_forward_kernel(const __grid_constant__ Work<SinkhornForwardParams> p) {
-  Site site{p.shape, p.task, p.scratch, p.teams};
+  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
 #pragma unroll 1
-  for (int64_t item = site.team(); item < p.items; item += p.teams) {
-    site.meetings = read_weights<T>(site, p.solve, item / p.G, item % p.G, nullptr);
-    read_cost<T>(site, p, item);
-    site.meetings = transport_forward<T>(site, p.solve, item);
-    Problem<T>(site).team.sync();
+  for (int64_t item = context.team(); item < p.items; item += p.teams) {
+    context.epoch = read_weights<T>(context, p.solve, item / p.G, item % p.G, nullptr);
+    read_cost<T>(context, p, item);
+    context.epoch = transport_forward<T>(context, p.solve, item);
+    Problem<T>(context).team.sync();
   }
 }
 
 // d/dC from the plan to where it is wanted.
 template <class T>
-SFR_PHASE void write_gradient(Site site, T* out, bool sound) {
-  const Problem<T> problem(site);
+SFR_PHASE void write_gradient(TeamContext context, T* out, bool sound) {
+  const Problem<T> problem(context);
   const Team& team = problem.team;
-  const int M = site.shape.M, ld = site.shape.ld;
+  const int M = context.layout.M, ld = context.layout.ld;
   out += int64_t(problem.first) * M;
 #pragma unroll 1
   for (int i = team.warp(); i < problem.rows; i += team.warps())
@@ -56,35 +56,35 @@ SFR_PHASE void write_gradient(Site site, T* out, bool sound) {
 
 template <class T>
 SFR_KERNEL sinkhorn_backward_kernel(const __grid_constant__ Work<SinkhornBackwardParams> p) {
-  Site site{p.shape, p.task, p.scratch, p.teams};
+  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
 #pragma unroll 1
-  for (int64_t item = site.team(); item < p.items; item += p.teams) {
-    site.meetings = read_weights<T>(site, p.solve, item / p.G, item % p.G, nullptr);
-    read_cost<T>(site, p, item);
-    site.meetings = transport_backward<T>(site, p.solve, item);
-    Problem<T>(site).team.sync();
+  for (int64_t item = context.team(); item < p.items; item += p.teams) {
+    context.epoch = read_weights<T>(context, p.solve, item / p.G, item % p.G, nullptr);
+    read_cost<T>(context, p, item);
+    context.epoch = transport_backward<T>(context, p.solve, item);
+    Problem<T>(context).team.sync();
     if (p.grad_cost)
-      write_gradient<T>(site, static_cast<T*>(p.grad_cost) + item * p.N * p.M, is_sound<T>(p.solve, item));
-    Problem<T>(site).team.sync();
+      write_gradient<T>(context, static_cast<T*>(p.grad_cost) + item * p.N * p.M, is_sound<T>(p.solve, item));
+    Problem<T>(context).team.sync();
   }
 }
 
-Task task_of(const SinkhornParams& p) {
-  Task task;
-  task.N = p.N, task.M = p.M, task.G = p.G;
-  return task;
+Operation operation_of(const SinkhornParams& p) {
+  Operation operation;
+  operation.N = p.N, operation.M = p.M, operation.G = p.G;
+  return operation;
 }
 
 }  // namespace
 
 template <class T>
 int64_t sinkhorn_forward(const SinkhornForwardParams& p, const Where& where) {
-  return start_on<T>(sinkhorn_forward_kernel<T>, p, solving(task_of(p), p.solve), p.B * p.G, where);
+  return start_on<T>(sinkhorn_forward_kernel<T>, p, solving(operation_of(p), p.solve), p.B * p.G, where);
 }
 
 template <class T>
 int64_t sinkhorn_backward(const SinkhornBackwardParams& p, const Where& where) {
-  return start_on<T>(sinkhorn_backward_kernel<T>, p, solving(task_of(p), p.solve), p.B * p.G, where);
+  return start_on<T>(sinkhorn_backward_kernel<T>, p, solving(operation_of(p), p.solve), p.B * p.G, where);
 }
 
 template int64_t sinkhorn_forward<SFR_REAL>(const SinkhornForwardParams&, const Where&);

@@ -28,16 +28,16 @@ struct Team {
   int rank = 0, size = 32;      // this thread among those of the team in this block; whole warps
   int barrier = whole_barrier;  // a team of one warp needs none
   int block = 0, blocks = 1;    // this block among those of the team
-  unsigned* counter = nullptr;  // of the blocks' meetings; 0 at launch
-  unsigned meetings = 0;
-  int turn = 0;  // which half of the warps' board is next
+  unsigned* counter = nullptr;  // of the blocks' barriers; 0 at launch
+  unsigned epoch = 0;
+  int turn = 0;  // which half of the warps' buffer is next
 
   SFR_DEVICE int lane() const { return rank % warp_threads; }
   SFR_DEVICE int warp() const { return rank / warp_threads; }
   SFR_DEVICE int warps() const { return size / warp_threads; }
 
-  // Which half of the blocks' board is next: who writes it again has met everyone who read it.
-  SFR_DEVICE int exchange() const { return int(meetings & 1); }
+  // Which half of the blocks' buffer is next: who writes it again has met everyone who read it.
+  SFR_DEVICE int exchange() const { return int(epoch & 1); }
 
   // The team's threads of this block.
   SFR_DEVICE void sync() const {
@@ -51,11 +51,11 @@ struct Team {
   }
 
   // The whole team, all blocks.
-  SFR_DEVICE void meet() {
+  SFR_DEVICE void grid_barrier() {
     sync();
     if (blocks == 1) return;
-    ++meetings;
-    if (rank == 0) arrive_and_wait(counter, meetings * unsigned(blocks));
+    ++epoch;
+    if (rank == 0) arrive_and_wait(counter, epoch * unsigned(blocks));
     sync();
   }
 };
@@ -92,7 +92,7 @@ SFR_DEVICE T over_lanes(T x, int lanes) {
 
 // What the warps of a block have to say to each other, and the blocks of a team.
 template <class T>
-struct Board {
+struct ReductionBuffer {
   T* warps = nullptr;   // [2][most_warps][most_scalars], shared memory
   T* blocks = nullptr;  // [2][blocks][width + most_scalars], global memory; teams of one block need none
   int width = 0;        // columns
@@ -102,11 +102,11 @@ struct Board {
   }
 };
 
-constexpr int64_t board_entries = 2 * most_warps * most_scalars;
+constexpr int64_t buffer_entries = 2 * most_warps * most_scalars;
 
 // The warps' values, combined in order: of this block's threads alone. A barrier for them as well.
 template <class Op, int count, class T>
-SFR_DEVICE void over_block(Team& team, const Board<T>& board, T (&x)[count]) {
+SFR_DEVICE void over_block(Team& team, const ReductionBuffer<T>& buffer, T (&x)[count]) {
   static_assert(count <= most_scalars);
 #pragma unroll
   for (int k = 0; k < count; ++k) x[k] = over_lanes<Op>(x[k], warp_threads);
@@ -114,7 +114,7 @@ SFR_DEVICE void over_block(Team& team, const Board<T>& board, T (&x)[count]) {
     team.sync();
     return;
   }
-  T* parts = board.warps + team.turn * most_warps * most_scalars;
+  T* parts = buffer.warps + team.turn * most_warps * most_scalars;
   team.turn ^= 1;
   if (team.lane() == 0)
 #pragma unroll
@@ -128,39 +128,39 @@ SFR_DEVICE void over_block(Team& team, const Board<T>& board, T (&x)[count]) {
   }
 }
 
-// A block's values to the board of the blocks, and, once all have met, those of all blocks, combined in order.
+// A block's values to the buffer of the blocks, and, once all have met, those of all blocks, combined in order.
 template <int count, class T>
-SFR_DEVICE void put_scalars(const Team& team, const Board<T>& board, int turn, const T (&x)[count]) {
-  T* mine = board.of_block(turn, team.blocks, team.block) + board.width;
+SFR_DEVICE void put_scalars(const Team& team, const ReductionBuffer<T>& buffer, int turn, const T (&x)[count]) {
+  T* mine = buffer.of_block(turn, team.blocks, team.block) + buffer.width;
   if (team.rank == 0)
 #pragma unroll
     for (int k = 0; k < count; ++k) mine[k] = x[k];
 }
 template <class Op, int count, class T>
-SFR_DEVICE void add_scalars(const Team& team, const Board<T>& board, int turn, T (&x)[count]) {
+SFR_DEVICE void add_scalars(const Team& team, const ReductionBuffer<T>& buffer, int turn, T (&x)[count]) {
 #pragma unroll
   for (int k = 0; k < count; ++k) {
-    x[k] = board.of_block(turn, team.blocks, 0)[board.width + k];
+    x[k] = buffer.of_block(turn, team.blocks, 0)[buffer.width + k];
 #pragma unroll 1
-    for (int b = 1; b < team.blocks; ++b) x[k] = Op()(x[k], board.of_block(turn, team.blocks, b)[board.width + k]);
+    for (int b = 1; b < team.blocks; ++b) x[k] = Op()(x[k], buffer.of_block(turn, team.blocks, b)[buffer.width + k]);
   }
 }
 
 // The same over all blocks of the team; a barrier for all of them.
 template <class Op, int count, class T>
-SFR_DEVICE void over_team(Team& team, const Board<T>& board, T (&x)[count]) {
-  over_block<Op>(team, board, x);
+SFR_DEVICE void over_team(Team& team, const ReductionBuffer<T>& buffer, T (&x)[count]) {
+  over_block<Op>(team, buffer, x);
   if (team.blocks == 1) return;
   const int turn = team.exchange();
-  put_scalars(team, board, turn, x);
-  team.meet();
-  add_scalars<Op>(team, board, turn, x);
+  put_scalars(team, buffer, turn, x);
+  team.grid_barrier();
+  add_scalars<Op>(team, buffer, turn, x);
 }
 
 template <class Op, class T>
-SFR_DEVICE T over_team(Team& team, const Board<T>& board, T x) {
+SFR_DEVICE T over_team(Team& team, const ReductionBuffer<T>& buffer, T x) {
   T one[1] = {x};
-  over_team<Op>(team, board, one);
+  over_team<Op>(team, buffer, one);
   return one[0];
 }
 

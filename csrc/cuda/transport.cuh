@@ -7,10 +7,10 @@
 
 namespace sfr::cuda {
 
-// The task of an operation that solves.
-inline Task solving(Task task, const Solve& solve) {
-  task.reach = solve.options.reach_a > 0 || solve.options.reach_b > 0;
-  return task;
+// The operation of an operation that solves.
+inline Operation solving(Operation operation, const Solve& solve) {
+  operation.reach = solve.options.reach_a > 0 || solve.options.reach_b > 0;
+  return operation;
 }
 
 // What is known of one side's weights before they are normalised.
@@ -37,7 +37,7 @@ struct Side {
   SFR_DEVICE T marginal(int i) const { return weight ? unit(i) / total : T(1) / T(count); }
 
   // Reads all weights; false: some are negative or not finite, or none is above 0.
-  SFR_DEVICE bool read(Team& team, const Board<T>& board, int& kept) {
+  SFR_DEVICE bool read(Team& team, const ReductionBuffer<T>& buffer, int& kept) {
     kept = count;
     if (!weight) return true;
     constexpr T largest = sizeof(T) == 4 ? T(3.402823466e38) : T(1.7976931348623157e308);
@@ -47,7 +47,7 @@ struct Side {
       if (!(w >= 0 && w <= largest)) seen[1] = 1;
       if (w > seen[0]) seen[0] = w;
     }
-    over_block<Max>(team, board, seen);
+    over_block<Max>(team, buffer, seen);
     most = seen[0];
     const bool sound = seen[1] == 0 && most > 0;
     if (!sound) most = 1;
@@ -56,7 +56,7 @@ struct Side {
       sums[0] += unit(i);
       sums[1] += unit(i) > 0 ? T(1) : T(0);
     }
-    over_block<Sum>(team, board, sums);
+    over_block<Sum>(team, buffer, sums);
     total = sums[0];
     kept = int(sums[1]);
     return sound;
@@ -82,44 +82,45 @@ SFR_DEVICE void mark_pixels(const Team& team, const FeatureView& view, int patch
 
 // Marginals of problem (b, g), and which pixels take part; `params`: of the features, if there are any.
 template <class T>
-SFR_PHASE unsigned read_weights(Site site, const Solve& solve, int64_t b, int64_t g, const CostParams* params) {
-  Problem<T> problem(site);
+[[nodiscard]] SFR_PHASE unsigned read_weights(TeamContext context, const Solve& solve, int64_t b, int64_t g,
+                                              const CostParams* params) {
+  Problem<T> problem(context);
   Team& team = problem.team;
-  const Places<T>& at = problem.at;
-  const Shape& s = problem.shape;
+  const ProblemMemory<T>& at = problem.at;
+  const ProblemLayout& s = problem.layout;
   Side<T> a_side(solve.a, b, g, s.N), b_side(solve.b, b, g, s.M);
-  Notes<T> notes;
+  WeightSummary<T> summary;
   int kept_rows;
-  const bool a_sound = a_side.read(team, problem.board(), kept_rows);
-  const bool b_sound = b_side.read(team, problem.board(), notes.kept_columns);
-  notes.sound = a_sound && b_sound;
-  notes.weighted = a_side.weight || b_side.weight;
-  notes.a_total = a_side.total * a_side.most;
-  notes.b_total = b_side.total * b_side.most;
-  if (team.rank == 0) *at.notes = notes;
+  const bool a_sound = a_side.read(team, problem.buffer(), kept_rows);
+  const bool b_sound = b_side.read(team, problem.buffer(), summary.kept_columns);
+  summary.sound = a_sound && b_sound;
+  summary.weighted = a_side.weight || b_side.weight;
+  summary.a_total = a_side.total * a_side.most;
+  summary.b_total = b_side.total * b_side.most;
+  if (team.rank == 0) *at.summary = summary;
 #pragma unroll 1
   for (int i = team.rank; i < problem.rows; i += team.size) at.row_weight[i] = a_side.marginal(problem.first + i);
 #pragma unroll 1
   for (int j = team.rank; j < s.M; j += team.size) at.column_weight[j] = b_side.marginal(j);
-  if (params && notes.weighted) {
+  if (params && summary.weighted) {
     mark_pixels(team, params->x, int(params->patch), a_side, at.x_used);
     mark_pixels(team, params->y, int(params->patch), b_side, at.y_used);
   }
   team.sync();
-  return team.meetings;
+  return team.epoch;
 }
 
 // The plan of the problem, its vectors cleared, before anything is known of it.
 template <class T>
 SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach) {
-  const Places<T>& at = problem.at;
-  const Shape& s = problem.shape;
+  const ProblemMemory<T>& at = problem.at;
+  const ProblemLayout& s = problem.layout;
   Plan<T> plan(team, s.cover());
   plan.all_rows = s.N, plan.all_columns = s.M;
   plan.slab = s.slab, plan.first = problem.first;
   plan.ld = s.ld;
   plan.cost = problem.cost(), plan.P = at.P;
-  plan.kept_columns = at.notes->kept_columns;
+  plan.kept_columns = at.summary->kept_columns;
   Marginal<T>&rows = plan.rows, &columns = plan.columns;
   rows.count = problem.rows, columns.count = s.M;
   rows.weight = at.row_weight, columns.weight = at.column_weight;
@@ -128,7 +129,7 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach) 
   rows.bent = rows.vectors + Marginal<T>::of_rows * rows.stride;
   columns.bent = columns.vectors + Marginal<T>::of_columns * columns.stride;
   plan.partial = at.partial;
-  plan.board = problem.board();
+  plan.buffer = problem.buffer();
 #pragma unroll 1
   for (int k = team.rank; k < (Marginal<T>::of_rows + reach) * rows.stride; k += team.size) at.row_vectors[k] = 0;
 #pragma unroll 1
@@ -143,31 +144,31 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach) 
 }
 
 template <class T>
-SFR_DEVICE Totals<T> totals_of(const Notes<T>& notes) {
-  return {notes.a_total, notes.b_total};
+SFR_DEVICE Totals<T> totals_of(const WeightSummary<T>& summary) {
+  return {summary.a_total, summary.b_total};
 }
 
 // Solves problem p, whose weights have been read and whose costs are in place.
 template <class T>
-SFR_PHASE unsigned transport_forward(Site site, const Solve& out, int64_t p) {
-  const Problem<T> problem(site);
-  if (!problem.solves()) return site.meetings;
+[[nodiscard]] SFR_PHASE unsigned transport_forward(TeamContext context, const Solve& out, int64_t p) {
+  const Problem<T> problem(context);
+  if (!problem.solves()) return context.epoch;
   Team team = problem.solvers();
-  Plan<T> plan = make_plan(problem, team, site.task.reach);
-  problem_forward(plan, out, totals_of(*problem.at.notes), problem.at.notes->sound, p);
-  return team.meetings;
+  Plan<T> plan = make_plan(problem, team, context.operation.reach);
+  problem_forward(plan, out, totals_of(*problem.at.summary), problem.at.summary->sound, p);
+  return team.epoch;
 }
 
 // Leaves d/dC of the slab of problem p in the plan, and writes the weights' gradients. For a cosine cost also the sums
 // over rows and columns of d/dC (1 - C).
 template <class T>
-SFR_PHASE unsigned transport_backward(Site site, const SolveGrad& grad, int64_t p) {
-  const Problem<T> problem(site);
-  if (!problem.solves()) return site.meetings;
+[[nodiscard]] SFR_PHASE unsigned transport_backward(TeamContext context, const SolveGrad& grad, int64_t p) {
+  const Problem<T> problem(context);
+  if (!problem.solves()) return context.epoch;
   Team team = problem.solvers();
-  Plan<T> plan = make_plan(problem, team, site.task.reach);
-  problem_backward(plan, grad, totals_of(*problem.at.notes), p);
-  if (site.task.norms && is_sound<T>(grad, p)) {
+  Plan<T> plan = make_plan(problem, team, context.operation.reach);
+  problem_backward(plan, grad, totals_of(*problem.at.summary), p);
+  if (context.operation.norms && is_sound<T>(grad, p)) {
     T *rows = plan.rows.sum(), *columns = plan.columns.sum();
     const auto term = [&](int i, int j, T gradient) { return gradient * (1 - plan.cost_at(i, j)); };
     plan.gather(term, term, rows, columns);
@@ -175,7 +176,7 @@ SFR_PHASE unsigned transport_backward(Site site, const SolveGrad& grad, int64_t 
     if (plan.has_columns())  // mutant: all blocks have the same
       plan.each_column([&](int j) { problem.at.y_sums[j] = columns[j]; });
   }
-  return team.meetings;
+  return team.epoch;
 }
 
 }  // namespace sfr::cuda

@@ -1,4 +1,4 @@
-"""How problems are laid out, over shapes, devices and directions: csrc/cuda/shape.h on the host."""
+"""How problems are laid out, over shapes, devices and directions: csrc/cuda/layout.h on the host."""
 
 from __future__ import annotations
 

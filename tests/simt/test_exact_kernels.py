@@ -28,8 +28,8 @@ SHAPES = {
     "many": (66, 3, 3, False),
     "many, weighted": (66, 3, 4, True),
 }
-CASES = list(itertools.product(["several", "block", "stream"], SHAPES))
-QUICK = {("several", "square"), ("block", "weighted"), ("stream", "long")}
+CASES = list(itertools.product(["warp", "block", "stream"], SHAPES))
+QUICK = {("warp", "square"), ("block", "weighted"), ("stream", "long")}
 
 
 def solved(name: str, dtype: torch.dtype) -> list[Tensor]:
@@ -130,7 +130,7 @@ def test_assignments_are_the_cpus(shape: tuple[int, int], share: float) -> None:
     cost[torch.rand(cost.shape) < share] = torch.inf
     cost[2, 0, 0, 0] = torch.nan
     expected = assignment_forward(cost, False, 0.8)
-    for strategy in ("several", "block", "stream"):
+    for strategy in ("warp", "block", "stream"):
         with emulated(FLAVOUR, strategy, 1):
             assert torch.equal(assignment_forward(cost, False, 0.8), expected)
     with emulated("race", "block", 1):

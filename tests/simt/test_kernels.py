@@ -162,7 +162,7 @@ def of_kind(name: str, dtype: torch.dtype) -> list[Tensor]:
 
 
 def fits(strategy: str, *pixels: int) -> bool:
-    return strategy != "several" or max(pixels) <= 32
+    return strategy != "warp" or max(pixels) <= 32
 
 
 FORCED = [strategy for strategy in STRATEGIES if strategy != "automatic"]
@@ -174,11 +174,11 @@ MAP_CASES = [
 COST_CASES = [(s, name) for s, name in itertools.product(FORCED, COSTS) if fits(s, *COSTS[name][1:])]
 # For mutants: every strategy and metric, and what only some of the code is for.
 QUICK = {
-    ("several", "groups", "cosine"),
+    ("warp", "groups", "cosine"),
     ("block", "bfloat16", "l2"),
     ("block", "windows", "cosine"),
-    ("team", "float64", "sqeuclidean"),
-    ("team", "groups", "l2"),
+    ("cooperative", "float64", "sqeuclidean"),
+    ("cooperative", "groups", "l2"),
     ("stream", "windows", "l2"),
     ("stream", "groups", "cosine"),
     ("block", "slabs", "l2"),
@@ -207,7 +207,7 @@ def test_maps_have_no_race(strategy: str, name: str, metric: str) -> None:
         of_maps(name, metric, **layout(metric))
 
 
-@pytest.mark.parametrize(("strategy", "name"), cases(COST_CASES, {("stream", "long"), ("team", "wide")}))
+@pytest.mark.parametrize(("strategy", "name"), cases(COST_CASES, {("stream", "long"), ("cooperative", "wide")}))
 def test_costs_have_no_race(strategy: str, name: str) -> None:
     for dtype in (torch.float64, torch.float16):
         with emulated("race", strategy, 1):
@@ -224,7 +224,7 @@ def test_maps_under_every_schedule(strategy: str, name: str, metric: str) -> Non
     check(results, of_maps(name, metric, **layout(metric)), tolerance)
 
 
-@pytest.mark.parametrize(("strategy", "name"), cases(COST_CASES, {("stream", "long"), ("team", "wide")}))
+@pytest.mark.parametrize(("strategy", "name"), cases(COST_CASES, {("stream", "long"), ("cooperative", "wide")}))
 def test_costs_under_every_schedule(strategy: str, name: str) -> None:
     for dtype, tolerance in ((torch.float32, 5e-3), (torch.float64, 1e-5), (torch.float16, 1e-2)):
         results = []
@@ -236,8 +236,8 @@ def test_costs_under_every_schedule(strategy: str, name: str) -> None:
 
 KIND_CASES = list(itertools.product(FORCED, KINDS))
 QUICK_KINDS = {
-    ("several", "one reach"),
-    ("team", "reach"),
+    ("warp", "one reach"),
+    ("cooperative", "reach"),
     ("block", "symmetric"),
     ("stream", "symmetric, reach"),
     ("block", "small, reach"),

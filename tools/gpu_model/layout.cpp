@@ -1,14 +1,14 @@
-// How problems are laid out on a device: csrc/cuda/shape.h on the host, for tools/gpu_model/layout.py.
+// How problems are laid out on a device: csrc/cuda/layout.h on the host, for tools/gpu_model/layout.py.
 #define SFR_SIMT
-#include "cuda/shape.h"
+#include "cuda/layout.h"
 
 namespace {
 
 using namespace sfr::cuda;
 
 template <class T>
-void fill_out(const Task& task, const DeviceLimits& device, int64_t* out) {
-  const Shape s = choose<T>(task, Strategy::automatic, device);
+void fill_out(const Operation& task, const DeviceLimits& device, int64_t* out) {
+  const ProblemLayout s = choose<T>(task, Strategy::automatic, device);
   const Cover cover = s.cover();
   const int compared = s.compared(task.windows), edge = tile_edge<T>(compared, s.y_pixels);
   const Tiling tiling(compared, s.y_pixels, edge, s.threads);
@@ -41,7 +41,7 @@ void fill_out(const Task& task, const DeviceLimits& device, int64_t* out) {
 // in: N, M, x_pixels, y_pixels, C, G, windows, norms, solved, backward, reach, float64; processors, shared, together.
 // False, and the reason: it does not fit.
 extern "C" bool choose_layout(const int64_t* in, int64_t* out, char* why, int length) {
-  Task task;
+  Operation task;
   task.N = in[0], task.M = in[1], task.x_pixels = in[2], task.y_pixels = in[3], task.C = in[4], task.G = in[5];
   task.windows = in[6], task.norms = in[7], task.solved = in[8], task.backward = in[9], task.reach = in[10];
   const DeviceLimits device{int(in[12]), size_t(in[13]), in[14] != 0};

@@ -1,4 +1,4 @@
-"""How a problem is laid out on a device: csrc/cuda/shape.h itself, compiled for the host."""
+"""How a problem is laid out on a device: csrc/cuda/layout.h itself, compiled for the host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DoesNotFit(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """Of csrc/cuda/shape.h, in its order, and whether it computes in float64."""
+    """Of csrc/cuda/layout.h, in its order, and whether it computes in float64."""
 
     N: int
     M: int
@@ -73,10 +73,10 @@ class Layout:
     @property
     def strategy(self) -> str:
         if self.threads == 32:
-            return "several"
+            return "warp"
         if not self.resident:
             return "stream"
-        return "team" if self.blocks > 1 else "block"
+        return "cooperative" if self.blocks > 1 else "block"
 
     @property
     def idle(self) -> float:

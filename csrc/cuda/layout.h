@@ -15,7 +15,7 @@
 namespace sfr::cuda {
 
 // What has to be known of an operation to lay it out.
-struct Task {
+struct Operation {
   int64_t N = 0, M = 0;                       // patches
   int64_t x_pixels = 0, y_pixels = 0, C = 0;  // 0: costs are given
   int64_t G = 1;
@@ -27,7 +27,7 @@ struct Task {
 };
 
 // The part of a layout that kernels see.
-struct Shape {
+struct ProblemLayout {
   int N = 0, M = 0, x_pixels = 0, y_pixels = 0;
   int threads = 32, solvers = 32;  // of a team in one block; those that solve
   int teams = 1;                   // in one block
@@ -50,40 +50,41 @@ SFR_BOTH int round_up(int64_t n, int to) {
 }
 
 template <class T>
-struct Notes;
+struct WeightSummary;
 
 // Where everything of one problem lies; the same function measures on the host and places on the device.
 template <class T>
-struct Places {
+struct ProblemMemory {
   // Near: in shared memory, or, streamed, in the block's own part of global memory.
   T *P, *cost, *row_weight, *column_weight, *row_vectors, *column_vectors, *partial;
   uint8_t *x_used, *y_used;
   // Shared memory always.
   T* warps;
-  Notes<T>* notes;
+  WeightSummary<T>* summary;
   Arena panels;
   // Far: global memory of the team.
   T *blocks, *far_cost, *pixel_costs, *gathered;
   T *x_own, *y_own, *x_inverse, *y_inverse, *x_sums, *y_sums;  // cosine
   size_t shared_end, near_end, far_end;
 
-  SFR_BOTH Places(const Shape& s, const Task& task, Arena shared, Arena near, Arena far) {
+  SFR_BOTH ProblemMemory(const ProblemLayout& s, const Operation& operation, Arena shared, Arena near, Arena far) {
     const int rows = round_up(s.slab, 4);
     Arena& own = s.resident ? shared : near;
-    const auto solver = [&](Arena& arena, int64_t count) { return task.solved ? arena.take<T>(count) : nullptr; };
-    warps = solver(shared, board_entries);
-    notes = reinterpret_cast<Notes<T>*>(solver(shared, 8));
+    const auto solver = [&](Arena& arena, int64_t count) { return operation.solved ? arena.take<T>(count) : nullptr; };
+    warps = solver(shared, buffer_entries);
+    summary = reinterpret_cast<WeightSummary<T>*>(solver(shared, 8));
     P = solver(own, int64_t(rows) * s.ld);
-    const bool kept = task.solved || task.backward;  // costs, or the weights of pairs; else they leave at once
+    // Costs, or the weights of pairs; else they leave at once.
+    const bool kept = operation.solved || operation.backward;
     cost = s.cost_near && kept ? own.take<T>(int64_t(rows) * s.ld) : nullptr;
     row_weight = solver(own, rows);
     column_weight = solver(own, s.ld);
-    x_used = own.take<uint8_t>(task.solved ? s.x_pixels : 0);
-    y_used = own.take<uint8_t>(task.solved ? s.y_pixels : 0);
+    x_used = own.take<uint8_t>(operation.solved ? s.x_pixels : 0);
+    y_used = own.take<uint8_t>(operation.solved ? s.y_pixels : 0);
     // Panels of features and vectors of the solver are never needed at the same time.
     panels = shared;
-    row_vectors = solver(own, int64_t(Marginal<T>::of_rows + task.reach) * rows);
-    column_vectors = solver(own, int64_t(Marginal<T>::of_columns + task.reach) * s.ld);
+    row_vectors = solver(own, int64_t(Marginal<T>::of_rows + operation.reach) * rows);
+    column_vectors = solver(own, int64_t(Marginal<T>::of_columns + operation.reach) * s.ld);
     const Cover cover = s.cover();
     partial = solver(own, int64_t(cover.slices) * cover.width);
     shared_end = shared.used;
@@ -91,50 +92,51 @@ struct Places {
 
     blocks = s.blocks > 1 ? far.take<T>(2 * int64_t(s.blocks) * (s.M + most_scalars)) : nullptr;
     far_cost = s.cost_near ? nullptr : far.take<T>(int64_t(round_up(s.N, 4)) * s.ld);
-    pixel_costs = task.windows ? far.take<T>(int64_t(round_up(s.x_pixels, 4)) * round_up(s.y_pixels, 4)) : nullptr;
-    const auto norms = [&](int64_t count) { return task.norms ? far.take<T>(count) : nullptr; };
+    pixel_costs = operation.windows ? far.take<T>(int64_t(round_up(s.x_pixels, 4)) * round_up(s.y_pixels, 4)) : nullptr;
+    const auto norms = [&](int64_t count) { return operation.norms ? far.take<T>(count) : nullptr; };
     x_own = norms(s.x_pixels);
     y_own = norms(s.y_pixels);
     x_inverse = norms(s.N);
     y_inverse = norms(s.M);
     x_sums = norms(s.N);
     y_sums = norms(s.M);
-    gathered = task.backward && task.G > 1 ? far.take<T>(task.C * s.x_pixels) : nullptr;
+    gathered = operation.backward && operation.G > 1 ? far.take<T>(operation.C * s.x_pixels) : nullptr;
     far_end = far.used;
   }
 };
 
 // Bytes of shared memory that panels of `channels` channels take: to compare, and to pull gradients.
 template <class T>
-int64_t compare_bytes(const Shape& s, const Task& task, int channels) {
-  const int n = s.compared(task.windows), edge = tile_edge<T>(n, s.y_pixels);
+int64_t compare_bytes(const ProblemLayout& s, const Operation& operation, int channels) {
+  const int n = s.compared(operation.windows), edge = tile_edge<T>(n, s.y_pixels);
   return Panels<T>::bytes(channels, panel_row(n, edge), panel_row(s.y_pixels, edge));
 }
 template <class T>
-int64_t pull_bytes(const Shape& s, int channels) {
+int64_t pull_bytes(const ProblemLayout& s, int channels) {
   return Panels<T>::bytes(channels, panel_row(s.x_pixels, 4), panel_row(s.y_pixels, 4));
 }
 
 // Fills in sizes and panels; false: does not fit into `shared` bytes.
 template <class T>
-bool fill(Shape& s, const Task& task, int64_t shared) {
+bool fill(ProblemLayout& s, const Operation& operation, int64_t shared) {
   constexpr int most = 64;  // channels of a panel; more would gain nothing
   s.ld = s.cover().template row_length<T>(s.M);
-  const Places<T> places(s, task, {}, {}, {});
+  const ProblemMemory<T> places(s, operation, {}, {}, {});
   const int64_t before = int64_t(places.panels.used);
   int64_t panels = 0;
-  if (task.C > 0) {
+  if (operation.C > 0) {
     const int64_t room = std::min(shared - before, s.threads == warp_threads ? int64_t(16384) : shared);
     // As many channels as come in one round of loads; fewer where memory is short.
-    const int n = s.compared(task.windows), pixels = std::max(n, s.y_pixels);
-    int channels = std::clamp(s.threads * fetched_elements / pixels / 8 * 8, 8, std::min(most, round_up(task.C, 8)));
-    while (channels > 1 && compare_bytes<T>(s, task, channels) > room)
+    const int n = s.compared(operation.windows), pixels = std::max(n, s.y_pixels);
+    int channels =
+        std::clamp(s.threads * fetched_elements / pixels / 8 * 8, 8, std::min(most, round_up(operation.C, 8)));
+    while (channels > 1 && compare_bytes<T>(s, operation, channels) > room)
       channels = channels > 8 ? channels - 8 : channels / 2;
     s.panel_channels = channels;
-    panels = compare_bytes<T>(s, task, channels);
-    if (task.backward) {
+    panels = compare_bytes<T>(s, operation, channels);
+    if (operation.backward) {
       const int tiles = (s.x_pixels + 3) / 4 + (s.y_pixels + 3) / 4;
-      channels = std::clamp(s.threads / tiles * 4, 4, std::min(most, round_up(task.C, 4)));
+      channels = std::clamp(s.threads / tiles * 4, 4, std::min(most, round_up(operation.C, 4)));
       while (channels > 1 && pull_bytes<T>(s, channels) > room) channels = channels > 4 ? channels - 4 : channels / 2;
       s.pull_channels = channels;
       panels = std::max(panels, pull_bytes<T>(s, channels));
@@ -154,10 +156,11 @@ inline int solvers_of(int64_t entries) {
 }
 
 template <class T>
-Shape choose(const Task& task, Strategy forced, const DeviceLimits& device) {
+ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLimits& device) {
   constexpr int block_threads = most_warps * warp_threads;
-  Shape s;
-  s.N = int(task.N), s.M = int(task.M), s.x_pixels = int(task.x_pixels), s.y_pixels = int(task.y_pixels);
+  ProblemLayout s;
+  s.N = int(operation.N), s.M = int(operation.M), s.x_pixels = int(operation.x_pixels),
+  s.y_pixels = int(operation.y_pixels);
   const int64_t shared = int64_t(device.shared);
   const auto wanted = [&](Strategy which) { return forced == Strategy::automatic || forced == which; };
   const auto split = [&](int blocks) {
@@ -165,42 +168,42 @@ Shape choose(const Task& task, Strategy forced, const DeviceLimits& device) {
     s.blocks = (s.N + s.slab - 1) / s.slab;
   };
 
-  const int64_t longest = std::max({task.N, task.M, task.x_pixels / 2, task.y_pixels / 2});
-  if (wanted(Strategy::several) && longest <= 32) {
+  const int64_t longest = std::max({operation.N, operation.M, operation.x_pixels / 2, operation.y_pixels / 2});
+  if (wanted(Strategy::warp) && longest <= 32) {
     s.threads = s.solvers = warp_threads;
     s.slab = s.N;
-    if (fill<T>(s, task, shared)) {
+    if (fill<T>(s, operation, shared)) {
       s.teams = int(std::clamp(shared / s.shared_bytes, int64_t(1), int64_t(4)));
       return s;
     }
   }
-  s.solvers = task.solved ? solvers_of(task.N * task.M) : block_threads;
-  s.threads = task.C > 0 ? block_threads : s.solvers;
-  if (wanted(Strategy::block) || !task.solved) {
+  s.solvers = operation.solved ? solvers_of(operation.N * operation.M) : block_threads;
+  s.threads = operation.C > 0 ? block_threads : s.solvers;
+  if (wanted(Strategy::block) || !operation.solved) {
     // Costs alone need no team, unless patches share pixels.
-    s.slab = !task.solved && !task.backward && !task.windows && s.N > 64 ? 56 : s.N;
+    s.slab = !operation.solved && !operation.backward && !operation.windows && s.N > 64 ? 56 : s.N;
     for (const bool near : {true, false}) {
       s.cost_near = near;
-      if (fill<T>(s, task, shared)) return s;
+      if (fill<T>(s, operation, shared)) return s;
     }
   }
-  if (!task.solved) throw std::runtime_error("sfr_ext: these maps do not fit on this GPU");
+  if (!operation.solved) throw std::runtime_error("sfr_ext: these maps do not fit on this GPU");
   s.threads = s.solvers = block_threads;
   s.cost_near = false;  // the weights of pairs, which take their place, are for all blocks
   const int most_blocks = device.together ? std::min(device.processors, 32) : 1;
-  if (wanted(Strategy::team))
+  if (wanted(Strategy::cooperative))
     for (int blocks = 2; blocks <= most_blocks; blocks *= 2) {
       split(blocks);
-      if (fill<T>(s, task, shared)) return s;
+      if (fill<T>(s, operation, shared)) return s;
     }
   if (wanted(Strategy::stream)) {
     // Asked for at a small size, it still has blocks that wait for each other.
-    const int64_t blocks = std::max(task.N * task.M / 65536, int64_t(forced == Strategy::stream ? 2 : 1));
+    const int64_t blocks = std::max(operation.N * operation.M / 65536, int64_t(forced == Strategy::stream ? 2 : 1));
     split(int(std::min(blocks, int64_t(std::min(most_blocks, 16)))));
     s.resident = false;
-    if (fill<T>(s, task, shared)) return s;
+    if (fill<T>(s, operation, shared)) return s;
   }
-  throw std::runtime_error("sfr_ext: " + std::to_string(task.N) + " x " + std::to_string(task.M) +
+  throw std::runtime_error("sfr_ext: " + std::to_string(operation.N) + " x " + std::to_string(operation.M) +
                            " patches do not fit on this GPU" +
                            (forced == Strategy::automatic ? "" : " with the strategy that was asked for"));
 }
@@ -208,17 +211,17 @@ Shape choose(const Task& task, Strategy forced, const DeviceLimits& device) {
 // What a kernel gets: the operation's parameters, the layout, and the memory it was given.
 template <class Params>
 struct Work : Params {
-  Task task;
-  Shape shape;
+  Operation operation;
+  ProblemLayout layout;
   int64_t items = 0, teams = 0;
   unsigned char* scratch = nullptr;
 
   explicit Work(const Params& p) : Params(p) {}
 };
 
-// One launch: its shape, its blocks, and the global memory it needs beside its inputs and outputs.
-struct Layout {
-  Shape shape;
+// One launch: its problems, its blocks, and the global memory it needs beside its inputs and outputs.
+struct LaunchLayout {
+  ProblemLayout problem;
   int blocks = 1;        // of the launch
   int64_t teams = 1;     // at work at the same time, each on one item after the other
   int64_t scratch = 0;   // bytes: counters, then each team's far memory, then each block's near memory
@@ -229,54 +232,54 @@ struct Layout {
 // `items` problems (or batch entries). Without scratch every item has a team of its own; with it, as many teams as the
 // device runs at the same time, within a limit.
 template <class Params>
-Layout lay_out(Kernel<Params> kernel, const Shape& shape, int64_t items, int device) {
+LaunchLayout lay_out_launch(Kernel<Params> kernel, const ProblemLayout& layout, int64_t items, int device) {
   constexpr int64_t most_scratch = int64_t(1) << 28;
-  Layout out;
-  out.shape = shape;
-  out.shared = shape.shared_bytes * shape.teams;
-  const int64_t each = shape.far_bytes + shape.near_bytes * shape.blocks;
-  out.teams = (items + shape.teams - 1) / shape.teams * shape.teams;
+  LaunchLayout out;
+  out.problem = layout;
+  out.shared = layout.shared_bytes * layout.teams;
+  const int64_t each = layout.far_bytes + layout.near_bytes * layout.blocks;
+  out.teams = (items + layout.teams - 1) / layout.teams * layout.teams;
   if (each > 0) {
-    const int resident = resident_blocks(kernel, device, shape.threads * shape.teams, size_t(out.shared));
-    const int64_t fit = std::max(int64_t(resident) * shape.teams / shape.blocks, int64_t(shape.blocks == 1));
+    const int resident = resident_blocks(kernel, device, layout.threads * layout.teams, size_t(out.shared));
+    const int64_t fit = std::max(int64_t(resident) * layout.teams / layout.blocks, int64_t(layout.blocks == 1));
     if (fit == 0) throw std::runtime_error("sfr_ext: this GPU cannot run the blocks of one problem at the same time");
-    const int64_t within = std::max(most_scratch / each / shape.teams * shape.teams, int64_t(shape.teams));
+    const int64_t within = std::max(most_scratch / each / layout.teams * layout.teams, int64_t(layout.teams));
     out.teams = std::min({out.teams, fit, within});
-    out.counters = shape.blocks > 1 ? out.teams * 16 : 0;
+    out.counters = layout.blocks > 1 ? out.teams * 16 : 0;
     out.scratch = out.counters + out.teams * each;
   }
-  out.blocks = int(out.teams / shape.teams) * shape.blocks;
+  out.blocks = int(out.teams / layout.teams) * layout.blocks;
   return out;
 }
 
 // Launches `kernel` on `items` problems (or batch entries) of the given shape, or says how much scratch that takes.
 template <class Params>
-int64_t start(Kernel<Work<Params>> kernel, const Params& params, const Task& task, const Shape& shape, int64_t items,
-              const Where& where) {
+int64_t start(Kernel<Work<Params>> kernel, const Params& params, const Operation& operation,
+              const ProblemLayout& layout, int64_t items, const Where& where) {
   if (items == 0) return 0;
-  const Layout layout = lay_out(kernel, shape, items, where.device);
-  if (layout.scratch > where.scratch_bytes) return layout.scratch;
+  const LaunchLayout all = lay_out_launch(kernel, layout, items, where.device);
+  if (all.scratch > where.scratch_bytes) return all.scratch;
   Work<Params> work(params);
-  work.task = task;
-  work.shape = shape;
+  work.operation = operation;
+  work.layout = layout;
   work.items = items;
-  work.teams = layout.teams;
+  work.teams = all.teams;
   work.scratch = static_cast<unsigned char*>(where.scratch);
-  if (layout.counters > 0)
-    check(cudaMemsetAsync(where.scratch, 0, size_t(layout.counters), static_cast<cudaStream_t>(where.stream())),
+  if (all.counters > 0)
+    check(cudaMemsetAsync(where.scratch, 0, size_t(all.counters), static_cast<cudaStream_t>(where.stream())),
           "clearing memory failed");
   allow_shared(kernel, where.device);
-  launch(kernel, {layout.blocks, shape.threads * shape.teams, size_t(layout.shared), shape.blocks > 1, where.stream()},
+  launch(kernel, {all.blocks, layout.threads * layout.teams, size_t(all.shared), layout.blocks > 1, where.stream()},
          work);
   return 0;
 }
 
-// The same for a problem that is laid out as its task asks for.
+// The same for a problem that is laid out as its operation asks for.
 template <class T, class Params>
-int64_t start_on(Kernel<Work<Params>> kernel, const Params& params, const Task& task, int64_t items,
+int64_t start_on(Kernel<Work<Params>> kernel, const Params& params, const Operation& operation, int64_t items,
                  const Where& where) {
   const OnDevice on(where.device);
-  return start(kernel, params, task, choose<T>(task, where.strategy, limits(where.device)), items, where);
+  return start(kernel, params, operation, choose<T>(operation, where.strategy, limits(where.device)), items, where);
 }
 
 }  // namespace sfr::cuda
