@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import math
 
 import torch
@@ -42,15 +43,16 @@ def test_two_points_on_either_side(seed: int, eps: float) -> None:
     """A 2 x 2 plan with given marginals has one parameter, the root of a quadratic equation."""
     cost, (a, b) = normal(seed, 2, 2), (normal(seed + 1, 2, 2).abs() + 0.1)
     a, b = a / a.sum(), b / b.sum()
-    ratio = math.exp(min(700.0, (cost[0, 1] + cost[1, 0] - cost[0, 0] - cost[1, 1]).item() / eps))
-    # p (1 - a0 - b0 + p) = ratio (a0 - p) (b0 - p)
     a0, b0 = a[0].item(), b[0].item()
-    square, linear, constant = 1 - ratio, 1 - a0 - b0 + ratio * (a0 + b0), -ratio * a0 * b0
-    if abs(square) < 1e-9:
-        p = -constant / linear
-    else:
-        p = 2 * -constant / (linear + math.sqrt(max(0.0, linear * linear - 4 * square * constant)))
-    plan = torch.tensor([[p, a0 - p], [b0 - p, 1 - a0 - b0 + p]], dtype=F64)
+    # p (1 - a0 - b0 + p) = ratio (a0 - p) (b0 - p); its entries cancel where the ratio is large or small
+    with decimal.localcontext(decimal.Context(prec=1000)):
+        u, v, one = decimal.Decimal(a0), decimal.Decimal(b0), decimal.Decimal(1)
+        ratio = (
+            decimal.Decimal((cost[0, 1] + cost[1, 0] - cost[0, 0] - cost[1, 1]).item()) / decimal.Decimal(eps)
+        ).exp()
+        square, linear, constant = one - ratio, one - u - v + ratio * (u + v), -ratio * u * v
+        p = -2 * constant / (linear + (linear * linear - 4 * square * constant).sqrt())
+        plan = torch.tensor([[float(p), float(u - p)], [float(v - p), float(one - u - v + p)]], dtype=F64)
     result = solve(cost, a, b, eps=eps, eps_scale="absolute", tol=1e-13, max_iter=50_000)
     if result.converged:
         torch.testing.assert_close(result.plan, plan, rtol=1e-6, atol=1e-9)
