@@ -449,7 +449,8 @@ def _regularisation(
         mean = mean.detach().abs()[..., 0, 0]
         instead = eps * torch.where(mean > 0, mean, reach)
         return torch.where(flat, instead, eps * std), torch.where(flat, instead, eps * std)
-    return torch.where(flat, 1.0, eps * std), torch.where(flat, 0.0, eps * std)
+    size = mean.detach().abs()[..., 0, 0]
+    return torch.where(flat, torch.where(size > 0, size, 1.0), eps * std), torch.where(flat, 0.0, eps * std)
 
 
 def _through_the_plan(

@@ -64,7 +64,9 @@ def test_padding(problem: Problem, seed: int, data: st.DataObject) -> None:
 
 def near(ours: Tensor, expected: Tensor, problem: Problem) -> bool:
     wide = F64 in (problem.x.dtype, problem.y.dtype)
-    size = expected.abs().amax() + value_of(problem, solver="exact").abs().amax()
+    size = (
+        expected.abs().amax() + value_of(problem, solver="exact").abs().amax() + (problem.options["metric"] == "cosine")
+    )
     return bool(((ours - expected).abs() <= (1e-7 if wide else 2e-4) * size).all())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from cases import value_and_gradients
 from hypothesis import assume, given
@@ -92,19 +93,24 @@ def test_exact_is_linear_programming(problem: Problem) -> None:
     assert ((value.double() / unit - expected).abs() <= (1e-9 if cost.dtype == F64 else 1e-6)).all()
 
 
+# Some draws meet what tests/not_yet.txt lists: small weights (T19), scales (T25). Of scales: see
+# test_gradients_do_not_depend_on_the_scale.
+@pytest.mark.xfail(strict=False, reason="T19, T25")
 @given(
     problems(
-        most=260, dtypes=[F32, F64], weights=["none", "mild", "skewed", "zeros", "counts", "large"], reaches=REACHES
+        most=260,
+        dtypes=[F32, F64],
+        weights=["none", "mild", "skewed", "zeros", "counts", "large"],
+        scales=(-18, 18),
+        reaches=REACHES,
     ),
     st.sampled_from(OBJECTIVES),
 )
 def test_gradients_are_those_of_the_reference(problem: Problem, objective: str) -> None:
     dtype = F64 if F64 in (problem.x.dtype, problem.y.dtype) else F32
     options = {**problem.options, "objective": objective, "reduction": "none"}
-    leaves = [problem.x, problem.y, problem.a, problem.b]
-    wanting = [
-        None if t is None else t.clone().to(t.dtype if t.is_floating_point() else F32).requires_grad_() for t in leaves
-    ]
+    sides = (None if w is None else w.to(dtype) for w in (problem.a, problem.b))
+    wanting = [None if t is None else t.clone().requires_grad_() for t in (problem.x, problem.y, *sides)]
     wide = [None if t is None else t.detach().double().requires_grad_() for t in wanting]
 
     def ours(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
