@@ -46,6 +46,7 @@
 // A symmetric problem, that of a set of patches with itself (C = C^T, a = b), has f = g, and takes the mean of f and
 // its update: where the kernel exp(-C / eps) is positive, which it is for all our metrics, that halves the error.
 //
+// An empty problem, all of whose weights on a side are 0, has 0 everywhere.
 // A problem with a NaN or Inf in it has NaN everywhere, and error NaN; no other problem notices.
 // Sums in float32 (float64 for float64), in an order fixed by the problem's own shape: same input, same bits,
 // whatever the batch and the number of threads.

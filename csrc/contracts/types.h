@@ -59,7 +59,7 @@ struct WeightView {
 // that name the argument.
 enum class Status : int32_t {
   ok = 0,
-  bad_a = 1,  // a side has a negative or non-finite weight, or none above 0
+  bad_a = 1,  // a side has a negative or non-finite weight
   bad_b = 2,
 };
 

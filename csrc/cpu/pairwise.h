@@ -98,7 +98,7 @@ void pull(const T* x, int64_t ldx, int64_t vectors, const T* y, int64_t ldy, int
   constexpr int L = lanes<T>;
   constexpr int64_t rows = 64;  // of W at a time, so that they stay in L1 while every channel uses them
   for (int64_t v = 0; v < vectors; v += 2)
-    for (int64_t j = 0; j < count; j += rows) {
+    for (int64_t j = 0; j == 0 || j < count; j += rows) {  // with nothing to add, what is fresh is 0
       const int64_t some = count - j < rows ? count - j : rows;
       const bool fresh = first && j == 0;
       if (v + 2 <= vectors)

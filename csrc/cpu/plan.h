@@ -148,7 +148,7 @@ struct Plan {
         column_patches(b),
         all_rows(a.all),
         all_columns(b.all),
-        kept_columns(b.count),
+        kept_columns(a.count > 0 ? b.count : 0),
         cost(costs),
         P(memory.P),
         transposed(memory.transposed),
@@ -169,6 +169,9 @@ struct Plan {
 
   // By the patches that are left of it: a problem has the bits of one that never had the others.
   bool small() const { return rows.stride <= small_side && ld <= small_side; }
+  // A side without a patch.
+  bool empty() const { return kept_columns == 0; }
+  void clear() const {}  // an empty plan has no entries
   bool has_reach() const { return rows.has_reach() || columns.has_reach(); }
   bool reports() const { return team.rank == 0; }
   static constexpr bool has_columns() { return true; }

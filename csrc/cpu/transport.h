@@ -8,7 +8,7 @@
 
 namespace sfr::cpu::SFR_ISA {
 
-// A side's weights must be finite and non-negative, with one above 0.
+// A side's weights must be finite and non-negative.
 template <class T>
 bool weights_are_valid(const WeightView& view, int64_t B, int64_t G, int64_t N) {
   if (!view.data) return true;
@@ -16,13 +16,12 @@ bool weights_are_valid(const WeightView& view, int64_t B, int64_t G, int64_t N) 
   for (int64_t b = 0; b < B; ++b)
     for (int64_t g = 0; g < G; ++g) {
       const T* w = static_cast<const T*>(view.data) + b * view.stride_b + g * view.stride_g;
-      bool some = false, sound = true;
+      bool sound = true;
       for (int64_t i = 0; i < N; ++i) {
         const T x = w[i * view.stride_n];
         sound = sound && x >= 0 && x <= std::numeric_limits<T>::max();
-        some = some || x > 0;
       }
-      if (!sound || !some) return false;
+      if (!sound) return false;
     }
   return true;
 }
@@ -58,7 +57,7 @@ struct Weights {
     // In units of the largest, so that no sum overflows and no weight that counts is lost.
     T most = 0;
     for (int64_t i = 0; i < n; ++i) most = w[i * view.stride_n] > most ? w[i * view.stride_n] : most;
-    for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = 0; most > 0 && i < n; ++i) {
       const T unit = w[i * view.stride_n] / most;
       if (unit < std::numeric_limits<T>::min()) continue;
       out[count] = unit;

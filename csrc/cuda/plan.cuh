@@ -88,6 +88,14 @@ struct Plan {
     slice = cover.slices > 1 ? team.rank / cover.width : 0;
     column = team.rank - slice * cover.width;
   }
+  // A side without a patch: then no patch is kept on either.
+  SFR_DEVICE bool empty() const { return kept_columns == 0; }
+  SFR_DEVICE void clear() const {
+#pragma unroll 1
+    for (int i = team.warp(); i < rows.count; i += team.warps())
+#pragma unroll 1
+      for (int j = team.lane(); j < ld; j += warp_threads) *at(i, j) = 0;
+  }
   SFR_DEVICE bool has_reach() const { return rows.has_reach() || columns.has_reach(); }
   SFR_DEVICE bool has_columns() const { return team.block == 0; }
   SFR_DEVICE bool reports() const { return team.rank == 0 && team.block == 0; }

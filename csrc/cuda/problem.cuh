@@ -34,7 +34,7 @@ struct WeightSummary {
   T a_total, b_total;
   int kept_columns;
   bool weighted;  // some weights are given
-  bool sound;     // finite and non-negative, and one of them above 0; only the device sees them
+  bool sound;     // finite and non-negative; only the device sees them
 };
 
 template <class T>

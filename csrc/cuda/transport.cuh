@@ -20,6 +20,7 @@ struct Side {
   int64_t stride;
   int count;
   T most = 1, total = 1;
+  bool none = false;  // of an empty problem: nothing is kept on either side
 
   SFR_DEVICE Side(const WeightView& view, int64_t b, int64_t g, int n)
       : weight(static_cast<const T*>(view.data)), stride(view.stride_n), count(n) {
@@ -32,11 +33,11 @@ struct Side {
     const T x = weight[i * stride] / most;
     return x < least ? T(0) : x;
   }
-  SFR_DEVICE bool keeps(int i) const { return !weight || unit(i) > 0; }
+  SFR_DEVICE bool keeps(int i) const { return !none && (!weight || unit(i) > 0); }
   // The marginal.
-  SFR_DEVICE T marginal(int i) const { return weight ? unit(i) / total : T(1) / T(count); }
+  SFR_DEVICE T marginal(int i) const { return none ? T(0) : weight ? unit(i) / total : T(1) / T(count); }
 
-  // Reads all weights; false: some are negative or not finite, or none is above 0.
+  // Reads all weights; false: some are negative or not finite.
   SFR_DEVICE bool read(Team& team, const ReductionBuffer<T>& buffer, int& kept) {
     kept = count;
     if (!weight) return true;
@@ -49,8 +50,8 @@ struct Side {
     }
     over_block<Max>(team, buffer, seen);
     most = seen[0];
-    const bool sound = seen[1] == 0 && most > 0;
-    if (!sound) most = 1;
+    const bool sound = seen[1] == 0;
+    if (!sound || most == 0) most = 1;
     T sums[2] = {};  // units, kept
     for (int i = team.rank; i < count; i += team.size) {
       sums[0] += unit(i);
@@ -94,6 +95,10 @@ template <class T>
   const bool a_sound = a_side.read(team, problem.buffer(), kept_rows);
   const bool b_sound = b_side.read(team, problem.buffer(), summary.kept_columns);
   summary.sound = a_sound && b_sound;
+  if (summary.sound && (kept_rows == 0 || summary.kept_columns == 0)) {
+    a_side.none = b_side.none = true;
+    summary.kept_columns = 0;
+  }
   summary.weighted = a_side.weight || b_side.weight;
   summary.a_total = a_side.total * a_side.most;
   summary.b_total = b_side.total * b_side.most;

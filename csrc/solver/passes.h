@@ -1,7 +1,7 @@
 // What a device supplies: Plan<T>, the plan of one problem as one thread sees it, and the passes over it. The rules in
 // this folder are made of these and know no threads, vectors or memory.
 //
-//   state      rows, columns: Marginal<T>      mean, factor: S = (C - mean) factor      shift      has_reach()
+//   state      rows, columns: Marginal<T>      mean, factor: S = (C - mean) factor      shift      has_reach() empty()
 //   whole      evaluate(From)                  the plan, its sums over rows and columns, and its evaluation
 //              update_columns()                the columns' potentials from the rows', in the log domain
 //              absorb()                        scalings move into the potentials
@@ -20,6 +20,7 @@
 //              sum_patches_of_rows(f), ...     their sum
 //              row_index(i), ...               of a patch among all, those that are removed included
 //              clear_removed_rows(out), ...    0 there;  fill_rows(out, x), ...
+//   whole      clear()                         an empty plan's entries become 0, where there are any
 //   threads    sync()
 //              reports()                       one of all;  has_columns(): one of each copy of the columns' results
 //

@@ -69,9 +69,26 @@ SFR_FN void start_at_zero(Plan<T>& plan) {
   plan.each_patch_of_columns([&](Index j) { plan.columns.log()[j] -= centre; });
 }
 
+// Everything about an empty problem is 0.
+template <class T>
+SFR_FN void put_nothing(const Plan<T>& plan, const Solve& out, int64_t p) {
+  plan.fill_rows(static_cast<T*>(out.f) + p * plan.all_rows, T(0));
+  if (plan.has_columns()) plan.fill_columns(static_cast<T*>(out.g) + p * plan.all_columns, T(0));
+  if (!plan.reports()) return;
+  const auto put = [p](void* to) { static_cast<T*>(to)[p] = 0; };
+  put(out.transport);
+  put(out.entropic);
+  put(out.eps);
+  put(out.mean);
+  put(out.shift);
+  put(out.error);
+  out.n_iter[p] = 0;
+}
+
 // Solves problem p. `sound`: its weights are what weights should be.
 template <class T>
 SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, bool sound, int64_t p) {
+  if (sound && plan.empty()) return put_nothing(plan, out, p);
   const Spread<T> spread = spread_of(plan);
   const T eps = regularisation(out, spread, p), nan = Number<T>::nan;
   sound = sound && finite(spread.mean) && finite(spread.deviation) && finite(eps);
@@ -134,6 +151,13 @@ SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> tot
     if (out_b) plan.fill_columns(out_b, Number<T>::nan);
     if (out_eps && plan.reports()) *out_eps = Number<T>::nan;
     return;
+  }
+  if (plan.empty()) {
+    if (out_a) plan.fill_rows(out_a, T(0));
+    if (out_b) plan.fill_columns(out_b, T(0));
+    if (out_eps && plan.reports()) *out_eps = 0;
+    plan.clear();
+    return plan.sync();
   }
   const auto at = [p](const void* in) { return in ? static_cast<const T*>(in)[p] : T(0); };
   const T mean = at(grad.mean), eps = at(grad.eps);

@@ -273,3 +273,25 @@ def test_under_sanitizers(what: str, sanitized: dict[str, str]) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("strategy", FORCED)
+def test_an_empty_problem_is_nothing(strategy: str, metric: str, side: int) -> None:
+    """Everything about it is 0, whatever its features hold; its neighbours have the bits that they have alone."""
+    torch.manual_seed(0)
+    x, y = features(3, 4, 3, 3), features(3, 4, 2, 4)
+    given = [weights(3, 9), weights(3, 8)]
+    given[side][1] = 0
+    (x, y)[side][1] = torch.nan
+    leaves = [t.requires_grad_() for t in (x, y, *given)]
+    with emulated(FLAVOUR, strategy, None):
+        result = solve_sample(*leaves, metric=metric)
+        found = gradients([result.transport_cost, result.entropic_cost], leaves)
+        costs = solve(torch.rand(3, 9, 8), *given)
+        alone = [solve_sample(*(t[k : k + 1] for t in leaves), metric=metric).transport_cost for k in (0, 2)]
+    for value in (*found, result.f, result.g, result.n_iter, result.marginal_error, costs.entropic_cost, costs.f):
+        assert (value[1] == 0).all() and value.isfinite().all()
+    assert result.converged.all() and costs.converged.all()
+    assert torch.equal(torch.cat(alone), result.transport_cost[::2])
