@@ -52,7 +52,6 @@ SFR_FN void spread_backward(Plan<T>& plan, T pull) {
       [&](Index i) { rows.gradient()[i] += (slope(columns, of_rows, i) - along_rows) / rows.total; });
   plan.each_patch_of_columns(
       [&](Index j) { columns.gradient()[j] += (slope(rows, of_columns, j) - along_columns) / columns.total; });
-  plan.sync();
 }
 
 // d/dC into the plan, and d/da, d/db (before normalisation of the weights) into gradient() of both sides. `relative`:
@@ -83,7 +82,6 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, bool relative, T
     if (plan.has_reach()) {
       plan.each_patch_of_rows([&](Index i) { give_way(rows, i); });
       plan.each_patch_of_columns([&](Index j) { give_way(columns, j); });
-      plan.sync();
     }
     solve_system(plan, Rules<T>::adjoint_precision, 4 * int64_t(plan.kept_columns) + 20);
   } else {

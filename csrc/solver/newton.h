@@ -106,7 +106,6 @@ SFR_FN bool newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) {
   };
   plan.each_row([&](Index i) { missing(plan.rows, i); });
   plan.each_column([&](Index j) { missing(plan.columns, j); });
-  plan.sync();
   n_iter += 1 + solve_system(plan, step.precision, step.limit - n_iter - 1);
   const auto take = [](const Marginal<T>& side, Index i, Vec<T>(&longest)[1]) {
     const Vec<T> most = splat<T>(Rules<T>::longest_step), x = kept(side, i, load(side.step() + i));

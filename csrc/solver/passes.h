@@ -24,8 +24,9 @@
 //   threads    sync()
 //              reports()                       one of all;  has_columns(): one of each copy of the columns' results
 //
-// each_... end without a barrier, everything else with one. Kept patches are those whose weight is above 0;
-// `kept(side, i, x)` is x there and 0 elsewhere.
+// each_... end without a barrier, everything else with one. An entry of a vector is always the same thread's, so a loop
+// over a vector needs none before another over the same one; a pass over the plan, which reads whole vectors, does.
+// Kept patches are those whose weight is above 0; `kept(side, i, x)` is x there and 0 elsewhere.
 #pragma once
 
 #if defined(SFR_ISA)

@@ -28,7 +28,6 @@ SFR_FN void set_scale(Plan<T>& plan, const SolverOptions& options, Totals<T> tot
     plan.columns.set_reach(T(options.reach_b), eps, mean, totals.b);
     plan.each_patch_of_columns([&](Index j) { scale_weight(plan.columns, j, totals.b); });
   }
-  plan.sync();
 }
 
 // Potentials, with the marginals, from those of problem p as they are returned; no `from`: 0.
@@ -36,14 +35,12 @@ template <class T>
 SFR_FN void set_rows(Plan<T>& plan, const void* from, int64_t p) {
   const T* f = static_cast<const T*>(from) + p * plan.all_rows;
   plan.each_row([&](Index i) { store(plan.rows.log() + i, log_weight(plan.rows, i)); });
-  plan.sync();
   plan.each_patch_of_rows([&](Index i) { plan.rows.log()[i] += f[plan.row_index(i)] * plan.factor; });
 }
 template <class T>
 SFR_FN void set_columns(Plan<T>& plan, const void* from, int64_t p, T centre) {
   const T* g = static_cast<const T*>(from) + p * plan.all_columns;
   plan.each_column([&](Index j) { store(plan.columns.log() + j, log_weight(plan.columns, j)); });
-  plan.sync();
   if (from)
     plan.each_patch_of_columns(
         [&](Index j) { plan.columns.log()[j] += (g[plan.column_index(j)] - centre) * plan.factor; });
@@ -52,7 +49,6 @@ SFR_FN void set_columns(Plan<T>& plan, const void* from, int64_t p, T centre) {
 // What the columns' potentials have in common, which may be large, goes to where no rounding meets it.
 template <class T>
 SFR_FN void take_shift(Plan<T>& plan) {
-  plan.sync();
   const Marginal<T>& columns = plan.columns;
   const T sum = plan.sum_patches_of_columns([&](Index j) { return columns.log()[j] - log_weight_of(columns, j); });
   const T common = sum / T(plan.kept_columns);
@@ -65,7 +61,6 @@ SFR_FN void take_shift(Plan<T>& plan) {
 template <class T>
 SFR_FN void start_at_zero(Plan<T>& plan) {
   const T centre = plan.mean / 2 * plan.factor;
-  plan.sync();
   plan.each_patch_of_columns([&](Index j) { plan.columns.log()[j] -= centre; });
 }
 
@@ -157,7 +152,7 @@ SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> tot
     if (out_b) plan.fill_columns(out_b, T(0));
     if (out_eps && plan.reports()) *out_eps = 0;
     plan.clear();
-    return plan.sync();
+    return;
   }
   const auto at = [p](const void* in) { return in ? static_cast<const T*>(in)[p] : T(0); };
   const T mean = at(grad.mean), eps = at(grad.eps);
@@ -188,7 +183,6 @@ SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> tot
     plan.each_patch_of_columns(
         [&](Index j) { out_b[plan.column_index(j)] = through(plan.columns, j, mean_b, totals.b); });
   }
-  plan.sync();
 }
 
 }  // namespace SFR_TARGET
