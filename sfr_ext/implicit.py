@@ -19,6 +19,7 @@ looks at, second derivatives): float64, dense, O(N M min(N, M)). First derivativ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -65,25 +66,28 @@ def solution(
     Args:
         cost: as it was given; what stands at removed patches is not looked at.
         a: ``[..., N]``, or without the axis of the groups; b likewise.
-        solved: ``(f, g, eps, mean, shift)`` as the operator returned them.
+        solved: ``(f, g, eps, centre, shift)`` as the operator returned them.
     """
-    f, g, eps, mean, shift = (t.detach().double() for t in solved)
+    f, g, eps, centre, shift = (t.detach().double() for t in solved)
+    infeasible = centre == math.inf
+    centre = centre.masked_fill(infeasible, 0.0)
     a, b = marginal(a, f, problem.reach_a), marginal(b, g, problem.reach_b)
     kept = (a > 0)[..., :, None] & (b > 0)[..., None, :]
-    cost = torch.where(kept, cost.double(), mean[..., None, None])
+    kept = kept & (cost != math.inf) & ~infeasible[..., None, None]
+    cost = torch.where(kept, cost.double(), centre[..., None, None])
     flat = eps == 0
     eps = torch.where(flat, 1.0, eps)
     if problem.relative:
         # The solver's own number, with the derivative of the standard deviation.
-        scaled = problem.eps * _deviation(cost, a, b)
-        eps = torch.where(flat, eps, eps + (scaled - scaled.detach()))
+        scaled = _deviation(cost, kept, a, b)
+        eps = torch.where(flat | (scaled == 0), eps, eps * (scaled / torch.where(scaled > 0, scaled, 1.0).detach()))
     per_side, per_pair = eps[..., None], eps[..., None, None]
     # The potentials that were returned are those of the centred costs, and so are these scalings.
-    exponent = torch.where(flat[..., None, None], 0.0, (cost - mean[..., None, None]) / per_pair)
+    exponent = torch.where(flat[..., None, None], 0.0, (cost - centre[..., None, None]) / per_pair)
     log_a, log_b = _log(a), _log(b)
     with torch.no_grad():
         p, q = f / per_side + log_a, g / per_side + log_b
-    centre_f, centre_g = (mean / 2 + shift)[..., None], (mean / 2 - shift)[..., None]
+    centre_f, centre_g = (centre / 2 + shift)[..., None], (centre / 2 - shift)[..., None]
     s_a, s_b = (per_side / reach if reach else None for reach in (problem.reach_a, problem.reach_b))
     target_p = log_a if s_a is None else (1 + s_a) * log_a - centre_f / problem.reach_a
     target_q = log_b if s_b is None else (1 + s_b) * log_b - centre_g / problem.reach_b
@@ -169,12 +173,12 @@ def _log(weight: Tensor) -> Tensor:
     return torch.where(weight > 0, weight, 1.0).log()
 
 
-def _deviation(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Standard deviation of the costs under a (x) b, with derivative 0 where they are all equal.
+def _deviation(cost: Tensor, kept: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Standard deviation of the costs under a (x) b on the pairs that are kept, with derivative 0 where they are all equal.
 
     In units of the largest distance from the mean, so that no square overflows or underflows.
     """
-    product = a[..., :, None] * b[..., None, :]
+    product = torch.where(kept, a[..., :, None] * b[..., None, :], 0.0)
     total = product.sum((-2, -1), keepdim=True)
     product = product / torch.where(total > 0, total, 1.0)
     mean = (product * cost).sum((-2, -1), keepdim=True)

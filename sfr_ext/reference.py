@@ -112,12 +112,13 @@ def _transport(cost: Tensor, a: Tensor, b: Tensor) -> float:
     if not (a.any() and b.any()):
         return 0.0
     n, m = cost.shape
-    # The plan is one vector, row by row; these are its row sums and its column sums.
+    # The plan is one vector, row by row; these are its row sums and its column sums, but for the last one, which follows
+    # from the others, and which rounding would contradict.
     sums = vstack([kron(identity(n), np.ones((1, m))), kron(np.ones((1, n)), identity(m))])
     allowed = np.isfinite(cost.numpy().ravel())
     if not allowed.any():
         return math.inf
-    sums, marginals = sums.tocsc()[:, allowed], torch.cat([a, b]).numpy()
+    sums, marginals = sums.tocsc()[:-1, allowed], torch.cat([a, b])[:-1].numpy()
     done = linprog(cost.numpy().ravel()[allowed], A_eq=sums, b_eq=marginals, method="highs")
     if done.status == 2:  # infeasible
         return math.inf

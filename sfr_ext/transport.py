@@ -160,8 +160,9 @@ def _result(
         found = implicit.solution(*as_solved(*now), ops.saved(solved), options)
         return Coupling(found.plan.to(solved.f.dtype), found.a, found.b)
 
-    # The solver's potentials are those of the centred costs, without what both sides exchange.
-    half, shift = solved.mean[..., None] / 2, solved.shift[..., None]
+    # The solver's potentials are those of the centred costs, without what both sides exchange. Where there is no plan,
+    # the centre is inf, and they are 0.
+    half, shift = solved.centre.masked_fill(solved.centre == math.inf, 0)[..., None] / 2, solved.shift[..., None]
     return OTResult(
         transport_cost=solved.transport,
         entropic_cost=solved.entropic,

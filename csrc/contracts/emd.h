@@ -2,7 +2,7 @@
 //
 // The cost matrix of a problem lives in a workspace of the thread (or block) that solves it and is never
 // written out, forward or backward. Shapes as in cost.h and sinkhorn.h. Saved for backward: x, y, a, b and
-// sinkhorn.h's f, g, eps, mean; costs and plan are recomputed. The gradient of x sums over the groups in order.
+// sinkhorn.h's f, g, eps, centre; costs and plan are recomputed. The gradient of x sums over the groups in order.
 #pragma once
 
 #include "cost.h"

@@ -16,21 +16,22 @@
 //   entropic  [B, G]         out: the minimum, <P, C> + eps KL(P | a b^T) = <a, f> + <b, g>, taken from the dual side,
 //                            where an error of the potentials enters squared; <a, f> is reach <a, 1 - exp(-f / reach)>
 //                            on a side with a reach, and eps (|a| |b| - |P|) is added
-//   f, g      [B, G, N], [B, G, M]   out: potentials *of the centred cost C - mean*; 0 at removed patches
-//   eps       [B, G]         out: regularisation used, in units of the cost
-//   mean      [B, G]         out: mean of the cost under a (x) b
-//   shift     [B, G]         out: public potentials are f + mean/2 + shift, g + mean/2 - shift. 0 without a reach; with
-//   one it
-//                            grows with the reach where the masses differ, and would round the potentials away
+//   f, g      [B, G, N], [B, G, M]   out: potentials *of the cost C - centre*; 0 at removed patches
+//   eps       [B, G]         out: regularisation used, in units of the cost. Larger than asked for where the type does
+//                            not hold the potentials of a smaller one, or where max_iter ended before
+//   centre    [B, G]         out: the least cost between patches that are kept
+//   shift     [B, G]         out: public potentials are f + centre/2 + shift, g + centre/2 - shift. 0 without a reach;
+//                            with one it grows with the reach where the masses differ, and would round the potentials
+//                            away
 //   n_iter    [B, G]         out: iterations that this problem took: updates of both potentials, or steps of the
 //                            conjugate gradients inside a Newton step, which cost as much
 //   error     [B, G]         out: |P 1 - a|_1 + |P^T 1 - b|_1 of the plan of the returned potentials; with a reach,
 //                            the bent marginals stand for a and b, and the sum is in units of the plan's mass
 //
 // Centring: costs of unit vectors lie near 1.41 with a spread of 0.03, and float32 would round C/eps there by
-// 1e-4; the centred cost loses nothing.
+// 1e-4; the centred cost loses nothing. The centre is the least cost, which no large one moves.
 //
-// Saved for backward: f, g, eps, mean, shift. The plan is recomputed: B (N + M) numbers instead of B N M.
+// Saved for backward: f, g, eps, centre, shift. The plan is recomputed: B (N + M) numbers instead of B N M.
 // Backward, transport value V = <P, C> (the plan moves too): with k = P / (a b^T), solve
 //     (1 + s_a) diag(P 1) alpha + P beta = -(P * ln k) 1 - diag(P 1) f / reach_a,    s_a = eps / reach_a,
 //     P^T alpha + (1 + s_b) diag(P^T 1) beta = -(P * ln k)^T 1 - diag(P^T 1) g / reach_b
@@ -40,14 +41,18 @@
 // Entropic value: dE/dC = P, dE/deps = <P, ln k> - |P| + |a| |b|, dE/da = f, or with a reach
 //     dE/da = reach_a (1 - exp(-f / reach_a)) - eps exp(-f / reach_a) + eps |b|.
 // With a relative eps both get the terms through eps = s std(C).
-// std = 0 (all costs equal): P = a b^T, eps = 0, and no eps term; with a reach s |mean| stands for eps, or s reach
-// where all costs are 0.
+// std = 0 (all costs equal): P = a b^T, eps = 0, and no eps term; with a reach or forbidden pairs s |mean| stands for
+// eps, or s reach where all costs are 0.
+//
+// A cost of +inf forbids a pair: P_ij = 0, and mean and std are taken over the others, with a_i b_j normalised there.
+// Where that leaves a patch without a pair that may not be left behind, both values and the error are inf, all else is
+// 0, and so are the gradients; centre inf marks it. Costs of features are finite, or the problem is broken.
 //
 // A symmetric problem, that of a set of patches with itself (C = C^T, a = b), has f = g, and takes the mean of f and
 // its update: where the kernel exp(-C / eps) is positive, which it is for all our metrics, that halves the error.
 //
 // An empty problem, all of whose weights on a side are 0, has 0 everywhere.
-// A problem with a NaN or Inf in it has NaN everywhere, and error NaN; no other problem notices.
+// A problem with a NaN or -inf in it has NaN everywhere, and error NaN; no other problem notices.
 // Sums in float32 (float64 for float64), in an order fixed by the problem's own shape: same input, same bits,
 // whatever the batch and the number of threads.
 #pragma once
@@ -78,14 +83,14 @@ struct SolverOptions {
   SFR_FIELDS(SolverOptions, SFR_SOLVER_OPTIONS)
 };
 
-// All contiguous, in the accumulator type. Backward reads f, g, eps, mean and shift again, and is given no others.
+// All contiguous, in the accumulator type. Backward reads f, g, eps, centre and shift again, and is given no others.
 #define SFR_SOLVED(FIELD)          \
   FIELD(void*, transport, nullptr) \
   FIELD(void*, entropic, nullptr)  \
   FIELD(void*, f, nullptr)         \
   FIELD(void*, g, nullptr)         \
   FIELD(void*, eps, nullptr)       \
-  FIELD(void*, mean, nullptr)      \
+  FIELD(void*, centre, nullptr)    \
   FIELD(void*, shift, nullptr)     \
   FIELD(int64_t*, n_iter, nullptr) \
   FIELD(void*, error, nullptr)

@@ -16,10 +16,12 @@ struct Work {
   Work(Arena& arena, const CostParams& p) {
     ground.reserve(arena, p);
     transport.reserve(arena, p.N(), p.M());
+    transport.of_features = true;
   }
   Work(Arena& arena, const EmdBackwardParams& p) {
     ground.reserve(arena, p);
     transport.reserve(arena, p.N(), p.M());
+    transport.of_features = true;
     ground_grad.reserve(arena, p, p.grad_x, p.grad_y);
   }
 };

@@ -35,7 +35,7 @@ void Plan<T>::update_rows() {
           sums[r][0] = 1;
           continue;
         }
-        Vec<T> top = splat<T>(-Number<T>::infinity);
+        Vec<T> top = splat<T>(Number<T>::lowest);
         const auto exponent = [&](int64_t j) { return load(columns.log() + j) - centred(i + r, j) * factor; };
         for (int64_t j = 0; j < ld; j += L) top = vmax<T>(top, exponent(j));
         most[r] = max_lanes<T>(top);
@@ -47,7 +47,8 @@ void Plan<T>::update_rows() {
       }
       if constexpr (keep) {
         store(rows.log() + i, -load(most));
-        store(rows.scale() + i, load(rows.weight + i) / sum_rows<T>(sums));
+        const Vec<T> sum = sum_rows<T>(sums);
+        store(rows.scale() + i, sum > 0 ? load(rows.weight + i) / sum : splat<T>(1));
       } else {
         store(rows.log() + i, rows.updated(log_weight(rows, i), load(most), sum_rows<T>(sums)));
       }
@@ -62,8 +63,8 @@ void Plan<T>::update_columns() {
   team.blocks(column_blocks(), [&](int64_t b) {
     for_columns(b, [&](int64_t j) {
       const auto exponent = [&](int64_t i) { return rows.log()[i] - centred(i, j) * factor; };
-      Vec<T> most = exponent(0), sum{};
-      for (int64_t i = 1; i < rows.count; ++i) most = vmax<T>(most, exponent(i));
+      Vec<T> most = splat<T>(Number<T>::lowest), sum{};
+      for (int64_t i = 0; i < rows.count; ++i) most = vmax<T>(most, exponent(i));
       for (int64_t i = 0; i < rows.count; ++i) sum += exp2<T>(exponent(i) - most);
       const Vec<T> start = log_weight(columns, j);
       store(columns.log() + j, bias(columns, j) > 0 ? start : columns.updated(start, most, sum));
@@ -123,8 +124,8 @@ Evaluation<T> Plan<T>::evaluate_from() {
           Vec<T> p;
           if constexpr (exact) {
             const Vec<T> c = cost_at(i + r, j);
-            p = exp2<T>(log + load(columns.log() + j) - (c - mean) * factor);
-            found[0] += p * c;
+            p = exp2<T>(log + load(columns.log() + j) - (c - centre) * factor);
+            found[0] += p > 0 ? p * c : Vec<T>{};
           } else {
             p = load(entries + j) * (u * load(columns.scale() + j));
           }

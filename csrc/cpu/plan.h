@@ -1,6 +1,6 @@
 // The plan of one problem in a workspace, as one thread sees it, and what is done to its vectors.
 //
-// Everything is in powers of two: P_ij = 2^(F_i + G_j - S_ij), with S = (C - mean) log2(e) / eps and the marginals
+// Everything is in powers of two: P_ij = 2^(F_i + G_j - S_ij), with S = (C - centre) log2(e) / eps and the marginals
 // absorbed, F = f log2(e) / eps + log2 a. Rows are padded to whole vectors with zeros; in the vectors the padding holds
 // a one-patch problem that is solved already (marginal 1, scaling 1, and `bias` adds 1 to its product), so that no loop
 // knows of it.
@@ -129,12 +129,13 @@ struct Plan {
   const Team& team;
   Kept row_patches, column_patches;
   int64_t all_rows, all_columns, kept_columns;
+  bool of_features = false;
   const T* cost;  // [rows.count][ld]
   T* P;           // [rows.stride][ld]
   T* transposed;  // [ld][rows.stride], of a small plan
   int64_t ld;
-  T mean = 0, factor = 0;  // S = (C - mean) factor
-  T shift = 0;             // on top of the rows' potentials, and below the columns', in powers of two
+  T centre = 0, factor = 0;  // S = (C - centre) factor
+  T shift = 0;               // on top of the rows' potentials, and below the columns', in powers of two
   Marginal<T> rows, columns;
   T* partial;                   // [blocks][ld] sums over the rows of a block
   T *row_parts, *column_parts;  // [blocks][most_parts]
@@ -171,7 +172,9 @@ struct Plan {
   bool small() const { return rows.stride <= small_side && ld <= small_side; }
   // A side without a patch.
   bool empty() const { return kept_columns == 0; }
-  void clear() const {}  // an empty plan has no entries
+  void clear() const {
+    for (int64_t k = 0; team.rank == 0 && k < rows.count * ld; ++k) P[k] = 0;
+  }
   bool has_reach() const { return rows.has_reach() || columns.has_reach(); }
   bool reports() const { return team.rank == 0; }
   static constexpr bool has_columns() { return true; }
@@ -198,7 +201,7 @@ struct Plan {
 
   SFR_INLINE T* at(int64_t i, int64_t j) const { return P + i * ld + j; }
   SFR_INLINE Vec<T> cost_at(int64_t i, int64_t j) const { return load(cost + i * ld + j); }
-  SFR_INLINE Vec<T> centred(int64_t i, int64_t j) const { return cost_at(i, j) - mean; }
+  SFR_INLINE Vec<T> centred(int64_t i, int64_t j) const { return cost_at(i, j) - centre; }
 
   // Passes: passes.h.
   Evaluation<T> evaluate(From from);

@@ -81,6 +81,7 @@ struct Weights {
 template <class T>
 struct Transport {
   int64_t N = 0, M = 0;
+  bool of_features = false;
   Weights<T> a, b;
   PlanMemory<T> memory;
 
@@ -111,6 +112,7 @@ void with_plan(const Team& whole, const Transport<T>& work, const T* cost, F&& f
   if (alone && whole.rank > 0) return;
   const Team team = alone ? whole.alone() : whole;
   Plan<T> plan(team, work.memory, cost, work.a.patches(), work.b.patches());
+  plan.of_features = work.of_features;
   f(plan, Totals<T>{T(work.a.total), T(work.b.total)});
 }
 

@@ -16,7 +16,9 @@ template <class T>
 SFR_DEVICE void Plan<T>::update_rows() {
   const T* G = columns.log();
   T *most = rows.sum(), *F = rows.log();
-  row_terms<Max>(*this, [&](int i, int j) { return exponent(*this, G[j], i, j); }, [&](int i, T x) { most[i] = x; });
+  row_terms<Max>(
+      *this, [&](int i, int j) { return exponent(*this, G[j], i, j); },
+      [&](int i, T x) { most[i] = vmax<T>(x, Number<T>::lowest); });
   team.sync();
   row_terms<Sum>(
       *this, [&](int i, int j) { return exp2_of(exponent(*this, G[j], i, j) - most[i]); },
@@ -33,7 +35,7 @@ SFR_DEVICE void Plan<T>::update_columns() {
   T *most = columns.sum(), *G = columns.log();
   column_terms<Max>(*this, [&](int i, int j) { return exponent(*this, F[i], i, j); });
   exchange_columns<Max>(*this);
-  each_column_sum<Max>(*this, [&](int j, T x) { most[j] = x; });
+  each_column_sum<Max>(*this, [&](int j, T x) { most[j] = vmax<T>(x, Number<T>::lowest); });
   team.sync();
   column_terms<Sum>(*this, [&](int i, int j) { return exp2_of(exponent(*this, F[i], i, j) - most[j]); });
   exchange_columns<Sum>(*this);
@@ -90,8 +92,8 @@ SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
         T* p = at(i, j);
         if constexpr (exact) {
           const T c = cost_at(i, j);
-          *p = exp2_of(F[i] + G[j] - (c - mean) * factor);  // hot: evaluated
-          sums[0] += *p * c;
+          *p = exp2_of(F[i] + G[j] - (c - centre) * factor);  // hot: evaluated
+          if (*p > 0) sums[0] += *p * c;
         } else {
           *p *= u[i] * v[j];
         }

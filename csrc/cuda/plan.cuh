@@ -1,5 +1,5 @@
 // The plan of one problem as one thread sees it, and what is done to its vectors. csrc/cpu/plan.h has the same on the
-// CPU, with the same conventions: powers of two inside, P_ij = 2^(F_i + G_j - S_ij) with S = (C - mean) log2(e) / eps
+// CPU, with the same conventions: powers of two inside, P_ij = 2^(F_i + G_j - S_ij) with S = (C - centre) log2(e) / eps
 // and F = f log2(e) / eps + log2 a.
 //
 // A team of several blocks splits the rows: each block holds a slab of P. Vectors over the rows are the slab's, vectors
@@ -67,6 +67,7 @@ template <class T>
 struct Plan {
   Team& team;
   int all_rows, all_columns, kept_columns;
+  bool of_features;
   int slab;   // rows of a block, but for the last
   int first;  // row of this one
   Cover cover;
@@ -76,8 +77,8 @@ struct Plan {
   Marginal<T> rows, columns;
   T* partial;  // [slices][width]
   ReductionBuffer<T> buffer;
-  T mean = 0, factor = 0;  // S = (C - mean) factor
-  T shift = 0;             // on top of the rows' potentials, and below the columns', in powers of two
+  T centre = 0, factor = 0;  // S = (C - centre) factor
+  T shift = 0;               // on top of the rows' potentials, and below the columns', in powers of two
   // This thread's place in the cover: in products by rows, and in sums over columns.
   int row_lane, row_group, row_groups, slice, column;
 
@@ -103,7 +104,7 @@ struct Plan {
 
   SFR_DEVICE T* at(int i, int j) const { return P + int64_t(i) * ld + j; }
   SFR_DEVICE T cost_at(int i, int j) const { return cost[int64_t(i) * ld + j]; }
-  SFR_DEVICE T centred(int i, int j) const { return cost_at(i, j) - mean; }
+  SFR_DEVICE T centred(int i, int j) const { return cost_at(i, j) - centre; }
 
   // Passes: passes.cuh.
   SFR_DEVICE Evaluation<T> evaluate(From from);

@@ -117,7 +117,7 @@ template <class T>
 
 // The plan of the problem, its vectors cleared, before anything is known of it.
 template <class T>
-SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach) {
+SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach, bool of_features) {
   const ProblemMemory<T>& at = problem.at;
   const ProblemLayout& s = problem.layout;
   Plan<T> plan(team, s.cover());
@@ -126,6 +126,7 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach) 
   plan.ld = s.ld;
   plan.cost = problem.cost(), plan.P = at.P;
   plan.kept_columns = at.summary->kept_columns;
+  plan.of_features = of_features;
   Marginal<T>&rows = plan.rows, &columns = plan.columns;
   rows.count = problem.rows, columns.count = s.M;
   rows.weight = at.row_weight, columns.weight = at.column_weight;
@@ -159,7 +160,7 @@ template <class T>
   const Problem<T> problem(context);
   if (!problem.solves()) return context.epoch;
   Team team = problem.solvers();
-  Plan<T> plan = make_plan(problem, team, context.operation.reach);
+  Plan<T> plan = make_plan(problem, team, context.operation.reach, context.operation.C > 0);
   problem_forward(plan, out, totals_of(*problem.at.summary), problem.at.summary->sound, p);
   return team.epoch;
 }
@@ -171,7 +172,7 @@ template <class T>
   const Problem<T> problem(context);
   if (!problem.solves()) return context.epoch;
   Team team = problem.solvers();
-  Plan<T> plan = make_plan(problem, team, context.operation.reach);
+  Plan<T> plan = make_plan(problem, team, context.operation.reach, context.operation.C > 0);
   problem_backward(plan, grad, totals_of(*problem.at.summary), p);
   if (context.operation.norms && is_sound<T>(grad, p)) {
     T *rows = plan.rows.sum(), *columns = plan.columns.sum();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "newton.h"
+#include "options.h"
 
 namespace SFR_TARGET {
 
@@ -22,42 +23,38 @@ SFR_FN T weight_gradient(const Marginal<T>& side, Index i, Upstream<T> up, T eps
          up.entropic * (reach * -left - eps * (1 + left - other));
 }
 
-// Through eps = s std(C): deps/dC = s a_i b_j (C_ij - mean) / std, deps/da_i = s sum_j b_j (C_ij - mean)^2 / (2 std),
-// with normalised weights; `pull` is d/deps times s / std. Added to the plan and to both gradients.
+// Through eps = s std(C). With u = (C - mean) / std and on the pairs that are allowed, deps/dC = s a_i b_j u and
+// deps/da_i = s std / 2 sum_j b_j (u^2 - 1), where the masses a_i b_j sum to 1; `pull` is d/deps times s. Added to the
+// plan and to both gradients.
 template <class T>
-SFR_FN void spread_backward(Plan<T>& plan, T pull) {
+SFR_FN void spread_backward(Plan<T>& plan, const Spread<T>& spread, T pull) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
-  const T unit = 1 / (rows.total * columns.total);
+  const T unit = 1 / (rows.total * columns.total * spread.allowed), scale = 1 / spread.deviation;
   T *of_rows = rows.step(), *of_columns = columns.step();  // no longer needed
+  const auto apart = [&](Index i, Index j) { return (plan.centred(i, j) - spread.mean) * scale; };
+  const auto allowed = [&](Index i, Index j, Vec<T> x) {
+    return plan.cost_at(i, j) < Number<T>::infinity ? x : Vec<T>{};
+  };
   plan.gather(
       [&](Index i, Index j, Vec<T> gradient) {
-        const Vec<T> centred = plan.centred(i, j), mass = mass_at(columns, j);
-        store(plan.at(i, j), gradient + pull * unit * rows.weight[i] * mass * centred);
-        return mass * centred * centred;
+        const Vec<T> u = apart(i, j), mass = mass_at(columns, j);
+        store(plan.at(i, j), gradient + allowed(i, j, pull * unit * rows.weight[i] * mass * u));
+        return allowed(i, j, mass * (u * u - 1));
       },
       [&](Index i, Index j, Vec<T>) {
-        const Vec<T> centred = plan.centred(i, j);
-        return rows.weight[i] * centred * centred;
+        const Vec<T> u = apart(i, j);
+        return allowed(i, j, rows.weight[i] * (u * u - 1));
       },
       of_rows, of_columns);
-  const auto slope = [&](const Marginal<T>& other, const T* sums, Index i) { return pull / 2 * sums[i] / other.total; };
-  // The sum of weights that are not normalised does not matter to std.
-  const auto along = [&](const Marginal<T>& side, T slope, Index i) {
-    return side.has_reach() ? side.weight[i] / side.total * slope : T(0);
-  };
-  const T along_rows = plan.sum_patches_of_rows([&](Index i) { return along(rows, slope(columns, of_rows, i), i); });
-  const T along_columns =
-      plan.sum_patches_of_columns([&](Index j) { return along(columns, slope(rows, of_columns, j), j); });
-  plan.each_patch_of_rows(
-      [&](Index i) { rows.gradient()[i] += (slope(columns, of_rows, i) - along_rows) / rows.total; });
-  plan.each_patch_of_columns(
-      [&](Index j) { columns.gradient()[j] += (slope(rows, of_columns, j) - along_columns) / columns.total; });
+  const T slope = pull * spread.deviation / 2 * unit;
+  plan.each_patch_of_rows([&](Index i) { rows.gradient()[i] += slope * of_rows[i]; });
+  plan.each_patch_of_columns([&](Index j) { columns.gradient()[j] += slope * of_columns[j]; });
 }
 
-// d/dC into the plan, and d/da, d/db (before normalisation of the weights) into gradient() of both sides. `relative`:
-// eps is `options_eps` standard deviations of the cost. Returns d/deps, without what comes from upstream.
+// d/dC into the plan, and d/da, d/db (before normalisation of the weights) into gradient() of both sides. `spread`:
+// where eps follows that of the costs; null elsewhere. Returns d/deps, without what comes from upstream.
 template <class T>
-SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, bool relative, T options_eps) {
+SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>* spread) {
   const T mass = plan.evaluate(From::potentials).mass;
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   const auto bare = [](const Marginal<T>& side, Index i) {
@@ -103,7 +100,7 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, bool relative, T
   plan.each_patch_of_columns(
       [&](Index j) { columns.gradient()[j] = weight_gradient(columns, j, up, eps, rows.total); });
   plan.sync();
-  if (relative && eps > 0) spread_backward(plan, (slope[0] + up.eps) * options_eps * options_eps / eps);
+  if (spread) spread_backward(plan, *spread, (slope[0] + up.eps) * (eps / spread->deviation));
   return slope[0];
 }
 

@@ -65,13 +65,14 @@ template <class T>
 struct Number;
 template <>
 struct Number<float> {
-  static constexpr float epsilon = 1.1920929e-7f, smallest = 1.17549435e-38f, largest = 3.402823466e38f;
+  static constexpr float epsilon = 1.1920929e-7f, smallest = 1.17549435e-38f, largest = 3.402823466e38f,
+                         lowest = -1e30f;
   static constexpr float infinity = __builtin_huge_valf(), nan = __builtin_nanf("");
 };
 template <>
 struct Number<double> {
   static constexpr double epsilon = 2.220446049250313e-16, smallest = 2.2250738585072014e-308;
-  static constexpr double largest = 1.7976931348623157e308;
+  static constexpr double largest = 1.7976931348623157e308, lowest = -1e300;
   static constexpr double infinity = __builtin_huge_val(), nan = __builtin_nan("");
 };
 

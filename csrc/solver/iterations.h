@@ -28,7 +28,8 @@ SFR_INLINE Vec<T> relaxed(const Marginal<T>& side, Vec<T> x, Vec<T> s, Vec<T> w,
   const auto near = (have > w * T(0.5)) & (have < w * T(2));
   if (side.has_reach()) {
     const Vec<T> power = log2<T>(in_range<T>(quotient<T>(w, have)));
-    return in_range<T>(x * exp2<T>(power * ((near ? splat<T>(omega) : splat<T>(1)) / side.gain())));
+    const Vec<T> next = in_range<T>(x * exp2<T>(power * ((near ? splat<T>(omega) : splat<T>(1)) / side.gain())));
+    return ((have > 0) | (w > 0)) ? next : x;  // all of it is left behind
   }
   const Vec<T> above = x * ((1 + omega) * w - (omega - 1) * have), below = (1 + omega) * have - (omega - 1) * w;
   return in_range<T>(quotient<T>(near ? above : w, near ? below : s));

@@ -16,7 +16,7 @@ struct Marginal {
 
   T total = 1;           // sum of the weights; 1 without a reach
   T eps_over_reach = 0;  // 0: the marginal is met
-  T offset = 0;          // (mean / 2 + shift) / reach in powers of two: f is that of C, F that of C - mean
+  T offset = 0;          // (centre / 2 + shift) / reach in powers of two: f is that of C, F that of C - centre
 
   static constexpr int of_rows = 5, of_columns = 10;  // vectors that there are
 
@@ -36,10 +36,10 @@ struct Marginal {
   SFR_INLINE T* bare() const { return scale(); }
   SFR_INLINE T* gradient() const { return right(); }
 
-  // Gives the side a reach, in units of the cost like eps and mean; its weights are then to have their own sum.
-  SFR_FN void set_reach(T reach, T eps, T mean, T sum_of_weights) {
+  // Gives the side a reach, in units of the cost like eps and centre; its weights are then to have their own sum.
+  SFR_FN void set_reach(T reach, T eps, T centre, T sum_of_weights) {
     eps_over_reach = eps / reach;
-    offset = mean / (2 * reach) * T(1 / ln2);
+    offset = centre / (2 * reach) * T(1 / ln2);
     total = sum_of_weights;
   }
   SFR_INLINE bool has_reach() const { return eps_over_reach > 0; }
@@ -58,10 +58,12 @@ struct Marginal {
   SFR_INLINE Vec<T> bend(Vec<T> log_weight, Vec<T> log) const {
     return exp2<T>(log_weight - eps_over_reach * (log - log_weight) - offset);
   }
-  // The potential that makes 2^most * sum, a sum over the other side, what it should be.
+  // The potential that makes 2^most * sum, a sum over the other side, what it should be; `most` is at least
+  // Number<T>::lowest, where a patch has no pair and is left behind.
   SFR_INLINE Vec<T> updated(Vec<T> log_weight, Vec<T> most, Vec<T> sum) const {
-    if (has_reach()) return log_weight - (most + log2<T>(sum) + offset) / gain();
-    return log_weight - most - log2<T>(sum);
+    const Vec<T> log = most + (sum > 0 ? log2<T>(sum) : Vec<T>{});
+    if (has_reach()) return log_weight - (log + offset) / gain();
+    return log_weight - log;
   }
   // How much faster than the marginal its distance from the target follows the potential.
   SFR_INLINE T gain() const { return 1 + eps_over_reach; }

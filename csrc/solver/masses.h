@@ -15,6 +15,24 @@ SFR_FN void shift_masses(Plan<T>& plan, T by) {
   plan.columns.offset -= plan.columns.eps_over_reach * by;
 }
 
+// What the columns' potentials have in common, which may be large, goes to where no rounding meets it: nothing follows
+// from it in a balanced problem, and elsewhere it is a shift. It is that of the column nearest to 0, so that no outlier
+// moves it.
+template <class T>
+SFR_FN void take_shift(Plan<T>& plan) {
+  const Marginal<T>& columns = plan.columns;
+  T nearest[2];  // from below, and negative from above
+  plan.template reduce_columns<Max>(nearest, [&](Index j, Vec<T>(&found)[2]) {
+    const Vec<T> none = splat<T>(-Number<T>::infinity), x = load(columns.log() + j) - log_weight(columns, j);
+    found[0] = vmax<T>(found[0], kept(columns, j, splat<T>(1)) > 0 ? (x > 0 ? none : x) : none);
+    found[1] = vmax<T>(found[1], kept(columns, j, splat<T>(1)) > 0 ? (x > 0 ? -x : none) : none);
+  });
+  const T common = nearest[0] > nearest[1] ? nearest[0] : -nearest[1];
+  if (!finite(common)) return;
+  plan.each_patch_of_columns([&](Index j) { columns.log()[j] -= common; });
+  if (plan.has_reach()) shift_masses(plan, -common);
+}
+
 // The dual value is largest in such a shift where the masses of both targets, A = sum_i a_i exp(-f_i / reach_a) and B
 // alike, are equal: s = ln(A / B) / (1 / reach_a + 1 / reach_b) (Sejourne, Vialard and Peyre, 2022).
 template <class T>

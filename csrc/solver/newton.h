@@ -107,8 +107,8 @@ SFR_FN bool newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) {
   plan.each_row([&](Index i) { missing(plan.rows, i); });
   plan.each_column([&](Index j) { missing(plan.columns, j); });
   n_iter += 1 + solve_system(plan, step.precision, step.limit - n_iter - 1);
-  const auto take = [](const Marginal<T>& side, Index i, Vec<T>(&longest)[1]) {
-    const Vec<T> most = splat<T>(Rules<T>::longest_step), x = kept(side, i, load(side.step() + i));
+  const auto take = [&step](const Marginal<T>& side, Index i, Vec<T>(&longest)[1]) {
+    const Vec<T> most = splat<T>(step.longest), x = kept(side, i, load(side.step() + i));
     longest[0] = vmax<T>(longest[0], vabs<T>(x));
     store(side.right() + i, load(side.log() + i));
     store(side.scale() + i, exp2<T>(T(1 / ln2) * vmax<T>(-most, -vmax<T>(-most, -x))));
@@ -116,7 +116,7 @@ SFR_FN bool newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) {
   T of_rows[1], of_columns[1];
   plan.template reduce_rows<Max>(of_rows, [&](Index i, Vec<T>(&longest)[1]) { take(plan.rows, i, longest); });
   plan.template reduce_columns<Max>(of_columns, [&](Index j, Vec<T>(&longest)[1]) { take(plan.columns, j, longest); });
-  return of_rows[0] > Rules<T>::longest_step || of_columns[0] > Rules<T>::longest_step;
+  return of_rows[0] > step.longest || of_columns[0] > step.longest;
 }
 
 template <class T>
@@ -131,7 +131,8 @@ SFR_FN void undo_step(Plan<T>& plan) {
 template <class T>
 SFR_FN T rounding(Plan<T>& plan) {
   const auto size = [](const Marginal<T>& side, Index i, Vec<T>(&most)[1]) {
-    most[0] = vmax<T>(most[0], vabs<T>(kept(side, i, load(side.log() + i))));
+    const Vec<T> log = vabs<T>(kept(side, i, load(side.log() + i)));
+    most[0] = vmax<T>(most[0], load(side.sum() + i) > 0 ? log : Vec<T>{});
   };
   T of_rows[1], of_columns[1];
   plan.template reduce_rows<Max>(of_rows, [&](Index i, Vec<T>(&most)[1]) { size(plan.rows, i, most); });

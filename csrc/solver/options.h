@@ -6,54 +6,133 @@
 
 namespace SFR_TARGET {
 
-// Mean and standard deviation of the cost under a (x) b. The deviation is taken in units of the largest, so that
-// nothing overflows or underflows on the way.
+// What is known of the costs between kept patches. Forbidden pairs, whose cost is +inf, count for nothing.
 template <class T>
 struct Spread {
-  T mean, largest, deviation;
+  T centre = 0;          // the least: no large cost moves it
+  T mean = 0;            // under a (x) b, beyond the centre
+  T deviation = 0;       // standard
+  T allowed = 1;         // mass of a (x) b on the pairs that are allowed
+  bool forbids = false;  // there are others
+  bool feasible = true;  // no patch that has to be matched is left without a pair
+  bool sound = true;     // costs are costs
+
+  // Costs that differ by rounding alone are equal.
+  SFR_FN bool flat() const { return deviation <= 2 * Number<T>::epsilon * magnitude(centre + mean); }
 };
 
+// Whether every patch has a pair that costs no more than `most`; patches that may be left behind need none.
 template <class T>
-SFR_FN Spread<T> spread_of(Plan<T>& plan) {
+SFR_FN bool all_find_pairs(Plan<T>& plan, T most, bool rows_need = true, bool columns_need = true) {
+  T *of_rows = plan.rows.right(), *of_columns = plan.columns.right();
   const T* a = plan.rows.weight;
+  const auto allowed = [&](Index i, Index j, Vec<T>) {
+    const Vec<T> one = splat<T>(a[i] > 0 ? T(1) : T(0));
+    return plan.cost_at(i, j) <= most ? kept(plan.columns, j, one) : Vec<T>{};
+  };
+  plan.gather(allowed, allowed, of_rows, of_columns);
+  const T rows = plan.sum_patches_of_rows([&](Index i) { return of_rows[i] > 0 ? T(0) : T(1); });
+  const T columns = plan.sum_patches_of_columns([&](Index j) { return of_columns[j] > 0 ? T(0) : T(1); });
+  return (rows == 0 || !rows_need) && (columns == 0 || !columns_need);
+}
+
+template <class T>
+SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
+  constexpr T infinity = Number<T>::infinity;
+  const T* a = plan.rows.weight;
+  const Vec<T> none = splat<T>(-infinity);
   Spread<T> out;
-  T result[1];
-  plan.template reduce_entries<Sum>(result, [&](Index i, Index j, Vec<T>(&sums)[1]) {
-    sums[0] += a[i] * mass_at(plan.columns, j) * plan.cost_at(i, j);
+  T most[4];  // the least, negative; the largest; something that is no cost; something forbidden
+  plan.template reduce_entries<Max>(most, [&](Index i, Index j, Vec<T>(&found)[4]) {
+    if (!(a[i] > 0)) return;
+    const Vec<T> c = plan.cost_at(i, j), there = mass_at(plan.columns, j), allowed = c < infinity ? there : Vec<T>{};
+    found[0] = vmax<T>(found[0], allowed > 0 ? -c : none);
+    found[1] = vmax<T>(found[1], allowed > 0 ? c : none);
+    found[2] = vmax<T>(found[2], c > -infinity ? none : there);
+    found[3] = vmax<T>(found[3], c == infinity ? there : none);
   });
-  out.mean = result[0];
-  plan.template reduce_entries<Max>(result, [&](Index i, Index j, Vec<T>(&most)[1]) {
-    const Vec<T> there = a[i] * mass_at(plan.columns, j);
-    most[0] = vmax<T>(most[0], there > 0 ? vabs<T>(plan.cost_at(i, j) - out.mean) : Vec<T>{});
+  out.forbids = most[3] > 0;
+  out.sound = !(most[2] > 0) && !(out.forbids && plan.of_features);
+  if (!out.sound) return out;
+  if (out.forbids) out.feasible = all_find_pairs(plan, Number<T>::largest, options.reach_a == 0, options.reach_b == 0);
+  if (most[1] == -infinity) {
+    out.allowed = 0;
+    return out;
+  }
+  // In units of the range, so that nothing overflows or underflows on the way.
+  out.centre = -most[0];
+  const T range = most[1] - out.centre, unit = range > Number<T>::smallest ? range : Number<T>::smallest;
+  const T scale = 1 / unit;
+  T sums[2];
+  plan.template reduce_entries<Sum>(sums, [&](Index i, Index j, Vec<T>(&found)[2]) {
+    const Vec<T> c = plan.cost_at(i, j), mass = c < infinity ? a[i] * mass_at(plan.columns, j) : Vec<T>{};
+    found[0] += mass;
+    found[1] += mass > 0 ? mass * ((c - out.centre) * scale) : Vec<T>{};
   });
-  out.largest = result[0];
-  const T unit = out.largest > 0 ? out.largest : T(1);
-  plan.template reduce_entries<Sum>(result, [&](Index i, Index j, Vec<T>(&sums)[1]) {
-    const Vec<T> d = (plan.cost_at(i, j) - out.mean) / unit;
-    sums[0] += a[i] * mass_at(plan.columns, j) * d * d;
+  if (out.forbids) out.allowed = sums[0];
+  const T mean = sums[1] / out.allowed;
+  T squares[1];
+  plan.template reduce_entries<Sum>(squares, [&](Index i, Index j, Vec<T>(&found)[1]) {
+    const Vec<T> c = plan.cost_at(i, j), mass = c < infinity ? a[i] * mass_at(plan.columns, j) : Vec<T>{};
+    const Vec<T> d = (c - out.centre) * scale - mean;
+    found[0] += mass > 0 ? mass * d * d : Vec<T>{};
   });
-  out.deviation = unit * sqrt_of(result[0]);
+  out.mean = unit * mean;
+  out.deviation = unit * sqrt_of(squares[0] / out.allowed);
   return out;
 }
 
-// eps of problem p in units of the cost: within what the type can hold, and 0 where all costs are equal.
+// eps of problem p in units of the cost; 0 where all costs are equal and any would do.
 template <class T>
-SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p) {
+SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p, bool of_features) {
   constexpr T negligible = is_single<T> ? T(1e-37) : T(1e-300);
+  // What potentials of costs without outliers leave to rounding.
+  constexpr T held = is_single<T> ? T(5e-5) : T(1e-13);
   const SolverOptions& options = solve.options;
   const bool relative = options.relative && !solve.eps_given;
   T eps = solve.eps_given ? static_cast<const T*>(solve.eps_given)[p] : T(options.eps);
   if (relative) eps *= spread.deviation;
-  const T least = spread.largest * T(1e-30);
+  const bool held_here = !solve.eps_given && (of_features || options.method != Method::automatic);
+  const T least = held_here ? held * spread.deviation : T(0);
   if (eps < least) eps = least;
   if (eps < negligible) eps = relative ? T(0) : negligible;
-  // Costs that differ by rounding alone are equal.
-  const T mean = magnitude(spread.mean);
-  if (relative && spread.deviation <= 2 * Number<T>::epsilon * mean) {
+  if (relative && spread.flat()) {
     const T reach = T(options.reach_a > 0 ? options.reach_a : options.reach_b);
-    eps = reach > 0 ? T(options.eps) * (mean > 0 ? mean : reach) : T(0);
+    const T size = magnitude(spread.centre + spread.mean);
+    eps = reach > 0 || spread.forbids ? T(options.eps) * (size > 0 ? size : reach > 0 ? reach : T(1)) : T(0);
   }
   return eps;
+}
+
+// Whether every patch has a pair within `reach` of the least cost, and a quarter of all mass does.
+template <class T>
+SFR_FN bool spans(Plan<T>& plan, const Spread<T>& spread, T reach) {
+  const T *a = plan.rows.weight, most = spread.centre + reach;
+  T within[1];
+  plan.template reduce_entries<Sum>(within, [&](Index i, Index j, Vec<T>(&found)[1]) {
+    found[0] += plan.cost_at(i, j) <= most ? a[i] * mass_at(plan.columns, j) : Vec<T>{};
+  });
+  return within[0] >= spread.allowed / 4 && all_find_pairs(plan, most);
+}
+
+// How far costs are apart, as far as it matters, in units of eps: nothing is moved much further than a reach, and where
+// some costs are so large that they mean "never", the others count.
+template <class T>
+SFR_FN T far_apart(Plan<T>& plan, const Spread<T>& spread, const SolverOptions& options, T eps) {
+  constexpr T beyond = 100, suspicious = T(1 << 20), widest = is_single<T> ? T(1e38) : T(1e307);
+  if (!(eps > 0)) return 0;
+  T apart = spread.deviation;
+  if (options.reach_a > 0 && apart > beyond * T(options.reach_a)) apart = beyond * T(options.reach_a);
+  if (options.reach_b > 0 && apart > beyond * T(options.reach_b)) apart = beyond * T(options.reach_b);
+  if (apart / eps > suspicious) {
+    T below = eps;
+    SFR_ROLLED
+    for (int k = 0; k < 12; ++k) {
+      const T between = sqrt_of(below) * sqrt_of(apart);
+      (spans(plan, spread, between) ? apart : below) = between;
+    }
+  }
+  return apart / eps < widest ? apart / eps : widest;
 }
 
 }  // namespace SFR_TARGET

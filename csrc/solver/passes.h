@@ -1,7 +1,9 @@
 // What a device supplies: Plan<T>, the plan of one problem as one thread sees it, and the passes over it. The rules in
 // this folder are made of these and know no threads, vectors or memory.
 //
-//   state      rows, columns: Marginal<T>      mean, factor: S = (C - mean) factor      shift      has_reach() empty()
+//   state      rows, columns: Marginal<T>      centre, factor: S = (C - centre) factor    shift      has_reach()
+//   empty()
+//              of_features: costs are those of features
 //   whole      evaluate(From)                  the plan, its sums over rows and columns, and its evaluation
 //              update_columns()                the columns' potentials from the rows', in the log domain
 //              absorb()                        scalings move into the potentials

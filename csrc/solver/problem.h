@@ -16,21 +16,21 @@ struct Totals {
 
 // Sets what the plan's exponents are made of, and the masses of sides with a reach.
 template <class T>
-SFR_FN void set_scale(Plan<T>& plan, const SolverOptions& options, Totals<T> totals, T mean, T eps) {
-  plan.mean = mean;
+SFR_FN void set_scale(Plan<T>& plan, const SolverOptions& options, Totals<T> totals, T centre, T eps) {
+  plan.centre = centre;
   plan.shift = 0;
   plan.factor = eps > 0 ? 1 / (eps * T(ln2)) : T(0);
   if (options.reach_a > 0) {
-    plan.rows.set_reach(T(options.reach_a), eps, mean, totals.a);
+    plan.rows.set_reach(T(options.reach_a), eps, centre, totals.a);
     plan.each_patch_of_rows([&](Index i) { scale_weight(plan.rows, i, totals.a); });
   }
   if (options.reach_b > 0) {
-    plan.columns.set_reach(T(options.reach_b), eps, mean, totals.b);
+    plan.columns.set_reach(T(options.reach_b), eps, centre, totals.b);
     plan.each_patch_of_columns([&](Index j) { scale_weight(plan.columns, j, totals.b); });
   }
 }
 
-// Potentials, with the marginals, from those of problem p as they are returned; no `from`: 0.
+// Potentials, with the marginals, from those of problem p as they are returned.
 template <class T>
 SFR_FN void set_rows(Plan<T>& plan, const void* from, int64_t p) {
   const T* f = static_cast<const T*>(from) + p * plan.all_rows;
@@ -41,42 +41,23 @@ template <class T>
 SFR_FN void set_columns(Plan<T>& plan, const void* from, int64_t p, T centre) {
   const T* g = static_cast<const T*>(from) + p * plan.all_columns;
   plan.each_column([&](Index j) { store(plan.columns.log() + j, log_weight(plan.columns, j)); });
-  if (from)
-    plan.each_patch_of_columns(
-        [&](Index j) { plan.columns.log()[j] += (g[plan.column_index(j)] - centre) * plan.factor; });
+  plan.each_patch_of_columns(
+      [&](Index j) { plan.columns.log()[j] += (g[plan.column_index(j)] - centre) * plan.factor; });
 }
 
-// What the columns' potentials have in common, which may be large, goes to where no rounding meets it.
+// Everything about an empty problem is 0. One without a plan has `value` inf instead.
 template <class T>
-SFR_FN void take_shift(Plan<T>& plan) {
-  const Marginal<T>& columns = plan.columns;
-  const T sum = plan.sum_patches_of_columns([&](Index j) { return columns.log()[j] - log_weight_of(columns, j); });
-  const T common = sum / T(plan.kept_columns);
-  if (!finite(common)) return;
-  plan.each_patch_of_columns([&](Index j) { columns.log()[j] -= common; });
-  shift_masses(plan, -common);
-}
-
-// Potentials of 0 of the cost itself: where costs lie far beyond a reach, those of the centred cost would be far out.
-template <class T>
-SFR_FN void start_at_zero(Plan<T>& plan) {
-  const T centre = plan.mean / 2 * plan.factor;
-  plan.each_patch_of_columns([&](Index j) { plan.columns.log()[j] -= centre; });
-}
-
-// Everything about an empty problem is 0.
-template <class T>
-SFR_FN void put_nothing(const Plan<T>& plan, const Solve& out, int64_t p) {
+SFR_FN void put_nothing(const Plan<T>& plan, const Solve& out, int64_t p, T value = 0) {
   plan.fill_rows(static_cast<T*>(out.f) + p * plan.all_rows, T(0));
   if (plan.has_columns()) plan.fill_columns(static_cast<T*>(out.g) + p * plan.all_columns, T(0));
   if (!plan.reports()) return;
-  const auto put = [p](void* to) { static_cast<T*>(to)[p] = 0; };
-  put(out.transport);
-  put(out.entropic);
-  put(out.eps);
-  put(out.mean);
-  put(out.shift);
-  put(out.error);
+  const auto put = [p](void* to, T x) { static_cast<T*>(to)[p] = x; };
+  put(out.transport, value);
+  put(out.entropic, value);
+  put(out.eps, T(0));
+  put(out.centre, value);
+  put(out.shift, T(0));
+  put(out.error, value);
   out.n_iter[p] = 0;
 }
 
@@ -84,21 +65,26 @@ SFR_FN void put_nothing(const Plan<T>& plan, const Solve& out, int64_t p) {
 template <class T>
 SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, bool sound, int64_t p) {
   if (sound && plan.empty()) return put_nothing(plan, out, p);
-  const Spread<T> spread = spread_of(plan);
-  const T eps = regularisation(out, spread, p), nan = Number<T>::nan;
-  sound = sound && finite(spread.mean) && finite(spread.deviation) && finite(eps);
+  const Spread<T> spread = spread_of(plan, out.options);
+  if (sound && spread.sound && !spread.feasible) return put_nothing(plan, out, p, Number<T>::infinity);
+  const T nan = Number<T>::nan;
+  T eps = regularisation(out, spread, p, plan.of_features);
+  sound = sound && spread.sound && finite(spread.centre) && finite(eps);
   Solution<T> solution;
   if (sound) {
-    set_scale(plan, out.options, totals, spread.mean, eps);
-    set_columns(plan, out.init_g, p, spread.mean / 2);
-    if (plan.has_reach()) {
-      if (!out.init_g) start_at_zero(plan);
-      if (!out.options.symmetric) take_shift(plan);
+    set_scale(plan, out.options, totals, spread.centre, eps);
+    if (out.init_g) {
+      set_columns(plan, out.init_g, p, spread.centre / 2);
+      if (plan.has_reach() && !out.options.symmetric) take_shift(plan);
+    } else {
+      start(plan, out.options.symmetric);
     }
     plan.each_row([&](Index i) { store(plan.rows.scale() + i, splat<T>(1)); });
     plan.each_column([&](Index j) { store(plan.columns.scale() + j, splat<T>(1)); });
     plan.sync();
-    solution = solve(plan, out.options, eps > 0 && !out.init_g ? spread.deviation / eps : T(0));
+    const T apart = far_apart(plan, spread, out.options, eps);
+    solution = solve(plan, out.options, apart, out.init_g != nullptr, out.eps_given != nullptr);
+    eps *= solution.width;
   }
 
   // A side's potentials, and what they add to the dual value.
@@ -118,21 +104,22 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
   const auto put = [&](void* to, T value) { static_cast<T*>(to)[p] = sound ? value : nan; };
   const T shift = plan.shift * eps * T(ln2);
   T centre = 0;
-  if (!plan.rows.has_reach()) centre += spread.mean / 2 + shift;
-  if (!plan.columns.has_reach()) centre += spread.mean / 2 - shift;
+  if (!plan.rows.has_reach()) centre += spread.centre / 2 + shift;
+  if (!plan.columns.has_reach()) centre += spread.centre / 2 - shift;
   put(out.transport, solution.plan.value);
   put(out.entropic, dual + centre - eps * (solution.plan.mass - plan.rows.total * plan.columns.total));
   put(out.eps, eps);
-  put(out.mean, spread.mean);
+  put(out.centre, spread.centre);
   put(out.shift, shift);
   put(out.error, solution.plan.error);
   out.n_iter[p] = solution.n_iter;
 }
 
-// A problem that holds a NaN is NaN everywhere.
+// A problem that holds a NaN is NaN everywhere, and its centre is.
 template <class T>
 SFR_FN bool is_sound(const SolveGrad& grad, int64_t p) {
-  return finite(static_cast<const T*>(grad.mean)[p]);
+  const T centre = static_cast<const T*>(grad.centre)[p];
+  return centre == centre;
 }
 
 // Leaves d/dC of problem p in the plan, and writes the gradients of weights and eps. One that is not sound has no d/dC.
@@ -147,7 +134,7 @@ SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> tot
     if (out_eps && plan.reports()) *out_eps = Number<T>::nan;
     return;
   }
-  if (plan.empty()) {
+  if (plan.empty() || !finite(static_cast<const T*>(grad.centre)[p])) {
     if (out_a) plan.fill_rows(out_a, T(0));
     if (out_b) plan.fill_columns(out_b, T(0));
     if (out_eps && plan.reports()) *out_eps = 0;
@@ -155,15 +142,17 @@ SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> tot
     return;
   }
   const auto at = [p](const void* in) { return in ? static_cast<const T*>(in)[p] : T(0); };
-  const T mean = at(grad.mean), eps = at(grad.eps);
-  set_scale(plan, grad.options, totals, mean, eps);
+  const T eps = at(grad.eps);
+  const bool relative = grad.options.relative && !grad.eps_given;
+  Spread<T> spread;
+  if (relative) spread = spread_of(plan, grad.options);
+  set_scale(plan, grad.options, totals, at(grad.centre), eps);
   shift_masses(plan, at(grad.shift) * plan.factor);
   set_rows(plan, grad.f, p);
   set_columns(plan, grad.g, p, T(0));
   plan.sync();
   const Upstream<T> up{at(grad.grad_transport), at(grad.grad_entropic), at(grad.grad_eps)};
-  const bool relative = grad.options.relative && !grad.eps_given;
-  const T slope = adjoint_backward(plan, up, eps, relative, T(grad.options.eps));
+  const T slope = adjoint_backward(plan, up, eps, relative && !spread.flat() ? &spread : nullptr);
   if (out_eps && plan.reports()) *out_eps = slope;
 
   // Through the normalisation a = w / sum(w), which a side with a reach does without.

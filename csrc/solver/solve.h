@@ -18,6 +18,20 @@ SFR_FN void widen(Plan<T>& plan, T by) {
     const Vec<T> start = log_weight(plan.columns, j), log = load(plan.columns.log() + j);
     store(plan.columns.log() + j, start + kept(plan.columns, j, log - start) / by);
   });
+  take_shift(plan);
+  plan.sync();
+}
+
+// Columns' potentials to start from, where none are given.
+template <class T>
+SFR_FN void start(Plan<T>& plan, bool symmetric) {
+  plan.each_column([&](Index j) { store(plan.columns.log() + j, log_weight(plan.columns, j)); });
+  if (!plan.has_reach()) return plan.sync();
+  // 0 of the cost itself: where costs lie far beyond a reach, those of the centred cost would be far out.
+  const T centre = plan.centre / 2 * plan.factor;
+  shift_masses(plan, -plan.shift);
+  plan.each_patch_of_columns([&](Index j) { plan.columns.log()[j] -= centre; });
+  if (!symmetric) take_shift(plan);
   plan.sync();
 }
 
@@ -25,13 +39,15 @@ template <class T>
 struct Solution {
   int64_t n_iter = 0;
   Evaluation<T> plan;
+  T width = 1;  // the eps it is of, in units of the problem's own
 };
 
 // From the columns' potentials to a plan within tol, or as far as max_iter goes. `spread`: the costs' deviation over
-// eps, or 0 where the potentials are a start already.
+// eps. `warm`: the potentials are a start that was given. `fixed`: eps may not give way.
 template <class T>
-SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread) {
-  SolverStrategy<T> strategy(options, spread);
+SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread, bool warm, bool fixed) {
+  SolverStrategy<T> strategy(options, spread, warm, fixed);
+  const auto round_off = [&] { return rounding(plan); };
   From from = strategy.start();
   T width = 1;
   SFR_ROLLED
@@ -43,13 +59,16 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread) 
     // Where the rows' potentials are still to follow, the masses are not known yet.
     if (plan.has_reach() && (from == From::potentials || from == From::scalings)) balance_masses(plan);
     const Evaluation<T> now = plan.evaluate(from);
-    const Step<T> step = strategy.next(now, [&] { return rounding(plan); });
+    const Step<T> step = strategy.next(now, round_off);
     from = strategy.after(step);
     switch (step.action) {
       case Action::finish:
-        return {strategy.n_iter, now};
+        return {strategy.n_iter, now, width};
       case Action::evaluate:
       case Action::narrow:
+        break;
+      case Action::restart:
+        start(plan, options.symmetric);
         break;
       case Action::update:
         if (!options.symmetric) plan.update_columns();
@@ -57,12 +76,13 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread) 
       case Action::iterate: {
         const Stop stop = options.symmetric ? iterate_halfway(plan, step, strategy.n_iter)
                                             : iterate(plan, step, strategy.relaxation, strategy.n_iter);
-        from = strategy.iterated(stop);
+        from = strategy.iterated(stop, round_off);
         if (from != From::scalings) plan.absorb();
         break;
       }
       case Action::newton:
-        strategy.stepped(newton_step(plan, step, strategy.n_iter));
+        from = strategy.stepped(newton_step(plan, step, strategy.n_iter));
+        if (from != From::scalings) plan.absorb();
         break;
       case Action::undo:
         undo_step(plan);

@@ -52,6 +52,7 @@ enum class Stop {
 enum class Action {
   finish,
   evaluate,  // nothing but that
+  restart,   // forget the start, which is a bad one
   narrow,    // on to the next smaller eps
   update,    // both potentials in the log domain, where scalings would underflow
   iterate,
@@ -66,19 +67,16 @@ struct Step {
   T error = 0, gate = 0;
   int64_t limit = 0;
   bool plain = false;  // without over-relaxation
-  // newton: what the residual of its system is to fall by
-  T precision = 0;
+  // newton: what the residual of its system is to fall by, and how far a potential may go, in units of eps
+  T precision = 0, longest = 0;
 };
 
 // The constants that passes and rules share.
 template <class T>
 struct Rules {
   static constexpr int sampled_every = 4;   // iterations: looking at the error takes a good part of one
-  static constexpr T anneal_by = 4;         // ratio of one eps to the next
+  static constexpr T anneal_by = 2;         // ratio of one eps to the next
   static constexpr T least_mass = T(1e-6);  // share of its marginal below which a patch underflows
-  // No potential goes further than e^4 in one Newton step: the linear model does not reach that far. Those that want to
-  // are of parts of the plan that hardly touch others, which need not wait for them.
-  static constexpr T longest_step = 4;
   // Scalings stay within this and its inverse: 2^30, about 2^240.
   static constexpr T most_scale = is_single<T> ? T(1073741824) : T(1.7e72);
   // Conjugate gradients: steps without progress; float32 soon has no more to give. Precision of backward's.
@@ -109,20 +107,22 @@ class SolverStrategy {
   int64_t n_iter = 0;  // counted by whoever iterates
   Relaxation<T> relaxation;
 
-  // `spread`: the costs' deviation over eps; 0: there is a start, and none is sought.
-  SFR_FN SolverStrategy(const SolverOptions& options, T spread)
+  // `spread`: the costs' deviation over eps. `warm`: there is a start, and none is sought unless it is a bad one.
+  // `fixed`: eps is to be that of the problem, whatever becomes of it.
+  SFR_FN SolverStrategy(const SolverOptions& options, T spread, bool warm, bool fixed)
       : relaxation(options.method != Method::plain),
         tol_(T(options.tol)),
         max_iter_(options.max_iter),
         last_(options.max_iter),
         symmetric_(options.symmetric),
-        newton_(options.method == Method::automatic && !options.symmetric) {
-    constexpr T enough = T(0.18);
-    while (newton_ && width_ * Rules<T>::anneal_by < enough * spread) width_ *= Rules<T>::anneal_by;
-    until_ = at_most(anneal_for);
+        newton_(options.method == Method::automatic && !options.symmetric),
+        warm_(warm && newton_),
+        fixed_(fixed),
+        spread_(spread) {
+    if (!warm_ && max_iter_ > 0) widen();
   }
 
-  // The eps to solve for at first, in units of the problem's own.
+  // The eps to solve for at first, in units of the problem's own; what it is in the end, once that has been found.
   SFR_FN T width() const { return width_; }
   SFR_FN From start() const { return symmetric_ ? From::halfway : From::columns; }
 
@@ -130,6 +130,13 @@ class SolverStrategy {
   template <class Rounding>
   SFR_FN Step<T> next(const Evaluation<T>& now, Rounding&& rounding) {
     const T error = now.error;
+    if (warm_) {
+      warm_ = false;
+      if (now.underflow || !(error < bad_start) || rounding() > most_rounding) {
+        widen();
+        return {Action::restart};
+      }
+    }
     if (reached_) {
       if (error > missed_ * T(0.9) && error < 4 * rounding()) last_ = n_iter;
       missed_ = error;
@@ -140,8 +147,14 @@ class SolverStrategy {
     if (stepped_) {
       stepped_ = false;
       // A cut step moves mass along a path that only opens up on the way: the error may wait.
-      if (!(error < before_ * (cut_ ? T(1.2) : T(0.7)))) {
-        if (precision_ > finest && !cut_) {
+      const bool good = cut_ ? error < before_ * T(1.2) && error < lowest_ * T(1.5) : error < before_ * T(0.7);
+      if (error < lowest_) lowest_ = error;
+      if (good) {
+        if (cut_ && longest_ < farthest) longest_ *= 2;
+      } else {
+        if (cut_ && longest_ > shortest) {
+          longest_ = shortest;
+        } else if (precision_ > finest && !cut_) {
           precision_ *= T(1e-2);
         } else {
           if (rest_ > 64 && before_ < 4 * rounding()) last_ = n_iter;
@@ -151,14 +164,13 @@ class SolverStrategy {
         return {Action::undo};
       }
     }
-    if (width_ > 1) {
-      if (!(error > rough) || now.underflow || n_iter >= until_) return narrow();
-      return iterate(rough, until_, T(0), false);
-    }
-    if (!(error > tol_) || n_iter >= last_) {
-      if (now.exact) return {Action::finish};
-      reached_ = true;
-      return {Action::evaluate};
+    if (!(error > tolerance()) || n_iter >= last()) {
+      if (annealing_ && narrow(rounding)) return {Action::narrow};
+      if (!(error > tol_) || n_iter >= last_) {
+        if (now.exact) return {Action::finish};
+        reached_ = true;
+        return {Action::evaluate};
+      }
     }
     if (now.underflow) {
       ++n_iter;
@@ -171,13 +183,14 @@ class SolverStrategy {
       return iterate(tol_, max_iter_, T(0), true);
     }
     const T gate = newton_ ? newton_below : T(0);
-    if (error > gate) return iterate(tol_, max_iter_, gate, false);
-    if (n_iter < resume_) return iterate(tol_, at_most(resume_), T(0), false);
+    if (error > gate) return iterate(tolerance(), last(), gate, false);
+    if (n_iter < resume_) return iterate(tolerance(), resume_ < last() ? resume_ : last(), T(0), false);
     before_ = error;
     stepped_ = true;
     Step<T> step{Action::newton};
     step.precision = precision_;
-    step.limit = max_iter_;
+    step.longest = longest_;
+    step.limit = annealing_ ? until_ : max_iter_;
     return step;
   }
 
@@ -185,61 +198,97 @@ class SolverStrategy {
   SFR_FN From after(const Step<T>& step) const {
     switch (step.action) {
       case Action::narrow:
+      case Action::restart:
         return From::columns;
       case Action::update:
         return start();
-      case Action::newton:
-        return From::scalings;
       default:
         return From::potentials;
     }
   }
-  // ... and after iterations.
-  SFR_FN From iterated(Stop stop) {
+  // ... after iterations ...
+  template <class Rounding>
+  SFR_FN From iterated(Stop stop, Rounding&& rounding) {
     if (symmetric_) return From::potentials;
-    if (correcting_) return From::scalings;
-    if (width_ > 1) {
-      if (stop == Stop::at_edge) return From::potentials;
-      narrow();
-      return From::columns;
-    }
-    reached_ = stop == Stop::reached;
-    return stop == Stop::ended ? From::scalings : From::potentials;
+    if (correcting_) return scaled();
+    if (annealing_ && (stop == Stop::reached || (stop == Stop::ended && n_iter >= until_)))
+      return narrow(rounding) ? From::columns : From::potentials;
+    reached_ = stop == Stop::reached && !annealing_;
+    return stop == Stop::ended ? scaled() : From::potentials;
   }
-
-  // Whether the last Newton step was cut.
-  SFR_FN void stepped(bool cut) { cut_ = cut; }
+  // ... and after a Newton step. One that was cut goes where entries that have underflowed may matter.
+  SFR_FN From stepped(bool cut) {
+    cut_ = cut;
+    return cut ? From::potentials : scaled();
+  }
 
  private:
   static constexpr T newton_below = T(1e-2);
-  static constexpr T rough = T(0.03);                             // error that is enough at a larger eps
-  static constexpr int64_t anneal_for = 64;                       // iterations at most, at each of them
+  static constexpr T rough = T(0.003);                            // error that is enough at a larger eps
+  static constexpr int64_t anneal_for = 1000;                     // iterations at most, at each of them
+  static constexpr T most_rounding = T(0.02);                     // no smaller eps where it would leave this
+  static constexpr T bad_start = T(0.5);                          // error of a start that is worse than none
   static constexpr int64_t corrections = 8;                       // iterations after a Newton step
   static constexpr T finest = is_single<T> ? T(1e-5) : T(1e-10);  // precision of a Newton step
+  // How far a potential may go in one Newton step: the linear model does not reach further. Those that want to are of
+  // parts of the plan that hardly touch others, and that may be far from where they do.
+  static constexpr T shortest = 4, farthest = 64;
+  static constexpr int most_scaled = 8;  // plans in a row that are scaled ones
 
+  SFR_FN T tolerance() const { return annealing_ ? rough : tol_; }
+  SFR_FN int64_t last() const { return annealing_ ? until_ : last_; }
   SFR_FN int64_t at_most(int64_t n) const { return n < max_iter_ ? n : max_iter_; }
 
   SFR_FN Step<T> iterate(T error, int64_t limit, T gate, bool plain) const {
     return {Action::iterate, error, gate, limit, plain, T(0)};
   }
 
-  SFR_FN Step<T> narrow() {
+  // Where to start from: an eps at which all patches reach each other.
+  SFR_FN void widen() {
+    constexpr T enough = T(0.36);
+    while (newton_ && width_ * Rules<T>::anneal_by < enough * spread_) width_ *= Rules<T>::anneal_by;
+    annealing_ = width_ > 1;
+    until_ = at_most(n_iter + anneal_for);
+  }
+
+  // On to the next smaller eps, unless this is the last that the type or max_iter can do with.
+  template <class Rounding>
+  SFR_FN bool narrow(Rounding&& rounding) {
+    annealing_ = false;
+    if (!fixed_ && (n_iter >= max_iter_ || rounding() * Rules<T>::anneal_by > most_rounding)) return false;
     width_ /= Rules<T>::anneal_by;
+    annealing_ = width_ > 1;
     until_ = at_most(n_iter + anneal_for);
     relaxation = Relaxation<T>(true);
-    return {Action::narrow};
+    precision_ = T(1e-2);
+    longest_ = shortest;
+    rest_ = 16;
+    before_ = lowest_ = Number<T>::infinity;
+    return true;
+  }
+
+  // A scaled plan forgets what has underflowed.
+  SFR_FN From scaled() {
+    scaled_ = scaled_ < most_scaled ? scaled_ + 1 : 0;
+    return scaled_ > 0 ? From::scalings : From::potentials;
   }
 
   T tol_;
   int64_t max_iter_, last_;  // no iteration after `last_`: rounding has been met
   bool symmetric_, newton_;
-  T width_ = 1;                     // above 1: annealing, at eps times this
+  bool warm_;  // the first plan is of a start that was given
+  bool fixed_;
+  T spread_, width_ = 1;            // above 1: at eps times this
+  bool annealing_ = false;          // a smaller eps is to follow
   int64_t until_ = 0;               // iteration at which the present eps is left
   T precision_ = T(1e-2);           // of the next Newton step
+  T longest_ = shortest;            // ... and how far it may go
   int64_t rest_ = 16, resume_ = 0;  // no Newton step before iteration `resume_`
   T before_ = Number<T>::infinity;  // error before the last Newton step, or the last symmetric iterations
+  T lowest_ = Number<T>::infinity;  // error after the best of them
   T missed_ = Number<T>::infinity;  // error of the potentials, the last time that scalings were within tol
   bool reached_ = false;            // scalings are within tol; the potentials are looked at next
+  int scaled_ = 0;                  // plans since the last one of the potentials
   bool stepped_ = false, correcting_ = false, cut_ = false;  // the Newton step that is to be judged
 };
 

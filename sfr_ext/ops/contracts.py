@@ -81,7 +81,7 @@ class Solved(NamedTuple):
     f: Tensor
     g: Tensor
     eps: Tensor
-    mean: Tensor
+    centre: Tensor
     shift: Tensor
     n_iter: Tensor
     error: Tensor

@@ -37,12 +37,12 @@ class DivergenceSaved(NamedTuple):
     f: Tensor
     g: Tensor
     eps: Tensor
-    mean: Tensor
+    centre: Tensor
     shift: Tensor
     x_potential: Tensor
-    x_mean: Tensor
+    x_centre: Tensor
     y_potential: Tensor
-    y_mean: Tensor
+    y_centre: Tensor
 
 
 class Divergence(NamedTuple):
@@ -52,12 +52,12 @@ class Divergence(NamedTuple):
     f: Tensor
     g: Tensor
     eps: Tensor
-    mean: Tensor
+    centre: Tensor
     shift: Tensor
     x_potential: Tensor
-    x_mean: Tensor
+    x_centre: Tensor
     y_potential: Tensor
-    y_mean: Tensor
+    y_centre: Tensor
     n_iter: Tensor
     error: Tensor
 
@@ -166,12 +166,12 @@ def _room(x: Tensor, y: Tensor, patch_size: int) -> Divergence:
         f=empty(*lead, n),
         g=empty(*lead, m),
         eps=empty(*lead),
-        mean=empty(*lead),
+        centre=empty(*lead),
         shift=empty(*lead),
         x_potential=empty(*lead, n),
-        x_mean=empty(*lead),
+        x_centre=empty(*lead),
         y_potential=empty(*lead, m),
-        y_mean=empty(*lead),
+        y_centre=empty(*lead),
         n_iter=x.new_empty(lead, dtype=torch.int64),
         error=empty(*lead),
     )
@@ -180,11 +180,9 @@ def _room(x: Tensor, y: Tensor, patch_size: int) -> Divergence:
 @FORWARD.kernel
 def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, caller: str) -> Divergence:
     x, y, a, b = pair
-    lead, dtype, relative = problems(x, y), compute_dtype(x, y), options.relative
-    if relative:
-        used = solve_features(pair, ground, options._replace(tol=0.0, max_iter=0), caller).eps
-    else:
-        used = x.new_full(lead, options.eps, dtype=dtype)
+    lead, relative = problems(x, y), options.relative
+    # The same for all three.
+    used = solve_features(pair, ground, options._replace(tol=0.0, max_iter=0), caller).eps
 
     itself = _for_each_group(x, lead, relative)
     own = used if relative or len(lead) == 1 else used[:, 0].contiguous()
@@ -199,13 +197,13 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
         with_y = with_x._replace(
             entropic=teacher.teacher_value,
             f=teacher.teacher_potential.clone(),  # also an output, which may not be an input
-            mean=torch.zeros_like(used),
+            centre=torch.zeros_like(used),
             n_iter=torch.zeros_like(with_x.n_iter),
             error=torch.zeros_like(with_x.error),
         )
 
-    start = with_y.f + with_y.mean[..., None] / 2
-    between = solve_features(pair, ground, options, caller, init_g=start)
+    start = with_y.f + with_y.centre[..., None] / 2
+    between = solve_features(pair, ground, options, caller, eps_given=used, init_g=start)
     value = between.entropic - (with_x.entropic + with_y.entropic) / 2
     masses = _masses(pair, options, lead)
     if masses is not None:
@@ -220,12 +218,12 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
         f=between.f,
         g=between.g,
         eps=used,
-        mean=between.mean,
+        centre=between.centre,
         shift=between.shift,
         x_potential=with_x.f,
-        x_mean=with_x.mean,
+        x_centre=with_x.centre,
         y_potential=with_y.f,
-        y_mean=with_y.mean,
+        y_centre=with_y.centre,
         n_iter=n_iter,
         error=error,
     )
@@ -238,7 +236,7 @@ def _itself_backward(
     weight: Tensor | None,
     potential: Tensor,
     eps: Tensor,
-    mean: Tensor,
+    centre: Tensor,
     ground: Ground,
     options: SolverOptions,
     reach: float,
@@ -250,7 +248,7 @@ def _itself_backward(
     grad_x, _, grad_a, _ = features_backward(
         Upstream(None, -grad),
         Pair(x, y, weight, weight),
-        Saved(potential, potential, eps, mean, torch.zeros_like(mean)),  # of a problem with itself
+        Saved(potential, potential, eps, centre, torch.zeros_like(centre)),  # of a problem with itself
         ground,
         _with_itself(options, reach, eps.dtype),
         NeedPair(need_features, False, need_weight, False),
@@ -280,7 +278,7 @@ def _backward(
     to_x = to_y = to_a = to_b = None
     if need.need_x or need.need_a or relative:
         itself = _for_each_group(x, lead, relative)
-        student, up = (saved.x_potential, eps, saved.x_mean), grad
+        student, up = (saved.x_potential, eps, saved.x_centre), grad
         if itself is x and len(lead) == 2:  # one problem for all groups
             potential, used, centre = (t[:, 0].contiguous() for t in student)
             student, up = (potential, used, centre), grad.sum(1)
@@ -290,14 +288,14 @@ def _backward(
             slope = slope + own
     if (need.need_y or need.need_b or relative) and not teacher_given:
         each, b_each = flat(y, b, lead)
-        teacher = saved.y_potential.flatten(0, -2), eps.flatten(), saved.y_mean.flatten()
+        teacher = saved.y_potential.flatten(0, -2), eps.flatten(), saved.y_centre.flatten()
         wanted = options.reach_b, need.need_y, need.need_b
         to_y, to_b, own = _itself_backward(grad.flatten(), each, each, b_each, *teacher, ground, options, *wanted)
         slope = slope + own.view(lead)
     masses = _masses(pair, options, lead)
     if masses is not None:
         slope = slope + grad * masses.square() / 2
-    between = Saved(saved.f, saved.g, eps, saved.mean, saved.shift)
+    between = Saved(saved.f, saved.g, eps, saved.centre, saved.shift)
     grad_x, grad_y, grad_a, grad_b = features_backward(
         Upstream(None, grad), pair, between, ground, options, need, grad_eps=slope
     )
@@ -322,7 +320,7 @@ def _backward(
 def _self_forward(y: Tensor, b: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> SelfSolved:
     used = y.new_full(tuple(y.shape[:1]), options.eps, dtype=compute_dtype(y))
     solved = _solve_itself(y, y, b, used, ground, options, options.reach_b, caller)
-    return SelfSolved(solved.entropic, solved.f + solved.mean[..., None] / 2, solved.error)
+    return SelfSolved(solved.entropic, solved.f + solved.centre[..., None] / 2, solved.error)
 
 
 @FORWARD.fake

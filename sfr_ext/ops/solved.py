@@ -26,7 +26,7 @@ class Saved(NamedTuple):
     f: Tensor
     g: Tensor
     eps: Tensor
-    mean: Tensor
+    centre: Tensor
     shift: Tensor
 
 
@@ -38,13 +38,13 @@ class Upstream(NamedTuple):
 
 
 def saved(solved: Solved) -> Saved:
-    return Saved(solved.f, solved.g, solved.eps, solved.mean, solved.shift)
+    return Saved(solved.f, solved.g, solved.eps, solved.centre, solved.shift)
 
 
 def again(saved: Saved) -> Solved:
     """What backward's kernel is given of `Solved`."""
     absent: Any = None
-    return Solved(absent, absent, saved.f, saved.g, saved.eps, saved.mean, saved.shift, absent, absent)
+    return Solved(absent, absent, saved.f, saved.g, saved.eps, saved.centre, saved.shift, absent, absent)
 
 
 def room(like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype) -> Solved:
@@ -56,7 +56,7 @@ def room(like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype
         f=value.new_empty((*lead, n)),
         g=value.new_empty((*lead, m)),
         eps=torch.empty_like(value),
-        mean=torch.empty_like(value),
+        centre=torch.empty_like(value),
         shift=torch.empty_like(value),
         n_iter=torch.empty_like(value, dtype=torch.int64),
         error=torch.empty_like(value),
