@@ -283,7 +283,8 @@ void Plan<T>::eliminate(const T* v, const T* right) {
   team.blocks(blocks(), [&](int64_t b) {
     product_pair(*this, b, v, [&](int64_t i, Vec<T> s) {
       s -= bias(rows, i);
-      const Vec<T> step = ((right ? load(right + i) : Vec<T>{}) - s) / (rows.gain() * load(rows.sum() + i));
+      const Vec<T> sum = load(rows.sum() + i), left = (right ? load(right + i) : Vec<T>{}) - s;
+      const Vec<T> step = sum > Rules<T>::nothing ? left / (rows.gain() * sum) : Vec<T>{};
       store(rows.step() + i, step);
       return step;
     });

@@ -211,7 +211,7 @@ SFR_DEVICE void Plan<T>::eliminate_rows(const T* v, const T* right) {
   T* step = rows.step();
   const T* sum = rows.sum();
   row_products(*this, v, [&](int i, T s) {
-    step[i] = rows.weight[i] > 0 ? ((right ? right[i] : T(0)) - s) / (rows.gain() * sum[i]) : T(0);
+    step[i] = sum[i] > Rules<T>::nothing ? ((right ? right[i] : T(0)) - s) / (rows.gain() * sum[i]) : T(0);
   });
   team.sync();
 }

@@ -56,4 +56,16 @@ SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p) 
   return eps;
 }
 
+// Is std the deviation that this eps was made of? Where all costs are equal, their mean stands for it.
+template <class T>
+SFR_FN bool is_deviation(Plan<T>& plan, T std) {
+  const T *a = plan.rows.weight, mass = plan.rows.total * plan.columns.total, per_std = 1 / std;
+  T square[1];
+  plan.template reduce_entries<Sum>(square, [&](Index i, Index j, Vec<T>(&sums)[1]) {
+    const Vec<T> z = plan.centred(i, j) * per_std;
+    sums[0] += a[i] * mass_at(plan.columns, j) * z * z;
+  });
+  return square[0] > mass / 2 && square[0] < mass * 2;
+}
+
 }  // namespace SFR_TARGET

@@ -76,6 +76,8 @@ struct Rules {
   static constexpr int sampled_every = 4;   // iterations: looking at the error takes a good part of one
   static constexpr T anneal_by = 4;         // ratio of one eps to the next
   static constexpr T least_mass = T(1e-6);  // share of its marginal below which a patch underflows
+  // Mass of a patch that nobody else notices: below it, entries of the plan soon underflow. 2^-70, 2^-700.
+  static constexpr T nothing = is_single<T> ? T(8.470329e-22) : T(1.9010815379079637e-211);
   // No potential goes further than e^4 in one Newton step: the linear model does not reach that far. Those that want to
   // are of parts of the plan that hardly touch others, which need not wait for them.
   static constexpr T longest_step = 4;
