@@ -27,6 +27,44 @@ struct Solution {
   Evaluation<T> plan;
 };
 
+// Within tol, small patches may still be far from their marginals: what they lack is little, but the gradients of their
+// weights are their potentials. Those that the plan does not show follow the others in the log domain; a few Newton
+// steps bring what is left, mostly mass between small patches. Returns the plan's evaluation.
+template <class T>
+SFR_FN Evaluation<T> refine(Plan<T>& plan, const SolverOptions& options, Evaluation<T> now, int64_t& n_iter) {
+  constexpr int most_steps = 4, most_updates = 2, most_halves = 20;
+  const T tol = T(options.tol), enough = 10 * tol;
+  if (now.light) {
+    SFR_ROLLED
+    for (int k = 0; k < (options.symmetric ? most_halves : most_updates); ++k) {
+      if (!options.symmetric) plan.update_columns();
+      plan.evaluate(options.symmetric ? From::halfway : From::columns);
+    }
+    if (plan.has_reach()) balance_masses(plan);
+    now = plan.evaluate(From::potentials);
+  }
+  if (options.method != Method::automatic || options.symmetric) return now;
+  Step<T> step{Action::newton};
+  step.precision = T(1e-4);
+  step.limit = options.max_iter;
+  SFR_ROLLED
+  for (int k = 0; k < most_steps && now.relative > enough && !(now.error > tol) && n_iter < step.limit; ++k) {
+    newton_step(plan, step, n_iter);
+    plan.evaluate(From::scalings);
+    plan.scale_rows(false, T(1));
+    plan.scale_columns(false, T(1));
+    plan.absorb();
+    if (plan.has_reach()) balance_masses(plan);
+    const Evaluation<T> next = plan.evaluate(From::potentials);
+    if (!(next.relative < now.relative) || next.error > tol) {
+      undo_step(plan);
+      return plan.evaluate(From::potentials);
+    }
+    now = next;
+  }
+  return now;
+}
+
 // From the columns' potentials to a plan within tol, or as far as max_iter goes. `spread`: the costs' deviation over
 // eps, or 0 where the potentials are a start already.
 template <class T>
@@ -46,8 +84,10 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread) 
     const Step<T> step = strategy.next(now, [&] { return rounding(plan); });
     from = strategy.after(step);
     switch (step.action) {
-      case Action::finish:
-        return {strategy.n_iter, now};
+      case Action::finish: {
+        const Evaluation<T> last = refine(plan, options, now, strategy.n_iter);
+        return {strategy.n_iter, last};
+      }
       case Action::evaluate:
       case Action::narrow:
         break;
