@@ -40,8 +40,8 @@
 // Entropic value: dE/dC = P, dE/deps = <P, ln k> - |P| + |a| |b|, dE/da = f, or with a reach
 //     dE/da = reach_a (1 - exp(-f / reach_a)) - eps exp(-f / reach_a) + eps |b|.
 // With a relative eps both get the terms through eps = s std(C).
-// std = 0 (all costs equal): P = a b^T, eps = 0, and no eps term; with a reach s |mean| stands for eps, with its term, or
-// s reach where all costs are 0.
+// std = 0 (all costs equal): P = a b^T, eps = 0, and no eps term; with a reach s |mean| stands for eps, with its term,
+// or s reach where all costs are 0.
 //
 // A symmetric problem, that of a set of patches with itself (C = C^T, a = b), has f = g, and takes the mean of f and
 // its update: where the kernel exp(-C / eps) is positive, which it is for all our metrics, that halves the error.

@@ -104,20 +104,19 @@ Evaluation<T> Plan<T>::evaluate_from() {
     }
     return load(side.target() + i);
   };
-  // Error, relative error, underflow, light.
-  const auto judge = [](const Marginal<T>& side, int64_t i, Vec<T> sum, Vec<T> target, Vec<T>* found) {
+  // Error, relative error, underflow.
+  const auto judge = [](const Marginal<T>& side, Vec<T> sum, Vec<T> target, Vec<T>* found) {
     const T bent = side.has_reach() ? Rules<T>::least_mass : T(0);
-    const Vec<T> apart = vabs<T>(sum - target), one = splat<T>(1);
-    const auto matters = (sum > Rules<T>::nothing) | (target > Rules<T>::nothing);
+    const Vec<T> apart = vabs<T>(sum - target);
+    const auto matters = (sum > side.nothing()) | (target > side.nothing());
     const auto under = ((sum < target * Rules<T>::least_mass) | (target < sum * bent)) & matters;
     found[0] += apart;
     found[1] += matters ? apart / target : Vec<T>{};
-    found[2] += under ? one : Vec<T>{};
-    found[3] += load(side.weight + i) < Rules<T>::nothing ? one : Vec<T>{};
+    found[2] += under ? splat<T>(1) : Vec<T>{};
   };
   team.blocks(blocks(), [&](int64_t b) {
     T* of_block = partial + b * ld;
-    Vec<T> found[6] = {};  // value, mass, and what is judged
+    Vec<T> found[5] = {};  // value, mass, and what is judged
     const int64_t begin = b * block(), end = block_end(b);
     for (int64_t j = 0; j < ld; j += L) store(of_block + j, Vec<T>{});
     for (int64_t i = begin; i < end; i += L) {
@@ -145,22 +144,22 @@ Evaluation<T> Plan<T>::evaluate_from() {
       if (small()) transpose_rows(*this, i);
       const Vec<T> s = sum_rows<T>(sums) + bias(rows, i), target = target_now(rows, i);
       store(rows.sum() + i, s);
-      judge(rows, i, s, target, found + 2);
+      judge(rows, s, target, found + 2);
     }
     put_parts(row_parts, b, found);
   });
   team.barrier();
   team.blocks(column_blocks(), [&](int64_t b) {
-    Vec<T> found[4] = {};
+    Vec<T> found[3] = {};
     for_columns(b, [&](int64_t j) {
       const Vec<T> t = column_sum(j), target = target_now(columns, j);
       store(columns.sum() + j, t);
-      judge(columns, j, t, target, found);
+      judge(columns, t, target, found);
     });
     put_parts(column_parts, b, found);
   });
   team.barrier();
-  T of_rows[6], of_columns[4];
+  T of_rows[5], of_columns[3];
   add_parts(row_parts, blocks(), of_rows);
   add_parts(column_parts, column_blocks(), of_columns);
   Evaluation<T> result;
@@ -168,9 +167,8 @@ Evaluation<T> Plan<T>::evaluate_from() {
   result.value = of_rows[0] / (has_reach() ? T(1) : result.mass);
   result.error = of_rows[2] + of_columns[0];
   if (has_reach() && result.error > 0) result.error /= result.mass;
-  result.relative = of_rows[3] / T(rows.count) + of_columns[1] / T(columns.count);
+  result.relative = of_rows[3] / T(kept_rows) + of_columns[1] / T(kept_columns);
   result.underflow = of_rows[4] + of_columns[2] > 0;
-  result.light = of_rows[5] + of_columns[3] > 0;
   result.exact = exact;
   team.barrier();
   return result;

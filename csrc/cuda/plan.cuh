@@ -66,9 +66,10 @@ SFR_DEVICE void scale_weight(const Marginal<T>& side, int i, T by) {
 template <class T>
 struct Plan {
   Team& team;
-  int all_rows, all_columns, kept_columns;
-  int slab;   // rows of a block, but for the last
-  int first;  // row of this one
+  int all_rows, all_columns, kept_rows, kept_columns;
+  bool light;  // some kept patch weighs next to nothing
+  int slab;    // rows of a block, but for the last
+  int first;   // row of this one
   Cover cover;
   int ld;         // row length of P and of the cost
   const T* cost;  // [rows.count][ld] of the slab

@@ -23,9 +23,9 @@ SFR_FN T weight_gradient(const Marginal<T>& side, Index i, Upstream<T> up, T eps
          up.entropic * (reach * -left - eps * (1 + left - other));
 }
 
-// Through eps = s std(C): with z = (C - mean) / std, deps/dC = s a_i b_j z_ij and deps/da_i = s std sum_j b_j z_ij^2 / 2,
-// for normalised weights; `pull` is d/deps times s. In units of std, so that no square overflows or underflows. Added to
-// the plan and to both gradients.
+// Through eps = s std(C): with z = (C - mean) / std, deps/dC = s a_i b_j z_ij and deps/da_i = s std sum_j b_j z_ij^2 /
+// 2, for normalised weights; `pull` is d/deps times s. In units of std, so that no square overflows or underflows.
+// Added to the plan and to both gradients.
 template <class T>
 SFR_FN void spread_backward(Plan<T>& plan, T pull, T std) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
@@ -139,8 +139,7 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, bool relative, T
                 [&](Index i, Index j, Vec<T> q) { return term(i, j, q * row_units[i]); }, rows.right(),
                 columns.right());
     const auto give_way = [](const Marginal<T>& side, Index i) {
-      if (side.has_reach())
-        side.right()[i] -= side.sum()[i] * side.unit()[i] * side.over_reach(side.bare()[i]);
+      if (side.has_reach()) side.right()[i] -= side.sum()[i] * side.unit()[i] * side.over_reach(side.bare()[i]);
     };
     if (plan.has_reach()) {
       plan.each_patch_of_rows([&](Index i) { give_way(rows, i); });

@@ -26,7 +26,7 @@ template <class T>
 SFR_INLINE Vec<T> relaxed(const Marginal<T>& side, Vec<T> x, Vec<T> s, Vec<T> w, T omega) {
   const Vec<T> have = x * s;
   const auto near = (have > w * T(0.5)) & (have < w * T(2));
-  const auto nothing = (have < Rules<T>::nothing) & (w < Rules<T>::nothing);
+  const auto nothing = (have < side.nothing()) & (w < side.nothing());
   if (side.has_reach()) {
     const Vec<T> power = log2<T>(in_range<T>(quotient<T>(w, have)));
     const Vec<T> next = in_range<T>(x * exp2<T>(power * ((near ? splat<T>(omega) : splat<T>(1)) / side.gain())));

@@ -1,7 +1,7 @@
 // One side of a problem: its marginal, its potential, and how the marginal gives way where the side has a reach.
 #pragma once
 
-#include "function.h"
+#include "strategy.h"
 
 namespace SFR_TARGET {
 
@@ -68,6 +68,8 @@ struct Marginal {
     if (has_reach()) return log_weight - (most + log2<T>(sum) + offset) / gain();
     return log_weight - most - log2<T>(sum);
   }
+  // A mass that nobody else notices.
+  SFR_INLINE T nothing() const { return Rules<T>::nothing * total; }
   // How much faster than the marginal its distance from the target follows the potential.
   SFR_INLINE T gain() const { return 1 + eps_over_reach; }
 };

@@ -111,9 +111,8 @@ SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit, Unit&& unit) {
     energy = next[0];
     go = energy > wanted && stale < Rules<T>::patience && step + 1 < limit;
   }
-  plan.each_column([&](Index j) {
-    store(beta + j, load(best + j) + counted(columns, j, load(k + j) / (gain * load(sum + j))));
-  });
+  plan.each_column(
+      [&](Index j) { store(beta + j, load(best + j) + counted(columns, j, load(k + j) / (gain * load(sum + j)))); });
   plan.sync();
   plan.eliminate_rows(beta, rows.right());
   return step;

@@ -2,6 +2,7 @@
 // this folder are made of these and know no threads, vectors or memory.
 //
 //   state      rows, columns: Marginal<T>      mean, factor: S = (C - mean) factor      shift      has_reach() empty()
+//              kept_rows, kept_columns         light: some kept patch weighs next to nothing
 //   whole      evaluate(From)                  the plan, its sums over rows and columns, and its evaluation
 //              update_columns()                the columns' potentials from the rows', in the log domain
 //              absorb()                        scalings move into the potentials

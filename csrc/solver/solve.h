@@ -34,7 +34,7 @@ template <class T>
 SFR_FN Evaluation<T> refine(Plan<T>& plan, const SolverOptions& options, Evaluation<T> now, int64_t& n_iter) {
   constexpr int most_steps = 12, most_updates = 2, most_halves = 20;
   const T tol = T(options.tol), enough = 10 * tol;
-  if (now.light) {
+  if (plan.light) {
     SFR_ROLLED
     for (int k = 0; k < (options.symmetric ? most_halves : most_updates); ++k) {
       if (!options.symmetric) plan.update_columns();

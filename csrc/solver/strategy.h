@@ -26,7 +26,6 @@ struct Evaluation {
                            // the same, and else what small ones have
   bool underflow = false;  // some patch holds so little of its mass that scaling could not bring it back, or, where
                            // there is a reach, so much
-  bool light = false;      // some patch weighs next to nothing: its potential is still to follow the others'
   bool exact = false;      // of the potentials, to the last bit; else up to rounding, and without the value
 };
 
@@ -79,7 +78,7 @@ struct Rules {
   static constexpr int sampled_every = 4;   // iterations: looking at the error takes a good part of one
   static constexpr T anneal_by = 4;         // ratio of one eps to the next
   static constexpr T least_mass = T(1e-6);  // share of its marginal below which a patch underflows
-  // A mass that nobody else notices; below it, entries of the plan soon underflow. 2^-70, 2^-700.
+  // A share of a side's mass that nobody else notices; below it, entries of the plan soon underflow. 2^-70, 2^-700.
   static constexpr T nothing = is_single<T> ? T(8.470329e-22) : T(1.9010815379079637e-211);
   // No potential goes further than e^4 in one Newton step: the linear model does not reach that far. Those that want to
   // are of parts of the plan that hardly touch others, which need not wait for them.
