@@ -28,36 +28,43 @@ struct Solution {
 };
 
 // Within tol, small patches may still be far from their marginals: what they lack is little, but the gradients of their
-// weights are their potentials. Those that the plan does not show follow the others in the log domain; a few Newton
-// steps bring what is left, mostly mass between small patches. Returns the plan's evaluation.
+// weights are their potentials. Those that the plan does not show follow the others in the log domain; what is left,
+// mostly mass between small patches, takes a few Newton steps, or halvings. Returns the plan's evaluation.
 template <class T>
 SFR_FN Evaluation<T> refine(Plan<T>& plan, const SolverOptions& options, Evaluation<T> now, int64_t& n_iter) {
-  constexpr int most_steps = 12, most_updates = 2, most_halves = 20;
-  const T tol = T(options.tol), enough = 10 * tol;
+  constexpr int most_rounds = 12, most_updates = 2, halvings = 8;
+  const bool symmetric = options.symmetric;
   if (plan.light) {
     SFR_ROLLED
-    for (int k = 0; k < (options.symmetric ? most_halves : most_updates); ++k) {
-      if (!options.symmetric) plan.update_columns();
-      plan.evaluate(options.symmetric ? From::halfway : From::columns);
+    for (int k = 0; k < (symmetric ? 2 * halvings : most_updates); ++k) {
+      if (!symmetric) plan.update_columns();
+      plan.evaluate(symmetric ? From::halfway : From::columns);
     }
     if (plan.has_reach()) balance_masses(plan);
     now = plan.evaluate(From::potentials);
   }
-  if (options.method != Method::automatic || options.symmetric) return now;
+  const T tol = T(options.tol), enough = 10 * tol;
   Step<T> step{Action::newton};
   step.precision = T(1e-4);
   step.limit = options.max_iter;
   SFR_ROLLED
-  for (int k = 0; k < most_steps && now.relative > enough && !(now.error > tol) && n_iter < step.limit; ++k) {
-    newton_step(plan, step, n_iter);
-    plan.evaluate(From::scalings);
-    plan.scale_rows(false, T(1));
-    plan.scale_columns(false, T(1));
+  for (int k = 0; k < most_rounds && now.relative > enough && !(now.error > tol) && n_iter < step.limit; ++k) {
+    if (symmetric) {
+      SFR_ROLLED
+      for (int n = 0; n < halvings; ++n) plan.scale_halfway(false);
+      n_iter += halvings;
+    } else {
+      if (options.method != Method::automatic) return now;
+      newton_step(plan, step, n_iter);
+      plan.evaluate(From::scalings);
+      plan.scale_rows(false, T(1));
+      plan.scale_columns(false, T(1));
+    }
     plan.absorb();
     if (plan.has_reach()) balance_masses(plan);
     const Evaluation<T> next = plan.evaluate(From::potentials);
     // On a long way their error grows at first, as steps are cut.
-    if (!(next.error <= tol)) {
+    if (!(next.error <= tol) && !symmetric) {
       undo_step(plan);
       return plan.evaluate(From::potentials);
     }
