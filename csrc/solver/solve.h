@@ -32,9 +32,9 @@ struct Solution {
 // mostly mass between small patches, takes a few Newton steps, or halvings. Returns the plan's evaluation.
 template <class T>
 SFR_FN Evaluation<T> refine(Plan<T>& plan, const SolverOptions& options, Evaluation<T> now, int64_t& n_iter) {
-  constexpr int most_rounds = 12, most_updates = 2, halvings = 8;
+  constexpr int most_steps = 12, most_corrections = 16, most_updates = 2, halvings = 8;
   const bool symmetric = options.symmetric;
-  if (plan.light) {
+  if (plan.light && options.max_iter > 0) {
     SFR_ROLLED
     for (int k = 0; k < (symmetric ? 2 * halvings : most_updates); ++k) {
       if (!symmetric) plan.update_columns();
@@ -43,28 +43,46 @@ SFR_FN Evaluation<T> refine(Plan<T>& plan, const SolverOptions& options, Evaluat
     if (plan.has_reach()) balance_masses(plan);
     now = plan.evaluate(From::potentials);
   }
-  const T tol = T(options.tol), enough = 10 * tol;
   Step<T> step{Action::newton};
   step.precision = T(1e-4);
   step.limit = options.max_iter;
-  SFR_ROLLED
-  for (int k = 0; k < most_rounds && now.relative > enough && !(now.error > tol) && n_iter < step.limit; ++k) {
-    if (symmetric) {
+  const T tol = T(options.tol);
+  if (symmetric) {
+    constexpr T least = is_single<T> ? T(1e-5) : T(1e-12);
+    T before = Number<T>::infinity;
+    SFR_ROLLED
+    while (now.relative > least && now.relative > 10 * tol && now.relative < before / 2 && n_iter < step.limit) {
+      before = now.relative;
       SFR_ROLLED
       for (int n = 0; n < halvings; ++n) plan.scale_halfway(false);
       n_iter += halvings;
-    } else {
-      if (options.method != Method::automatic) return now;
-      newton_step(plan, step, n_iter);
-      plan.evaluate(From::scalings);
-      plan.scale_rows(false, T(1));
-      plan.scale_columns(false, T(1));
+      plan.absorb();
+      if (plan.has_reach()) balance_masses(plan);
+      now = plan.evaluate(From::potentials);
     }
-    plan.absorb();
-    if (plan.has_reach()) balance_masses(plan);
-    const Evaluation<T> next = plan.evaluate(From::potentials);
-    // On a long way their error grows at first, as steps are cut.
-    if (!(next.error <= tol) && !symmetric) {
+    return now;
+  }
+  const T most = tol > now.error ? tol : now.error * T(1.5);  // where rounding has kept it from tol
+  SFR_ROLLED
+  for (int k = 0; k < most_steps && now.relative > 10 * most && n_iter < step.limit; ++k) {
+    if (options.method != Method::automatic) break;
+    newton_step(plan, step, n_iter);
+    Evaluation<T> next = plan.evaluate(From::scalings);
+    // A plain iteration, and more where the step has cost the others something. On a long way the relative error grows
+    // at first, as steps are cut.
+    SFR_ROLLED
+    for (int n = 1; n == 1 || (n <= most_corrections && !(next.error <= most)); n *= 4) {
+      SFR_ROLLED
+      for (int m = 0; m < n; ++m) {
+        plan.scale_rows(false, T(1));
+        plan.scale_columns(false, T(1));
+      }
+      n_iter += n;
+      plan.absorb();
+      if (plan.has_reach()) balance_masses(plan);
+      next = plan.evaluate(From::potentials);
+    }
+    if (!(next.error <= most)) {
       undo_step(plan);
       return plan.evaluate(From::potentials);
     }
