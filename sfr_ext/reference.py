@@ -447,9 +447,9 @@ def _regularisation(
     # All costs equal up to rounding: every plan is optimal, and any fixed eps picks a b^T.
     flat = std <= 64 * torch.finfo(torch.float64).eps * (product * cost.abs()).sum((-2, -1))
     if reach:  # the plan's mass still depends on eps
-        mean = mean.detach().abs()[..., 0, 0]
-        instead = eps * torch.where(mean > 0, mean, reach)
-        return torch.where(flat, instead, eps * std), torch.where(flat, instead, eps * std)
+        mean = mean.abs()[..., 0, 0]
+        used = eps * torch.where(flat, torch.where(mean > 0, mean, reach), std)
+        return used, used
     size = mean.detach().abs()[..., 0, 0]
     return torch.where(flat, torch.where(size > 0, size, 1.0), eps * std), torch.where(flat, 0.0, eps * std)
 

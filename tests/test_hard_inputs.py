@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import OBJECTIVES, error, features, value_and_gradients, weights
+from cases import METRICS, OBJECTIVES, error, features, value_and_gradients, weights
 from torch import Tensor
 
 from sfr_ext import OTResult, cost_matrix, emd_l2, reference, solve, solve_sample
@@ -130,13 +130,17 @@ def test_tiny_costs_still_differ(dtype: torch.dtype, scale: float, reach: float 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
 @pytest.mark.parametrize("value", ["transport_cost", "entropic_cost"])
-def test_gradients_do_not_depend_on_the_scale(value: str, scale: float) -> None:
+@pytest.mark.parametrize("reach", [(None, None), (0.5, 0.5), (None, 0.5)], ids=str)
+def test_gradients_do_not_depend_on_the_scale(
+    reach: tuple[float | None, float | None], value: str, scale: float
+) -> None:
     """A relative eps: d/dC stays, d/da and d/db grow with the scale."""
     cost, a, b = torch.rand(6, 7), weights(6), weights(7)
 
     def gradients(scale: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
         leaves = [t.to(dtype).requires_grad_() for t in (cost * scale, a, b)]
-        grads = torch.autograd.grad(getattr(solve(*leaves, tol=1e-6), value), leaves)
+        scaled = tuple(None if r is None else r * scale for r in reach)
+        grads = torch.autograd.grad(getattr(solve(*leaves, reach=scaled, tol=1e-6), value), leaves)
         return grads[0].double(), grads[1].double() / scale, grads[2].double() / scale
 
     for ours, expected in zip(gradients(scale, F32), gradients(1.0, F64), strict=True):
@@ -354,6 +358,103 @@ def test_gradients_at_a_tiny_weight(least: float) -> None:
             assert found.isfinite().all() and error(found, wanted) < 5e-3
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sides", ["student", "teacher", "both"])
+@pytest.mark.parametrize("least", [1e-4, 1e-10, 1e-20, 1e-30, 1e-36])
+def test_small_weights_are_as_exact_as_equal_ones(least: float, sides: str, objective: str) -> None:
+    """A third of the patches of a side next to nothing: features and weights, and no more iterations."""
+    x, y = features(1, 25, 8), features(1, 23, 8)
+    a, b = torch.ones(1, 25), torch.ones(1, 23)
+    equal = solve_sample(x, y, a, b, tol=1e-5, max_iter=20_000)
+    if sides != "teacher":
+        a[:, ::3] = least
+    if sides != "student":
+        b[:, 1::3] = least
+    result = solve_sample(x, y, a, b, tol=1e-5, max_iter=20_000)
+    assert result.converged and result.n_iter <= 2 * equal.n_iter + 20
+    ours, exact = gradients_by_both(x, y, a, b, objective=objective)
+    for found, wanted in zip(ours, exact, strict=True):
+        assert found.isfinite().all() and error(found, wanted) < 2e-3
+
+
+@pytest.mark.parametrize("options", [{"metric": metric} for metric in METRICS] + [{"patch_size": 2}], ids=str)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_small_weights_of_maps(objective: str, options: dict[str, Any]) -> None:
+    """A batch with groups; beside padding; attention of any sharpness on both sides."""
+    x, y = features(2, 6, 5, 5), features(2, 2, 6, 4, 5)
+    size = 16 if "patch_size" in options else 25
+    a, b = (8 * torch.randn(2, size)).softmax(-1), (8 * torch.randn(2, 2, 12 if size == 16 else 20)).softmax(-1)
+    a[1, 3:7] = b[0, 1, ::4] = 0
+    a[0, 0] = b[1, 0, 2] = 1e-30
+    ours, exact = gradients_by_both(x, y, a, b, objective=objective, eps=0.2, **options)
+    for found, wanted in zip(ours, exact, strict=True):
+        assert found.isfinite().all() and error(found, wanted) < 5e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_small_weights_of_halves(dtype: torch.dtype) -> None:
+    x, y = features(1, 12, 8, dtype=dtype), features(1, 11, 8, dtype=dtype)
+    a, b = weights(1, 12), weights(1, 11)
+    a[:, ::3], b[:, 1] = 1e-30, 1e-12
+
+    def grads(x: Tensor, y: Tensor, a: Tensor, b: Tensor, tol: float) -> list[Tensor]:
+        limits = {"tol": tol, "max_iter": 20_000}
+        leaves = [t.requires_grad_() for t in (x, y, a, b)]
+        value = emd_l2(leaves[0], leaves[1], student_weight=leaves[2], teacher_weight=leaves[3], **limits)
+        return list(torch.autograd.grad(value, leaves))
+
+    ours = grads(x, y, a, b, 1e-5)
+    exact = grads(*(t.detach().double() for t in (x, y, a, b)), 1e-12)
+    for found, wanted, within in zip(ours, exact, (1e-2, 1e-2, 1e-3, 1e-3), strict=True):
+        assert found.isfinite().all() and error(found, wanted) < within
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(F32, 1e-25), (F32, 1e-36), (F64, 1e-100), (F64, 1e-300)], ids=str)
+@pytest.mark.parametrize("reach", [None, 0.5], ids=str)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_patch_that_weighs_nothing_follows_the_others(
+    symmetric: bool, reach: float | None, dtype: torch.dtype, least: float
+) -> None:
+    """Nobody notices it, and its potential is a soft minimum over what the others pay."""
+    x, y = features(1, 9, 4, dtype=dtype), features(1, 8, 4, dtype=dtype)
+    a, b = weights(1, 9, dtype=dtype), weights(1, 8, dtype=dtype)
+    if symmetric:
+        y, b = x, a
+    a[0, 4] = 0
+    eps = 0.5
+    options = {"eps": eps, "eps_scale": "absolute", "reach": reach, "tol": 1e-5 if dtype == F32 else 1e-12}
+    without = solve_sample(x, y, a, b, **options, max_iter=5000)
+    a[0, 4] = least
+    result = solve_sample(x, y, a, b, **options, max_iter=5000)
+    assert result.converged
+    within = {"rtol": 1e-3, "atol": 1e-4} if dtype == F32 else {"rtol": 1e-8, "atol": 1e-9}
+    others = torch.arange(9) != 4
+    kept = others if symmetric else torch.ones(8, dtype=torch.bool)
+    ours, expected = (r.f[0, others, None] + r.g[0, kept] for r in (result, without))
+    torch.testing.assert_close(ours, expected, **within)
+    if not symmetric:
+        mass = b[0] if reach else b[0] / b.sum()
+        paid = eps * torch.logsumexp(mass.log() + (result.g[0] - cost_matrix(x, y)[0, 4]) / eps, 0)
+        torch.testing.assert_close(result.f[0, 4], -paid if reach is None else -paid * reach / (reach + eps), **within)
+
+
+@pytest.mark.parametrize("distance", [0.0, 10.0, 100.0])
+@pytest.mark.parametrize("least", [1.0, 1e-8, 1e-30])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("reach", [0.05, 0.5, 5.0, (0.5, None), (None, 0.5)], ids=str)
+def test_far_patches_and_small_weights(reach: Any, objective: str, least: float, distance: float) -> None:
+    """Some of both sides' patches far from everything, some next to nothing."""
+    x, y = features(1, 14, 5), features(1, 12, 5)
+    x[:, :3] += distance
+    y[:, :3] -= distance
+    a, b = torch.full((1, 14), 1 / 14), torch.full((1, 12), 1 / 12)
+    a[:, ::3] *= least
+    b[:, 1::3] *= least
+    ours, exact = gradients_by_both(x, y, a, b, reach=reach, eps=0.1, eps_scale="absolute", objective=objective)
+    for found, wanted in zip(ours, exact, strict=True):
+        assert found.isfinite().all() and error(found, wanted) < 5e-3
+
+
 @pytest.mark.parametrize("apart", [10.0, 30.0, 1000.0])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("reach", [0.1, 0.5, (0.1, None), (None, 0.1)], ids=str)
@@ -437,6 +538,29 @@ def test_one_pair_and_a_reach(reach: Any, value: str) -> None:
     with torch.no_grad():
         slope = (of(cost + step) - of(cost - step)) / (2 * step)
     assert grad.item() == pytest.approx(slope.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("price", [0.7, -0.4, 30.0])
+@pytest.mark.parametrize("reach", [(0.5, 0.5), (0.3, 2.0), (None, 0.5)], ids=str)
+@pytest.mark.parametrize("value", ["transport_cost", "entropic_cost"])
+def test_equal_costs_and_a_reach(value: str, reach: Any, price: float) -> None:
+    """Several pairs of one cost: along their common cost the gradient is the slope, and even with even weights."""
+
+    def of(price: Tensor, a: Tensor) -> Tensor:
+        return getattr(solve(price.expand(3, 4), a, reach=reach, tol=1e-13), value)
+
+    leaves = [torch.tensor(price, dtype=F64, requires_grad=True), torch.tensor([0.2, 0.5, 0.4], dtype=F64)]
+    leaves[1].requires_grad_()
+    step = 1e-6
+    for grad, leaf in zip(torch.autograd.grad(of(*leaves), leaves), leaves, strict=True):
+        for k in range(leaf.numel()):
+            ends = []
+            for by in (step, -step):
+                moved = [t.detach().clone() for t in leaves]
+                moved[leaf.dim()].view(-1)[k] += by
+                ends.append(of(*moved))
+            slope = ((ends[0] - ends[1]) / (2 * step)).item()
+            assert grad.view(-1)[k].item() == pytest.approx(slope, rel=1e-5, abs=1e-6 * abs(price))
 
 
 # --- The divergence of nearly equal sets

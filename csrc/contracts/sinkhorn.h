@@ -42,7 +42,7 @@
 //     dE/da = reach_a (1 - exp(-f / reach_a)) - eps exp(-f / reach_a) + eps |b|.
 // With a relative eps both get the terms through eps = s std(C).
 // std = 0 (all costs equal): P = a b^T, eps = 0, and no eps term; with a reach or forbidden pairs s |mean| stands for
-// eps, or s reach where all costs are 0.
+// eps, with its term, or s reach where all costs are 0.
 //
 // A cost of +inf forbids a pair: P_ij = 0, and mean and std are taken over the others, with a_i b_j normalised there.
 // Where that leaves a patch without a pair that may not be left behind, both values and the error are inf, all else is

@@ -105,13 +105,19 @@ Evaluation<T> Plan<T>::evaluate_from() {
     }
     return load(side.target() + i);
   };
-  const auto underflows = [](const Marginal<T>& side, Vec<T> sum, Vec<T> target) {
+  // Error, relative error, underflow.
+  const auto judge = [](const Marginal<T>& side, Vec<T> sum, Vec<T> target, Vec<T>* found) {
     const T bent = side.has_reach() ? Rules<T>::least_mass : T(0);
-    return ((sum < target * Rules<T>::least_mass) | (target < sum * bent)) ? splat<T>(1) : Vec<T>{};
+    const Vec<T> apart = vabs<T>(sum - target);
+    const auto matters = (sum > side.nothing()) | (target > side.nothing());
+    const auto under = ((sum < target * Rules<T>::least_mass) | (target < sum * bent)) & matters;
+    found[0] += apart;
+    found[1] += matters ? apart / target : Vec<T>{};
+    found[2] += under ? splat<T>(1) : Vec<T>{};
   };
   team.blocks(blocks(), [&](int64_t b) {
     T* of_block = partial + b * ld;
-    Vec<T> found[4] = {};  // value, mass, error, underflow
+    Vec<T> found[5] = {};  // value, mass, and what is judged
     const int64_t begin = b * block(), end = block_end(b);
     for (int64_t j = 0; j < ld; j += L) store(of_block + j, Vec<T>{});
     for (int64_t i = begin; i < end; i += L) {
@@ -139,24 +145,22 @@ Evaluation<T> Plan<T>::evaluate_from() {
       if (small()) transpose_rows(*this, i);
       const Vec<T> s = sum_rows<T>(sums) + bias(rows, i), target = target_now(rows, i);
       store(rows.sum() + i, s);
-      found[2] += vabs<T>(s - target);
-      found[3] += underflows(rows, s, target);
+      judge(rows, s, target, found + 2);
     }
     put_parts(row_parts, b, found);
   });
   team.barrier();
   team.blocks(column_blocks(), [&](int64_t b) {
-    Vec<T> found[2] = {};  // error, underflow
+    Vec<T> found[3] = {};
     for_columns(b, [&](int64_t j) {
       const Vec<T> t = column_sum(j), target = target_now(columns, j);
       store(columns.sum() + j, t);
-      found[0] += vabs<T>(t - target);
-      found[1] += underflows(columns, t, target);
+      judge(columns, t, target, found);
     });
     put_parts(column_parts, b, found);
   });
   team.barrier();
-  T of_rows[4], of_columns[2];
+  T of_rows[5], of_columns[3];
   add_parts(row_parts, blocks(), of_rows);
   add_parts(column_parts, column_blocks(), of_columns);
   Evaluation<T> result;
@@ -164,7 +168,8 @@ Evaluation<T> Plan<T>::evaluate_from() {
   result.value = of_rows[0] / (has_reach() ? T(1) : result.mass);
   result.error = of_rows[2] + of_columns[0];
   if (has_reach() && result.error > 0) result.error /= result.mass;
-  result.underflow = of_rows[3] + of_columns[1] > 0;
+  result.relative = of_rows[3] / T(kept_rows) + of_columns[1] / T(kept_columns);
+  result.underflow = of_rows[4] + of_columns[2] > 0;
   result.exact = exact;
   team.barrier();
   return result;
@@ -284,7 +289,8 @@ void Plan<T>::eliminate(const T* v, const T* right) {
   team.blocks(blocks(), [&](int64_t b) {
     product_pair(*this, b, v, [&](int64_t i, Vec<T> s) {
       s -= bias(rows, i);
-      const Vec<T> step = ((right ? load(right + i) : Vec<T>{}) - s) / (rows.gain() * load(rows.sum() + i));
+      const Vec<T> sum = load(rows.sum() + i), left = (right ? load(right + i) : Vec<T>{}) - s;
+      const Vec<T> step = sum > Rules<T>::nothing ? left / (rows.gain() * sum) : Vec<T>{};
       store(rows.step() + i, step);
       return step;
     });

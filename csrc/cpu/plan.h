@@ -120,6 +120,7 @@ struct PlanMemory {
 struct Kept {
   const int32_t* list = nullptr;  // null: all of them
   int64_t count = 0, all = 0;
+  bool light = false;  // some of them weigh next to nothing
 
   int64_t index(int64_t i) const { return list ? list[i] : i; }
 };
@@ -128,7 +129,8 @@ template <class T>
 struct Plan {
   const Team& team;
   Kept row_patches, column_patches;
-  int64_t all_rows, all_columns, kept_columns;
+  int64_t all_rows, all_columns, kept_rows, kept_columns;
+  bool light;  // some kept patch weighs next to nothing
   bool of_features = false;
   const T* cost;  // [rows.count][ld]
   T* P;           // [rows.stride][ld]
@@ -149,7 +151,9 @@ struct Plan {
         column_patches(b),
         all_rows(a.all),
         all_columns(b.all),
+        kept_rows(a.count),
         kept_columns(a.count > 0 ? b.count : 0),
+        light(a.light || b.light),
         cost(costs),
         P(memory.P),
         transposed(memory.transposed),

@@ -40,6 +40,7 @@ struct Weights {
   const int32_t* kept = nullptr;  // indices of the weights above 0; null: all of them
   int64_t count = 0, all = 0;
   double total = 1;
+  bool light = false;  // some weight is next to nothing
 
   void reserve(Arena& arena, int64_t n) { list = arena.take<int32_t>(n); }
 
@@ -47,6 +48,7 @@ struct Weights {
     all = count = n;
     kept = nullptr;
     total = 1;
+    light = false;
     if (!view.data) {
       for (int64_t i = 0; i < n; ++i) out[i] = T(1) / T(n);
       return;
@@ -63,13 +65,14 @@ struct Weights {
       out[count] = unit;
       list[count++] = int32_t(i);
       sum += double(unit);
+      light = light || unit < Rules<T>::nothing * T(n);
     }
     for (int64_t i = 0; i < count; ++i) out[i] = T(double(out[i]) / sum);
     total = sum * double(most);
     if (count < n) kept = list;
   }
 
-  Kept patches() const { return {kept, count, all}; }
+  Kept patches() const { return {kept, count, all, light}; }
   int64_t index(int64_t i) const { return kept ? kept[i] : i; }
 
   void scatter(const T* in, T* out) const {

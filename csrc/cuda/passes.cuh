@@ -76,15 +76,18 @@ template <From from>
 SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
   constexpr bool exact = from == From::potentials;
   const T *F = rows.log(), *G = columns.log(), *u = rows.scale(), *v = columns.scale();
-  T sums[4] = {};  // value, mass, error, underflow
+  T sums[5] = {};  // value, mass, error, relative error, underflow
   // Compares a sum with what it should be at the potentials and scalings as they are.
   const auto judge = [&](const Marginal<T>& side, int i, T sum, T log, T scale) {
     if (!(side.weight[i] > 0)) return;
     if (side.has_reach()) side.bent[i] = side.bend(log2_of(side.weight[i]), exact ? log : log + log2_of(scale));
     const T target = side.target()[i];
-    sums[2] += magnitude(sum - target);
+    const T apart = magnitude(sum - target);
+    sums[2] += apart;
+    if (!(sum > side.nothing() || target > side.nothing())) return;
+    sums[3] += apart / target;
     const T bent = side.has_reach() ? Rules<T>::least_mass : T(0);
-    if (sum < target * Rules<T>::least_mass || target < sum * bent) sums[3] += 1;
+    if (sum < target * Rules<T>::least_mass || target < sum * bent) sums[4] += 1;
   };
   row_terms<Sum>(
       *this,
@@ -107,20 +110,21 @@ SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
   team.sync();
   column_terms<Sum>(*this, [&](int i, int j) { return *at(i, j); });
   exchange_columns<Sum>(*this, sums);
-  const T of_rows[2] = {sums[2], sums[3]};
-  sums[2] = sums[3] = 0;
+  const T of_rows[3] = {sums[2], sums[3], sums[4]};
+  sums[2] = sums[3] = sums[4] = 0;
   each_column_sum<Sum>(*this, [&](int j, T sum) {
     columns.sum()[j] = sum;
     judge(columns, j, sum, G[j], v[j]);
   });
-  T of_columns[2] = {sums[2], sums[3]};
+  T of_columns[3] = {sums[2], sums[3], sums[4]};
   over_block<Sum>(team, buffer, of_columns);
   Evaluation<T> result;
   result.mass = sums[1];
   result.value = has_reach() ? sums[0] : sums[0] / sums[1];
   result.error = of_rows[0] + of_columns[0];
   if (has_reach() && result.error > 0) result.error /= result.mass;
-  result.underflow = of_rows[1] + of_columns[1] > 0;
+  result.relative = of_rows[1] / T(kept_rows) + of_columns[1] / T(kept_columns);
+  result.underflow = of_rows[2] + of_columns[2] > 0;
   result.exact = exact;
   return result;
 }
@@ -213,7 +217,7 @@ SFR_DEVICE void Plan<T>::eliminate_rows(const T* v, const T* right) {
   T* step = rows.step();
   const T* sum = rows.sum();
   row_products(*this, v, [&](int i, T s) {
-    step[i] = rows.weight[i] > 0 ? ((right ? right[i] : T(0)) - s) / (rows.gain() * sum[i]) : T(0);
+    step[i] = sum[i] > Rules<T>::nothing ? ((right ? right[i] : T(0)) - s) / (rows.gain() * sum[i]) : T(0);
   });
   team.sync();
 }

@@ -66,7 +66,8 @@ SFR_DEVICE void scale_weight(const Marginal<T>& side, int i, T by) {
 template <class T>
 struct Plan {
   Team& team;
-  int all_rows, all_columns, kept_columns;
+  int all_rows, all_columns, kept_rows, kept_columns;
+  bool light;  // some kept patch weighs next to nothing
   bool of_features;
   int slab;   // rows of a block, but for the last
   int first;  // row of this one

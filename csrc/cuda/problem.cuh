@@ -32,7 +32,8 @@ struct TeamContext {
 template <class T>
 struct WeightSummary {
   T a_total, b_total;
-  int kept_columns;
+  int kept_rows, kept_columns;
+  bool light;     // some kept patch weighs next to nothing
   bool weighted;  // some weights are given
   bool sound;     // finite and non-negative; only the device sees them
 };

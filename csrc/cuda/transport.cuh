@@ -20,7 +20,8 @@ struct Side {
   int64_t stride;
   int count;
   T most = 1, total = 1;
-  bool none = false;  // of an empty problem: nothing is kept on either side
+  bool none = false;   // of an empty problem: nothing is kept on either side
+  bool light = false;  // some kept weight is next to nothing
 
   SFR_DEVICE Side(const WeightView& view, int64_t b, int64_t g, int n)
       : weight(static_cast<const T*>(view.data)), stride(view.stride_n), count(n) {
@@ -52,14 +53,16 @@ struct Side {
     most = seen[0];
     const bool sound = seen[1] == 0;
     if (!sound || most == 0) most = 1;
-    T sums[2] = {};  // units, kept
+    T sums[3] = {};  // units, kept, light
     for (int i = team.rank; i < count; i += team.size) {
       sums[0] += unit(i);
       sums[1] += unit(i) > 0 ? T(1) : T(0);
+      sums[2] += unit(i) > 0 && unit(i) < Rules<T>::nothing * T(count) ? T(1) : T(0);
     }
     over_block<Sum>(team, buffer, sums);
     total = sums[0];
     kept = int(sums[1]);
+    light = sums[2] > 0;
     return sound;
   }
 };
@@ -91,14 +94,14 @@ template <class T>
   const ProblemLayout& s = problem.layout;
   Side<T> a_side(solve.a, b, g, s.N), b_side(solve.b, b, g, s.M);
   WeightSummary<T> summary;
-  int kept_rows;
-  const bool a_sound = a_side.read(team, problem.buffer(), kept_rows);
+  const bool a_sound = a_side.read(team, problem.buffer(), summary.kept_rows);
   const bool b_sound = b_side.read(team, problem.buffer(), summary.kept_columns);
   summary.sound = a_sound && b_sound;
-  if (summary.sound && (kept_rows == 0 || summary.kept_columns == 0)) {
+  if (summary.sound && (summary.kept_rows == 0 || summary.kept_columns == 0)) {
     a_side.none = b_side.none = true;
-    summary.kept_columns = 0;
+    summary.kept_rows = summary.kept_columns = 0;
   }
+  summary.light = a_side.light || b_side.light;
   summary.weighted = a_side.weight || b_side.weight;
   summary.a_total = a_side.total * a_side.most;
   summary.b_total = b_side.total * b_side.most;
@@ -125,7 +128,8 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach, 
   plan.slab = s.slab, plan.first = problem.first;
   plan.ld = s.ld;
   plan.cost = problem.cost(), plan.P = at.P;
-  plan.kept_columns = at.summary->kept_columns;
+  plan.kept_rows = at.summary->kept_rows, plan.kept_columns = at.summary->kept_columns;
+  plan.light = at.summary->light;
   plan.of_features = of_features;
   Marginal<T>&rows = plan.rows, &columns = plan.columns;
   rows.count = problem.rows, columns.count = s.M;

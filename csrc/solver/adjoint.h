@@ -51,20 +51,76 @@ SFR_FN void spread_backward(Plan<T>& plan, const Spread<T>& spread, T pull) {
   plan.each_patch_of_columns([&](Index j) { columns.gradient()[j] += slope * of_columns[j]; });
 }
 
+// Through eps = s |mean(C)|, where all costs are equal: weights do not change their mean.
+template <class T>
+SFR_FN void mean_backward(Plan<T>& plan, const Spread<T>& spread, T pull) {
+  const Marginal<T>&rows = plan.rows, &columns = plan.columns;
+  const T unit = pull / (rows.total * columns.total * spread.allowed);
+  T none[1];
+  plan.template reduce_entries<Sum>(none, [&](Index i, Index j, Vec<T>(&)[1]) {
+    store(plan.at(i, j), load(plan.at(i, j)) + unit * rows.weight[i] * (plan.cost_at(i, j) < Number<T>::infinity ? mass_at(columns, j) : Vec<T>{}));
+  });
+}
+
+// log2 of what row or column i of the plan is held in units of: half that of its sum, where that is small. So no entry
+// underflows that counts in its row or its column, and the system's diagonal is nowhere small.
+template <class T>
+SFR_INLINE Vec<T> log_unit(const Marginal<T>& side, Index i) {
+  constexpr T small = is_single<T> ? T(-32) : T(-256), least = is_single<T> ? T(-60) : T(-480);
+  Vec<T> log = log_weight(side, i);
+  if (side.has_reach()) log -= side.over_reach(load(side.bare() + i)) * T(1 / ln2);
+  return kept(side, i, -vmax<T>(Vec<T>{}, -vmax<T>((log - small) / 2, splat<T>(least))));
+}
+
+// The plan of the potentials, in units of its rows and columns, with the sums over both as the system has them (see
+// newton.h). Returns its mass.
+template <class T>
+SFR_FN T plan_in_units(Plan<T>& plan) {
+  const Marginal<T>&rows = plan.rows, &columns = plan.columns;
+  T of_rows[1], of_columns[1];
+  const auto lift = [](const Marginal<T>& side, Index i, Vec<T>(&most)[1]) {
+    const Vec<T> log = log_unit(side, i);
+    store(side.log() + i, load(side.log() + i) - log);
+    most[0] = vmax<T>(most[0], -log);
+  };
+  plan.template reduce_rows<Max>(of_rows, [&](Index i, Vec<T>(&most)[1]) { lift(rows, i, most); });
+  plan.template reduce_columns<Max>(of_columns, [&](Index j, Vec<T>(&most)[1]) { lift(columns, j, most); });
+  const T mass = plan.evaluate(From::potentials).mass;
+  const auto unit = [](const Marginal<T>& side, Index i) { store(side.unit() + i, exp2<T>(log_unit(side, i))); };
+  plan.each_row([&](Index i) { unit(rows, i); });
+  plan.each_column([&](Index j) { unit(columns, j); });
+  plan.sync();
+  if (!(of_rows[0] > 0 || of_columns[0] > 0)) return mass;  // all units are 1
+
+  plan.gather([&](Index, Index j, Vec<T> q) { return q * load(columns.unit() + j); },
+              [&](Index i, Index, Vec<T> q) { return q * rows.unit()[i]; }, rows.sum(), columns.sum());
+  const auto in_units = [](const Marginal<T>& side, Index i) {
+    store(side.sum() + i, load(side.sum() + i) / load(side.unit() + i));
+  };
+  T whole[1];
+  plan.template reduce_rows<Sum>(whole, [&](Index i, Vec<T>(&sums)[1]) {
+    sums[0] += kept(rows, i, load(rows.sum() + i) * load(rows.unit() + i));
+    in_units(rows, i);
+  });
+  plan.each_column([&](Index j) { in_units(columns, j); });
+  plan.sync();
+  return whole[0];
+}
+
 // d/dC into the plan, and d/da, d/db (before normalisation of the weights) into gradient() of both sides. `spread`:
 // where eps follows that of the costs; null elsewhere. Returns d/deps, without what comes from upstream.
 template <class T>
 SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>* spread) {
-  const T mass = plan.evaluate(From::potentials).mass;
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   const auto bare = [](const Marginal<T>& side, Index i) {
     store(side.bare() + i, kept(side, i, (load(side.log() + i) - log_weight(side, i)) * T(ln2)));
   };
   plan.each_row([&](Index i) { bare(rows, i); });
   plan.each_column([&](Index j) { bare(columns, j); });
-  plan.sync();
+  const T mass = plan_in_units(plan);
   // ln P / (a b) is read off the potentials.
   const T *phi = rows.bare(), *gamma = columns.bare(), *alpha = rows.step(), *beta = columns.step();
+  const T *row_units = rows.unit(), *column_units = columns.unit();
   const auto log_ratio = [&](Index i, Index j) {
     return phi[i] + load(gamma + j) - plan.centred(i, j) * (plan.factor * T(ln2));
   };
@@ -72,25 +128,33 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
   if (up.transport != 0) {
     // The plan moves: h = -(P * ln k) 1, k = -(P * ln k)^T 1, and less on a side whose marginal gives way.
     const auto term = [&](Index i, Index j, Vec<T> p) { return p > 0 ? -p * log_ratio(i, j) : Vec<T>{}; };
-    plan.gather(term, term, rows.right(), columns.right());
+    plan.gather([&](Index i, Index j, Vec<T> q) { return term(i, j, q * load(column_units + j)); },
+                [&](Index i, Index j, Vec<T> q) { return term(i, j, q * row_units[i]); }, rows.right(),
+                columns.right());
     const auto give_way = [](const Marginal<T>& side, Index i) {
-      if (side.has_reach()) side.right()[i] -= side.sum()[i] * side.over_reach(side.bare()[i]);
+      if (side.has_reach()) side.right()[i] -= side.sum()[i] * side.unit()[i] * side.over_reach(side.bare()[i]);
     };
     if (plan.has_reach()) {
       plan.each_patch_of_rows([&](Index i) { give_way(rows, i); });
       plan.each_patch_of_columns([&](Index j) { give_way(columns, j); });
     }
-    solve_system(plan, Rules<T>::adjoint_precision, 4 * int64_t(plan.kept_columns) + 20);
+    const auto unit = [&](Index j) { return load(column_units + j); };
+    solve_system(plan, Rules<T>::adjoint_precision, 4 * int64_t(plan.kept_columns) + 20, unit);
+    const auto out_of_units = [](const Marginal<T>& side, Index i) {
+      store(side.step() + i, load(side.step() + i) / load(side.unit() + i));
+    };
+    plan.each_row([&](Index i) { out_of_units(rows, i); });
+    plan.each_column([&](Index j) { out_of_units(columns, j); });
   } else {
     plan.each_row([&](Index i) { store(rows.step() + i, Vec<T>{}); });
     plan.each_column([&](Index j) { store(columns.step() + j, Vec<T>{}); });
-    plan.sync();
   }
+  plan.sync();
 
   // G = P (transport (1 + ln k + alpha + beta) + entropic), and d/deps = <G - transport P, ln k> + ...
   T slope[1];
   plan.template reduce_entries<Sum>(slope, [&](Index i, Index j, Vec<T>(&sums)[1]) {
-    const Vec<T> p = load(plan.at(i, j)), log = log_ratio(i, j);
+    const Vec<T> p = load(plan.at(i, j)) * (row_units[i] * load(column_units + j)), log = log_ratio(i, j);
     const Vec<T> moved = up.transport * (log + alpha[i] + load(beta + j)) + up.entropic;
     sums[0] += p > 0 ? p * moved * log : Vec<T>{};
     store(plan.at(i, j), p > 0 ? p * (up.transport + moved) : Vec<T>{});
@@ -100,7 +164,12 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
   plan.each_patch_of_columns(
       [&](Index j) { columns.gradient()[j] = weight_gradient(columns, j, up, eps, rows.total); });
   plan.sync();
-  if (spread) spread_backward(plan, *spread, (slope[0] + up.eps) * (eps / spread->deviation));
+  if (!spread || !(eps > 0)) return slope[0];
+  const T rate = slope[0] + up.eps, mean = spread->centre + spread->mean;
+  if (!spread->flat())
+    spread_backward(plan, *spread, rate * (eps / spread->deviation));
+  else if (mean != 0)
+    mean_backward(plan, *spread, rate * (eps / mean));
   return slope[0];
 }
 

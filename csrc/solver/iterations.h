@@ -21,18 +21,20 @@ SFR_INLINE Vec<T> is_at_edge(Vec<T> x) {
 
 // x (w / (x s))^omega by the [1/1] Pade approximant about 1, which needs no power; the plain w / s where the ratio is
 // far from 1. One division either way. Kept in range. A marginal that bends towards w as x grows takes a smaller power,
-// by logarithms.
+// by logarithms. Where both masses are next to nothing x stays: the plan does not show what they are.
 template <class T>
 SFR_INLINE Vec<T> relaxed(const Marginal<T>& side, Vec<T> x, Vec<T> s, Vec<T> w, T omega) {
   const Vec<T> have = x * s;
   const auto near = (have > w * T(0.5)) & (have < w * T(2));
+  const auto nothing = (have < side.nothing()) & (w < side.nothing());
   if (side.has_reach()) {
     const Vec<T> power = log2<T>(in_range<T>(quotient<T>(w, have)));
     const Vec<T> next = in_range<T>(x * exp2<T>(power * ((near ? splat<T>(omega) : splat<T>(1)) / side.gain())));
-    return ((have > 0) | (w > 0)) ? next : x;  // all of it is left behind
+    return nothing ? x : next;
   }
   const Vec<T> above = x * ((1 + omega) * w - (omega - 1) * have), below = (1 + omega) * have - (omega - 1) * w;
-  return in_range<T>(quotient<T>(near ? above : w, near ? below : s));
+  const Vec<T> next = in_range<T>(quotient<T>(near ? above : w, near ? below : s));
+  return nothing ? x : next;
 }
 
 // Until the plan's marginals are within step.error (by the sums at hand), the scalings are at the edge of their range,

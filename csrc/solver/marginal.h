@@ -1,7 +1,7 @@
 // One side of a problem: its marginal, its potential, and how the marginal gives way where the side has a reach.
 #pragma once
 
-#include "function.h"
+#include "strategy.h"
 
 namespace SFR_TARGET {
 
@@ -32,8 +32,10 @@ struct Marginal {
   SFR_INLINE T* product() const { return vectors + 7 * stride; }
   SFR_INLINE T* inverse_diagonal() const { return vectors + 8 * stride; }
   SFR_INLINE T* best() const { return vectors + 9 * stride; }
-  // Backward (adjoint.h): the potential without the marginal, in units of eps, and d/dweight.
+  // Backward (adjoint.h): the potential without the marginal, in units of eps; what the plan's row or column is held in
+  // units of; and d/dweight.
   SFR_INLINE T* bare() const { return scale(); }
+  SFR_INLINE T* unit() const { return log(); }
   SFR_INLINE T* gradient() const { return right(); }
 
   // Gives the side a reach, in units of the cost like eps and centre; its weights are then to have their own sum.
@@ -45,7 +47,10 @@ struct Marginal {
   SFR_INLINE bool has_reach() const { return eps_over_reach > 0; }
   SFR_INLINE T reach(T eps) const { return eps / eps_over_reach; }
   // f / reach, from a potential without the marginal, in units of eps.
-  SFR_INLINE T over_reach(T bare) const { return eps_over_reach * bare + offset * T(ln2); }
+  template <class V>
+  SFR_INLINE V over_reach(V bare) const {
+    return eps_over_reach * bare + offset * T(ln2);
+  }
 
   // What the plan's sums should be.
   SFR_INLINE const T* target() const { return has_reach() ? bent : weight; }
@@ -65,6 +70,8 @@ struct Marginal {
     if (has_reach()) return log_weight - (log + offset) / gain();
     return log_weight - log;
   }
+  // A mass that nobody else notices.
+  SFR_INLINE T nothing() const { return Rules<T>::nothing * total; }
   // How much faster than the marginal its distance from the target follows the potential.
   SFR_INLINE T gain() const { return 1 + eps_over_reach; }
 };

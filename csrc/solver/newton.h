@@ -7,6 +7,10 @@
 // what is left, diag(P^T 1) - P^T diag(1 / (P 1)) P, is solved by conjugate gradients with a diagonal preconditioner:
 // one pair of matrix-vector products a step, as much as an iteration of Sinkhorn's. h and k are right() of the rows and
 // of the columns, alpha and beta their step().
+//
+// The plan may hold its rows and columns in units of their own: of Q with P_ij = n_i n_j Q_ij it is the same system in
+// n_i alpha_i and n_j beta_j, with P 1 / n^2 on the diagonal and h / n on the right (adjoint.h). A patch whose sum is
+// next to nothing stays where it is.
 #pragma once
 
 #include "passes.h"
@@ -14,38 +18,51 @@
 
 namespace SFR_TARGET {
 
-// Solves from 0, with the constant mode projected out, until the residual has fallen by `goal`, or the type has no more
-// to give, or after `limit` steps; keeps the best. Returns the number of steps.
+// x where the plan's sum is one that counts; 0 elsewhere.
 template <class T>
-SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit) {
+SFR_INLINE Vec<T> counted(const Marginal<T>& side, Index i, Vec<T> x) {
+  return load(side.sum() + i) > Rules<T>::nothing ? kept(side, i, x) : Vec<T>{};
+}
+
+// Solves from 0, with the constant mode projected out, until the residual has fallen by `goal`, or the type has no more
+// to give, or after `limit` steps; keeps the best. unit(j): n_j. Returns the number of steps.
+//
+// The residual is weighed by the columns' sums, so small columns hardly enter it: at the end each column is solved for
+// once more, given the rows', which makes it as exact as they are, whatever its weight.
+template <class T, class Unit>
+SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit, Unit&& unit) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   T *r = columns.residual(), *p = columns.direction(), *q = columns.product(), *d = columns.inverse_diagonal();
   T *beta = columns.step(), *best = columns.best();
-  const T *k = columns.right(), *sum = columns.sum(), row_gain = rows.gain(), gain = columns.gain();
-  const T modes = plan.has_reach() ? Number<T>::infinity : T(plan.kept_columns);  // a mean over them is the null space
+  T* k = columns.right();  // from the first residual on: that of the best solution
+  const T *sum = columns.sum(), row_gain = rows.gain(), gain = columns.gain();
 
   plan.gather_columns(
       [&](Index i, Index, Vec<T> x) {
         const T whole = row_gain * rows.sum()[i];
-        return x > 0 ? x * x / whole : Vec<T>{};
+        return x > 0 ? x * (x / whole) : Vec<T>{};
       },
       d);
   plan.each_column([&](Index j) { store(beta + j, Vec<T>{}); });
   plan.sync();
   plan.eliminate(beta, rows.right());
-  T total[1];
-  plan.template reduce_column_products<Sum>(total, [&](Index j, Vec<T> s, Vec<T>(&sums)[1]) {
+  T total[2];  // along the null vector, (1 / n, -1 / n) times the diagonal: the residual, and the vector itself
+  plan.template reduce_column_products<Sum>(total, [&](Index j, Vec<T> s, Vec<T>(&sums)[2]) {
     const Vec<T> whole = gain * load(sum + j), diagonal = whole - load(d + j), floor = whole * T(1e-6);
-    store(d + j, kept(columns, j, 1 / (diagonal > floor ? diagonal : floor)));
-    const Vec<T> residual = kept(columns, j, load(k + j) - s);
+    store(d + j, counted(columns, j, 1 / (diagonal > floor ? diagonal : floor)));
+    const Vec<T> residual = kept(columns, j, load(k + j) - s), n = unit(j);
     store(r + j, residual);
     store(best + j, Vec<T>{});
-    sums[0] += residual;
+    sums[0] += n * residual;
+    sums[1] += kept(columns, j, n * n * load(sum + j));
   });
+  const T modes = plan.has_reach() ? Number<T>::infinity : total[1];
   T mean = total[0] / modes, start[1];
   plan.template reduce_columns<Sum>(start, [&](Index j, Vec<T>(&sums)[1]) {
-    const Vec<T> residual = kept(columns, j, load(r + j) - mean), first = residual * load(d + j);
+    const Vec<T> residual = kept(columns, j, load(r + j) - mean * (unit(j) * load(sum + j)));
+    const Vec<T> first = residual * load(d + j);
     store(r + j, residual);
+    store(k + j, residual);
     store(p + j, first);
     sums[0] += residual * first;
   });
@@ -56,14 +73,14 @@ SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit) {
   SFR_ROLLED
   for (bool go = energy > 0 && limit > 0; go; ++step) {
     plan.eliminate(p, static_cast<const T*>(nullptr));
-    T dots[3];  // p.q, sum of q, sum of r
+    T dots[3];  // p.q, and the parts of q and r along the null vector
     plan.template reduce_column_products<Sum>(dots, [&](Index j, Vec<T> s, Vec<T>(&sums)[3]) {
       // s is -P^T diag(1 / P 1) P p.
       const Vec<T> direction = load(p + j), product = kept(columns, j, gain * load(sum + j) * direction + s);
       store(q + j, product);
       sums[0] += direction * product;
-      sums[1] += product;
-      sums[2] += load(r + j);
+      sums[1] += unit(j) * product;
+      sums[2] += unit(j) * load(r + j);
     });
     const T length = energy / dots[0];
     if (!(dots[0] > 0) || !(length > 0)) {
@@ -73,7 +90,8 @@ SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit) {
     mean = (dots[2] - length * dots[1]) / modes;
     T next[1];
     plan.template reduce_columns<Sum>(next, [&](Index j, Vec<T>(&sums)[1]) {
-      const Vec<T> residual = kept(columns, j, load(r + j) - length * load(q + j) - mean);
+      const Vec<T> left = load(r + j) - length * load(q + j) - mean * (unit(j) * load(sum + j));
+      const Vec<T> residual = kept(columns, j, left);
       store(beta + j, load(beta + j) + length * load(p + j));
       store(r + j, residual);
       sums[0] += residual * residual * load(d + j);
@@ -83,14 +101,18 @@ SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit) {
     if (better) least = next[0];
     const T ratio = next[0] / energy;
     plan.each_column([&](Index j) {
-      if (better) store(best + j, load(beta + j));
+      if (better) {
+        store(best + j, load(beta + j));
+        store(k + j, load(r + j));
+      }
       store(p + j, load(r + j) * load(d + j) + ratio * load(p + j));
     });
     plan.sync();
     energy = next[0];
     go = energy > wanted && stale < Rules<T>::patience && step + 1 < limit;
   }
-  plan.each_column([&](Index j) { store(beta + j, load(best + j)); });
+  plan.each_column(
+      [&](Index j) { store(beta + j, load(best + j) + counted(columns, j, load(k + j) / (gain * load(sum + j)))); });
   plan.sync();
   plan.eliminate_rows(beta, rows.right());
   return step;
@@ -106,7 +128,8 @@ SFR_FN bool newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) {
   };
   plan.each_row([&](Index i) { missing(plan.rows, i); });
   plan.each_column([&](Index j) { missing(plan.columns, j); });
-  n_iter += 1 + solve_system(plan, step.precision, step.limit - n_iter - 1);
+  const auto unit = [](Index) { return splat<T>(1); };
+  n_iter += 1 + solve_system(plan, step.precision, step.limit - n_iter - 1, unit);
   const auto take = [&step](const Marginal<T>& side, Index i, Vec<T>(&longest)[1]) {
     const Vec<T> most = splat<T>(step.longest), x = kept(side, i, load(side.step() + i));
     longest[0] = vmax<T>(longest[0], vabs<T>(x));

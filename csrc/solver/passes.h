@@ -2,7 +2,7 @@
 // this folder are made of these and know no threads, vectors or memory.
 //
 //   state      rows, columns: Marginal<T>      centre, factor: S = (C - centre) factor    shift      has_reach()
-//   empty()
+//              kept_rows, kept_columns         empty()    light: some kept patch weighs next to nothing
 //              of_features: costs are those of features
 //   whole      evaluate(From)                  the plan, its sums over rows and columns, and its evaluation
 //              update_columns()                the columns' potentials from the rows', in the log domain

@@ -152,7 +152,7 @@ SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> tot
   set_columns(plan, grad.g, p, T(0));
   plan.sync();
   const Upstream<T> up{at(grad.grad_transport), at(grad.grad_entropic), at(grad.grad_eps)};
-  const T slope = adjoint_backward(plan, up, eps, relative && !spread.flat() ? &spread : nullptr);
+  const T slope = adjoint_backward(plan, up, eps, relative ? &spread : nullptr);
   if (out_eps && plan.reports()) *out_eps = slope;
 
   // Through the normalisation a = w / sum(w), which a side with a reach does without.

@@ -4,6 +4,7 @@
 #include "iterations.h"
 #include "masses.h"
 #include "newton.h"
+#include "refinement.h"
 
 namespace SFR_TARGET {
 
@@ -47,6 +48,7 @@ struct Solution {
 template <class T>
 SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread, bool warm, bool fixed) {
   SolverStrategy<T> strategy(options, spread, warm, fixed);
+  Refinement<T> refinement(options, plan.light);
   const auto round_off = [&] { return rounding(plan); };
   From from = strategy.start();
   T width = 1;
@@ -59,8 +61,10 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread, 
     // Where the rows' potentials are still to follow, the masses are not known yet.
     if (plan.has_reach() && (from == From::potentials || from == From::scalings)) balance_masses(plan);
     const Evaluation<T> now = plan.evaluate(from);
-    const Step<T> step = strategy.next(now, round_off);
-    from = strategy.after(step);
+    Step<T> step{Action::finish};
+    if (!refinement.begun()) step = strategy.next(now, round_off);
+    if (step.action == Action::finish) step = refinement.next(now, strategy.n_iter);
+    from = refinement.begun() ? refinement.after(step) : strategy.after(step);
     switch (step.action) {
       case Action::finish:
         return {strategy.n_iter, now, width};
@@ -76,14 +80,16 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread, 
       case Action::iterate: {
         const Stop stop = options.symmetric ? iterate_halfway(plan, step, strategy.n_iter)
                                             : iterate(plan, step, strategy.relaxation, strategy.n_iter);
-        from = strategy.iterated(stop, round_off);
+        if (!refinement.begun()) from = strategy.iterated(stop, round_off);
         if (from != From::scalings) plan.absorb();
         break;
       }
-      case Action::newton:
-        from = strategy.stepped(newton_step(plan, step, strategy.n_iter));
+      case Action::newton: {
+        const bool cut = newton_step(plan, step, strategy.n_iter);
+        if (!refinement.begun()) from = strategy.stepped(cut);
         if (from != From::scalings) plan.absorb();
         break;
+      }
       case Action::undo:
         undo_step(plan);
         break;

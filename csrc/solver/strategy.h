@@ -22,6 +22,8 @@ struct Evaluation {
   T value = 0;             // <P, C> / sum(P): what rounding does to the mass does nothing to it; with a reach <P, C>
   T mass = 0;              // sum(P)
   T error = 0;             // L1 error of both marginals, with a reach in units of the mass
+  T relative = 0;          // mean error of a patch in units of its own marginal, both sides summed: with equal weights
+                           // the same, and else what small ones have
   bool underflow = false;  // some patch holds so little of its mass that scaling could not bring it back, or, where
                            // there is a reach, so much
   bool exact = false;      // of the potentials, to the last bit; else up to rounding, and without the value
@@ -77,6 +79,11 @@ struct Rules {
   static constexpr int sampled_every = 4;   // iterations: looking at the error takes a good part of one
   static constexpr T anneal_by = 2;         // ratio of one eps to the next
   static constexpr T least_mass = T(1e-6);  // share of its marginal below which a patch underflows
+  // A share of a side's mass that nobody else notices; below it, entries of the plan soon underflow. 2^-70, 2^-700.
+  static constexpr T nothing = is_single<T> ? T(8.470329e-22) : T(1.9010815379079637e-211);
+  // No potential goes further than e^4 in a Newton step of which nothing is known: the linear model does not reach that
+  // far. Those that want to are of parts of the plan that hardly touch others, which need not wait for them.
+  static constexpr T longest_step = 4;
   // Scalings stay within this and its inverse: 2^30, about 2^240.
   static constexpr T most_scale = is_single<T> ? T(1073741824) : T(1.7e72);
   // Conjugate gradients: steps without progress; float32 soon has no more to give. Precision of backward's.
@@ -230,9 +237,8 @@ class SolverStrategy {
   static constexpr T bad_start = T(0.5);                          // error of a start that is worse than none
   static constexpr int64_t corrections = 8;                       // iterations after a Newton step
   static constexpr T finest = is_single<T> ? T(1e-5) : T(1e-10);  // precision of a Newton step
-  // How far a potential may go in one Newton step: the linear model does not reach further. Those that want to are of
-  // parts of the plan that hardly touch others, and that may be far from where they do.
-  static constexpr T shortest = 4, farthest = 64;
+  // ... and how far one may go where such parts are far from others.
+  static constexpr T shortest = Rules<T>::longest_step, farthest = 64;
   static constexpr int most_scaled = 8;  // plans in a row that are scaled ones
 
   SFR_FN T tolerance() const { return annealing_ ? rough : tol_; }
