@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ACTIONS = "finish evaluate narrow update iterate newton undo".split()
+ACTIONS = "finish evaluate restart narrow update iterate newton undo".split()
 FROM = "columns halfway potentials scalings".split()
 STOPS = "reached at_edge ended".split()
 METHODS = "automatic relaxed plain".split()
@@ -27,6 +27,7 @@ class Step(NamedTuple):
     limit: int = 0
     plain: bool = False
     precision: float = 0.0
+    longest: float = 0.0
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +38,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     subprocess.run([*native_build.find_toolchain().cxx, *flags, str(source), "-o", str(path)], check=True)
     calls = ctypes.CDLL(str(path))
     calls.strategy_new.restype = ctypes.c_void_p
-    calls.strategy_new.argtypes = [ctypes.c_double, ctypes.c_int64, ctypes.c_int, ctypes.c_int, ctypes.c_double]
+    whole = ctypes.c_int
+    calls.strategy_new.argtypes = [ctypes.c_double, ctypes.c_int64, whole, whole, ctypes.c_double, whole, whole]
     calls.strategy_width.restype = calls.strategy_observe.restype = ctypes.c_double
     calls.strategy_observe.argtypes = [ctypes.c_void_p, ctypes.c_double]
     calls.strategy_n_iter.restype = ctypes.POINTER(ctypes.c_int64)
     number = ctypes.c_double
+    calls.strategy_iterated.argtypes = [ctypes.c_void_p, whole, number]
     calls.strategy_next.argtypes = [ctypes.c_void_p, number, ctypes.c_int, ctypes.c_int, number, ctypes.c_void_p]
     return calls
 
@@ -50,18 +53,25 @@ class Strategy:
     """One problem's; ``error`` of a plan that is ``exact`` unless it comes from scalings."""
 
     def __init__(
-        self, library: ctypes.CDLL, tol: float, max_iter: int, method: str, symmetric: bool, spread: float
+        self,
+        library: ctypes.CDLL,
+        tol: float,
+        max_iter: int,
+        method: str,
+        symmetric: bool,
+        spread: float,
+        warm: bool,
+        fixed: bool,
     ) -> None:
         self.library = library
-        self.handle = ctypes.c_void_p(
-            library.strategy_new(tol, max_iter, METHODS.index(method), int(symmetric), spread)
-        )
+        options = tol, max_iter, METHODS.index(method), int(symmetric), spread, int(warm), int(fixed)
+        self.handle = ctypes.c_void_p(library.strategy_new(*options))
 
     def next(self, error: float, *, underflow: bool = False, exact: bool = True, rounding: float = 0.0) -> Step:
-        numbers = (ctypes.c_double * 5)()
+        numbers = (ctypes.c_double * 6)()
         action = self.library.strategy_next(self.handle, error, int(underflow), int(exact), rounding, numbers)
-        wanted, gate, limit, plain, precision = numbers
-        return Step(ACTIONS[action], wanted, gate, int(limit), bool(plain), precision)
+        wanted, gate, limit, plain, precision, longest = numbers
+        return Step(ACTIONS[action], wanted, gate, int(limit), bool(plain), precision, longest)
 
     @property
     def start(self) -> str:
@@ -71,14 +81,13 @@ class Strategy:
     def after(self) -> str:
         return FROM[self.library.strategy_after(self.handle)]
 
-    def iterated(self, stop: str, n: int = 0) -> str:
+    def iterated(self, stop: str, n: int = 0, rounding: float = 0.0) -> str:
         self.n_iter += n
-        return FROM[self.library.strategy_iterated(self.handle, STOPS.index(stop))]
+        return FROM[self.library.strategy_iterated(self.handle, STOPS.index(stop), rounding)]
 
     def stepped(self, cut: bool = False, n: int = 0) -> str:
         self.n_iter += n
-        self.library.strategy_stepped(self.handle, int(cut))
-        return self.after
+        return FROM[self.library.strategy_stepped(self.handle, int(cut))]
 
     @property
     def width(self) -> float:
@@ -101,9 +110,15 @@ def strategy(library: ctypes.CDLL) -> Iterator[object]:
     made = []
 
     def make(
-        tol: float = 1e-6, max_iter: int = 1000, method: str = "automatic", symmetric: bool = False, spread: float = 0.0
+        tol: float = 1e-6,
+        max_iter: int = 1000,
+        method: str = "automatic",
+        symmetric: bool = False,
+        spread: float = 0.0,
+        warm: bool = False,
+        fixed: bool = False,
     ) -> Strategy:
-        made.append(Strategy(library, tol, max_iter, method, symmetric, spread))
+        made.append(Strategy(library, tol, max_iter, method, symmetric, spread, warm, fixed))
         return made[-1]
 
     yield make
@@ -112,31 +127,61 @@ def strategy(library: ctypes.CDLL) -> Iterator[object]:
 
 
 @pytest.mark.parametrize(
-    ("spread", "width"), [(0.0, 1.0), (22.0, 1.0), (23.0, 4.0), (88.0, 4.0), (89.0, 16.0), (1e6, 4.0**8)]
+    ("spread", "width"), [(0.0, 1.0), (11.1, 2.0), (11.2, 4.0), (22.2, 4.0), (22.3, 8.0), (1e6, 2.0**18)]
 )
-def test_width_is_below_a_fifth_of_the_deviation(strategy, spread: float, width: float) -> None:
+def test_width_is_below_a_third_of_the_deviation(strategy, spread: float, width: float) -> None:
     assert strategy(spread=spread).width == width
     assert strategy(spread=spread, method="relaxed").width == strategy(spread=spread, symmetric=True).width == 1.0
+    assert strategy(spread=spread, max_iter=0).width == 1.0
 
 
 def test_annealing(strategy) -> None:
-    s = strategy(spread=89.0)
-    assert s.start == "columns"
-    assert s.next(0.5) == Step("iterate", error=0.03, limit=64)
-    assert s.iterated("at_edge", 10) == "potentials" and s.width == 16  # the same eps goes on
-    assert s.next(0.4) == Step("iterate", error=0.03, limit=64)
-    assert s.iterated("reached", 10) == "columns" and s.width == 4
-    assert s.next(0.4) == Step("iterate", error=0.03, limit=20 + 64)
-    assert s.iterated("ended", 64) == "columns" and s.width == 1
+    s = strategy(spread=12.0)
+    assert s.start == "columns" and s.width == 4
+    first = Step("iterate", error=0.003, gate=1e-2, limit=1000)
+    assert s.next(0.5) == first
+    assert s.iterated("at_edge", 10) == "potentials" and s.width == 4  # the same eps goes on
+    assert s.next(0.4) == first
+    assert s.iterated("ended", 10) == "scalings" and s.width == 4  # below the gate
+    assert s.next(0.009, exact=False).action == "newton"
+    assert s.stepped(n=5) == "scalings"
+    assert s.next(0.002, exact=False).action == "narrow" and s.after == "columns" and s.width == 2
+    assert s.next(0.4) == first._replace(limit=1000)
+    assert s.iterated("reached", 10) == "columns" and s.width == 1
     assert s.next(0.4) == Step("iterate", error=1e-6, gate=1e-2, limit=1000)
 
 
-@pytest.mark.parametrize("why", ["near", "underflow", "late", "all"])
-def test_annealing_leaves_an_eps(strategy, why: str) -> None:
-    s = strategy(spread=40.0, max_iter=50 if why == "all" else 1000)
-    s.n_iter = {"late": 64, "all": 50}.get(why, 0)
-    assert s.next(0.02 if why == "near" else 0.5, underflow=why == "underflow").action == "narrow"
-    assert s.after == "columns" and s.width == 1
+def test_annealing_takes_the_log_domain_where_it_underflows(strategy) -> None:
+    s = strategy(spread=12.0)
+    assert s.next(0.5, underflow=True).action == "update" and s.after == "columns" and s.width == 4 and s.n_iter == 1
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("why", ["rounding", "iterations"])
+def test_the_last_eps(strategy, why: str, fixed: bool) -> None:
+    """Where potentials of a smaller one would be rounded too far, or iterations are used up; unless it is fixed."""
+    s = strategy(spread=12.0, fixed=fixed)
+    s.n_iter = 1000 if why == "iterations" else 0
+    rounding = 0.011 if why == "rounding" else 0.0
+    assert s.next(0.002, rounding=rounding).action == (
+        "narrow" if fixed else "newton" if why == "rounding" else "finish"
+    )
+    assert s.width == (2 if fixed else 4)
+    if why == "rounding" and not fixed:
+        other = strategy(spread=12.0)
+        other.next(0.5)
+        assert other.iterated("reached", 8, rounding=rounding) == "potentials" and other.width == 4
+
+
+@pytest.mark.parametrize("why", ["error", "nan", "underflow", "rounding"])
+def test_a_bad_start_is_forgotten(strategy, why: str) -> None:
+    s = strategy(spread=12.0, warm=True)
+    assert s.width == 1
+    error = {"error": 0.5, "nan": math.nan}.get(why, 0.1)
+    assert s.next(error, underflow=why == "underflow", rounding=0.021 * (why == "rounding")).action == "restart"
+    assert s.after == "columns" and s.width == 4
+    good = strategy(spread=12.0, warm=True)
+    assert good.next(0.4) == Step("iterate", error=1e-6, gate=1e-2, limit=1000) and good.width == 1
 
 
 @pytest.mark.parametrize("error", [0.5, 1e-2 + 1e-9])
@@ -200,14 +245,14 @@ def test_underflow_takes_the_log_domain(strategy) -> None:
 def test_newton_steps(strategy) -> None:
     s = strategy()
     s.n_iter = 30
-    assert s.next(1e-2) == Step("newton", limit=1000, precision=1e-2)
+    assert s.next(1e-2) == Step("newton", limit=1000, precision=1e-2, longest=4)
     assert s.stepped(n=7) == "scalings"
-    assert s.next(4e-3, exact=False) == Step("newton", limit=1000, precision=1e-2)  # halved: the next one
+    assert s.next(4e-3, exact=False) == Step("newton", limit=1000, precision=1e-2, longest=4)  # halved: the next one
     s.stepped(n=7)
     # Not halved: a few plain iterations, to half of what it was.
     assert s.next(3e-3, exact=False) == Step("iterate", error=2e-3, limit=44 + 8, plain=True)
     assert s.iterated("ended", 8) == "scalings"
-    assert s.next(2.7e-3, exact=False) == Step("newton", limit=1000, precision=1e-2)  # below 0.7 of it
+    assert s.next(2.7e-3, exact=False) == Step("newton", limit=1000, precision=1e-2, longest=4)  # below 0.7 of it
 
 
 def failed(s: Strategy, error: float, cut: bool = False) -> None:
@@ -236,13 +281,42 @@ def test_failed_steps_get_more_precise_then_rest(strategy) -> None:
 
 def test_cut_steps(strategy) -> None:
     s = strategy()
-    s.next(5e-3)
-    s.stepped(cut=True, n=1)
-    assert s.next(5.9e-3, exact=False).action == "iterate"
+    assert s.next(5e-3).longest == 4
+    assert s.stepped(cut=True, n=1) == "potentials"  # what has underflowed may matter
+    assert s.next(5.9e-3).action == "iterate"
     s.iterated("ended", 8)
-    assert s.next(5.9e-3, exact=False).action == "newton"  # within 1.2: the error may wait
+    step = s.next(5.9e-3, exact=False)
+    assert step.action == "newton" and step.longest == 8  # within 1.2: the error may wait, and the next goes further
+    failed(s, 5.9e-3, cut=True)
+    step = s.next(5.9e-3)
+    assert step.action == "newton" and step.longest == 4  # not as far
     failed(s, 5.9e-3, cut=True)
     assert s.next(5.9e-3) == Step("iterate", error=1e-6, limit=s.n_iter + 16)  # no more precise one
+
+
+def test_the_error_does_not_grow_step_by_step(strategy) -> None:
+    s = strategy()
+    error = 2e-3
+    assert s.next(error).action == "newton"
+    for _ in range(8):
+        s.stepped(cut=True, n=1)
+        assert s.next(1.15 * error).action == "iterate"
+        s.iterated("ended", 8)
+        step = s.next(1.15 * error, exact=False)
+        if step.action == "undo":
+            break
+        error *= 1.15
+    assert step.action == "undo" and error < 2e-3 * 1.15 * 1.5
+
+
+def test_scaled_plans_are_looked_at_from_their_potentials_now_and_then(strategy) -> None:
+    s = strategy(tol=1e-300)
+    error, seen = 9e-3, []
+    for _ in range(20):
+        assert s.next(error).action == "newton"
+        seen.append(s.stepped())
+        error /= 2
+    assert seen[:9] == ["scalings"] * 8 + ["potentials"] and seen[9:18] == seen[:9]
 
 
 def test_symmetric(strategy) -> None:
@@ -327,10 +401,12 @@ def solve(strategy: Strategy, cost: np.ndarray, eps: float, max_rounds: int = 50
             kept = f.copy(), g.copy()
             system = np.block([[np.diag(rows), plan], [plan.T, np.diag(columns)]])
             move = np.linalg.lstsq(system, np.concatenate([1 / n - rows, 1 / m - columns]), rcond=None)[0]
-            cut = bool(abs(move).max() > 4)
-            move = np.exp(move.clip(-4, 4))
+            cut = bool(abs(move).max() > step.longest)
+            move = np.exp(move.clip(-step.longest, step.longest))
             u, v = move[:n], move[n:]
-            strategy.stepped(cut, n=1)
+            where = strategy.stepped(cut, n=1)
+            if where != "scalings":
+                f, g, u, v = f + np.log(u), g + np.log(v), np.ones(n), np.ones(m)
         elif step.action == "undo":
             f, g = kept[0].copy(), kept[1].copy()
     raise AssertionError(f"not finished after {max_rounds} rounds")

@@ -14,19 +14,19 @@ struct Driven {
 
 extern "C" {
 
-Driven* strategy_new(double tol, int64_t max_iter, int method, int symmetric, double spread) {
+Driven* strategy_new(double tol, int64_t max_iter, int method, int symmetric, double spread, int warm, int fixed) {
   sfr::SolverOptions options;
   options.tol = tol;
   options.max_iter = max_iter;
   options.method = sfr::Method(method);
   options.symmetric = symmetric != 0;
-  return new Driven{Strategy(options, spread)};
+  return new Driven{Strategy(options, spread, warm != 0, fixed != 0)};
 }
 void strategy_free(Driven* driven) {
   delete driven;
 }
 
-// The action; numbers: error, gate, limit, plain, precision.
+// The action; numbers: error, gate, limit, plain, precision, longest.
 int strategy_next(Driven* driven, double error, int underflow, int exact, double rounding, double* numbers) {
   Evaluation<double> now;
   now.error = error;
@@ -34,8 +34,9 @@ int strategy_next(Driven* driven, double error, int underflow, int exact, double
   now.exact = exact != 0;
   driven->step = driven->strategy.next(now, [&] { return rounding; });
   const Step<double>& step = driven->step;
-  const double all[] = {step.error, step.gate, double(step.limit), double(step.plain), step.precision};
-  for (int k = 0; k < 5; ++k) numbers[k] = all[k];
+  const double all[] = {step.error, step.gate, double(step.limit), double(step.plain), step.precision,
+                        step.longest};
+  for (int k = 0; k < 6; ++k) numbers[k] = all[k];
   return int(step.action);
 }
 int strategy_start(const Driven* driven) {
@@ -44,11 +45,11 @@ int strategy_start(const Driven* driven) {
 int strategy_after(const Driven* driven) {
   return int(driven->strategy.after(driven->step));
 }
-int strategy_iterated(Driven* driven, int stop) {
-  return int(driven->strategy.iterated(sfr::host::Stop(stop)));
+int strategy_iterated(Driven* driven, int stop, double rounding) {
+  return int(driven->strategy.iterated(sfr::host::Stop(stop), [&] { return rounding; }));
 }
-void strategy_stepped(Driven* driven, int cut) {
-  driven->strategy.stepped(cut != 0);
+int strategy_stepped(Driven* driven, int cut) {
+  return int(driven->strategy.stepped(cut != 0));
 }
 double strategy_width(const Driven* driven) {
   return driven->strategy.width();
