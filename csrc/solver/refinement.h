@@ -69,8 +69,11 @@ class Refinement {
  private:
   static constexpr int most_steps = 12, most_corrections = 16;
 
+  // Iterations without over-relaxation, as far as they last.
   SFR_FN Step<T> plain(int64_t n_iter, int64_t count) const {
-    return {Action::iterate, T(0), T(0), n_iter + count, true, T(0)};
+    if (n_iter >= max_iter_) return {Action::evaluate};
+    const int64_t limit = n_iter + count < max_iter_ ? n_iter + count : max_iter_;
+    return {Action::iterate, T(0), T(0), limit, true, T(0)};
   }
 
   T tol_;
