@@ -72,10 +72,16 @@ SFR_INLINE Vec<T> log_unit(const Marginal<T>& side, Index i) {
   return kept(side, i, -vmax<T>(Vec<T>{}, -vmax<T>((log - small) / 2, splat<T>(least))));
 }
 
-// The plan of the potentials, in units of its rows and columns, with the sums over both as the system has them (see
-// newton.h). Returns its mass.
 template <class T>
-SFR_FN T plan_in_units(Plan<T>& plan) {
+struct InUnits {
+  T mass;       // of the plan
+  bool scaled;  // some unit is not 1
+};
+
+// The plan of the potentials, in units of its rows and columns, with the sums over both as the system has them (see
+// newton.h).
+template <class T>
+SFR_FN InUnits<T> plan_in_units(Plan<T>& plan) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   T of_rows[1], of_columns[1];
   const auto lift = [](const Marginal<T>& side, Index i, Vec<T>(&most)[1]) {
@@ -85,13 +91,15 @@ SFR_FN T plan_in_units(Plan<T>& plan) {
   };
   plan.template reduce_rows<Max>(of_rows, [&](Index i, Vec<T>(&most)[1]) { lift(rows, i, most); });
   plan.template reduce_columns<Max>(of_columns, [&](Index j, Vec<T>(&most)[1]) { lift(columns, j, most); });
+  const bool scaled = of_rows[0] > 0 || of_columns[0] > 0;
   const T mass = plan.evaluate(From::potentials).mass;
-  const auto unit = [](const Marginal<T>& side, Index i) { store(side.unit() + i, exp2<T>(log_unit(side, i))); };
+  const auto unit = [scaled](const Marginal<T>& side, Index i) {
+    store(side.unit() + i, scaled ? exp2<T>(log_unit(side, i)) : splat<T>(1));
+  };
   plan.each_row([&](Index i) { unit(rows, i); });
   plan.each_column([&](Index j) { unit(columns, j); });
   plan.sync();
-  if (!(of_rows[0] > 0 || of_columns[0] > 0)) return mass;  // all units are 1
-
+  if (!scaled) return {mass, false};
   plan.gather([&](Index, Index j, Vec<T> q) { return q * load(columns.unit() + j); },
               [&](Index i, Index, Vec<T> q) { return q * rows.unit()[i]; }, rows.sum(), columns.sum());
   const auto in_units = [](const Marginal<T>& side, Index i) {
@@ -104,7 +112,7 @@ SFR_FN T plan_in_units(Plan<T>& plan) {
   });
   plan.each_column([&](Index j) { in_units(columns, j); });
   plan.sync();
-  return whole[0];
+  return {whole[0], true};
 }
 
 // d/dC into the plan, and d/da, d/db (before normalisation of the weights) into gradient() of both sides. `spread`:
@@ -117,7 +125,7 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
   };
   plan.each_row([&](Index i) { bare(rows, i); });
   plan.each_column([&](Index j) { bare(columns, j); });
-  const T mass = plan_in_units(plan);
+  const InUnits<T> held = plan_in_units(plan);
   // ln P / (a b) is read off the potentials.
   const T *phi = rows.bare(), *gamma = columns.bare(), *alpha = rows.step(), *beta = columns.step();
   const T *row_units = rows.unit(), *column_units = columns.unit();
@@ -143,8 +151,10 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
     const auto out_of_units = [](const Marginal<T>& side, Index i) {
       store(side.step() + i, load(side.step() + i) / load(side.unit() + i));
     };
-    plan.each_row([&](Index i) { out_of_units(rows, i); });
-    plan.each_column([&](Index j) { out_of_units(columns, j); });
+    if (held.scaled) {
+      plan.each_row([&](Index i) { out_of_units(rows, i); });
+      plan.each_column([&](Index j) { out_of_units(columns, j); });
+    }
   } else {
     plan.each_row([&](Index i) { store(rows.step() + i, Vec<T>{}); });
     plan.each_column([&](Index j) { store(columns.step() + j, Vec<T>{}); });
@@ -159,7 +169,7 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
     sums[0] += p > 0 ? p * moved * log : Vec<T>{};
     store(plan.at(i, j), p > 0 ? p * (up.transport + moved) : Vec<T>{});
   });
-  slope[0] += up.entropic * (rows.total * columns.total - mass);
+  slope[0] += up.entropic * (rows.total * columns.total - held.mass);
   plan.each_patch_of_rows([&](Index i) { rows.gradient()[i] = weight_gradient(rows, i, up, eps, columns.total); });
   plan.each_patch_of_columns(
       [&](Index j) { columns.gradient()[j] = weight_gradient(columns, j, up, eps, rows.total); });

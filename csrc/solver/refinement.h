@@ -45,7 +45,7 @@ class Refinement {
     stepped_ = false;
     if (n_iter >= max_iter_) return {Action::finish};
     if (symmetric_) {
-      if (!(now.relative > finest && now.relative > 10 * tol_ && now.relative < before_ / 2)) return {Action::finish};
+      if (!(now.relative > 10 * most_ && now.relative < before_ / 2)) return {Action::finish};
       before_ = now.relative;
       return plain(n_iter, 8);
     }
@@ -69,10 +69,12 @@ class Refinement {
 
  private:
   static constexpr int most_steps = 12, most_corrections = 16;
-  static constexpr T finest = is_single<T> ? T(1e-5) : T(1e-12);
 
+  // Iterations without over-relaxation, as far as they last.
   SFR_FN Step<T> plain(int64_t n_iter, int64_t count) const {
-    return {Action::iterate, T(0), T(0), n_iter + count, true, T(0)};
+    if (n_iter >= max_iter_) return {Action::evaluate};
+    const int64_t limit = n_iter + count < max_iter_ ? n_iter + count : max_iter_;
+    return {Action::iterate, T(0), T(0), limit, true, T(0)};
   }
 
   T tol_;

@@ -17,6 +17,7 @@ from sfr_ext.ops.emd import solve_features
 from simt.test_kernels import FLAVOUR, FORCED, emulated
 
 USUAL: dict[str, Any] = {"eps": 0.2, "relative": True, "reach": (0.0, 0.0), "symmetric": False, "method": "automatic"}
+USUAL["least"] = None
 KINDS: dict[str, dict[str, Any]] = {
     "balanced": {},
     "plain": {"method": "plain"},
@@ -31,6 +32,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "cold, symmetric": {"eps": 0.3, "relative": False, "symmetric": True},  # below it hardly any mass moves
     "cold, reach": {"eps": 0.02, "relative": False, "reach": (0.0, 0.7)},
     "colder": {"eps": 0.004, "relative": False},
+    "small weights": {"least": 1e-12},
+    "light": {"least": 1e-250},
+    "light, reach": {"least": 1e-250, "reach": (0.5, 0.0)},
+    "light, symmetric": {"least": 1e-250, "symmetric": True},
 }
 LIMITS = [*range(1, 10), 12, 17, 40, 100]  # by 150 a last bit of the features has changed what "colder" does
 
@@ -41,6 +46,8 @@ def solved(name: str, max_iter: int) -> Solved:
     x, y = torch.randn(3, 13, 5, dtype=torch.float64), torch.randn(3, 11, 5, dtype=torch.float64)
     a, b = weights(3, 13, dtype=torch.float64), weights(3, 11, dtype=torch.float64)
     a[0, 3] = b[1, 7] = 0
+    if kind["least"]:
+        a[:, ::4] = b[:, 2::5] = kind["least"]
     a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
     if kind["symmetric"]:
         y, b = x.clone(), a.clone()

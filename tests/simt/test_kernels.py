@@ -50,6 +50,7 @@ BALANCED = {
     "given": False,
     "symmetric": False,
     "method": "automatic",
+    "least": None,
 }
 KINDS: dict[str, dict[str, Any]] = {
     "reach": {"reach": (0.5, 0.8)},
@@ -60,6 +61,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "symmetric, reach": {"reach": (0.7, 0.7), "symmetric": True},
     "small": {"eps": 0.03},  # which is approached from larger ones
     "small, reach": {"eps": 0.03, "reach": (0.0, 0.7)},
+    # Weights that are small, and so small that the plan does not show them.
+    "small weights": {"least": (1e-7, 1e-12)},
+    "light": {"least": (1e-30, 1e-250)},
+    "light, reach": {"least": (1e-30, 1e-250), "reach": (0.5, 0.0)},
+    "light, symmetric": {"least": (1e-30, 1e-250), "given": True, "symmetric": True},
 }
 SEEDS = [None, 1, 2]
 
@@ -122,6 +128,8 @@ def of_kind(name: str, dtype: torch.dtype) -> list[Tensor]:
     x, y = torch.randn(2, 13, 5, dtype=dtype), torch.randn(2, 11, 5, dtype=dtype)
     a, b = weights(2, 13, dtype=dtype) * 1.5, weights(2, 11, dtype=dtype)
     a[0, 3] = b[1, 7] = 0
+    if kind["least"]:
+        a[:, ::4] = b[:, 2::5] = kind["least"][dtype == torch.float64]
     if kind["symmetric"]:
         y, b = x.clone(), a.clone()
     # The second is so small that scalings alone would not do.
@@ -241,6 +249,9 @@ QUICK_KINDS = {
     ("block", "symmetric"),
     ("stream", "symmetric, reach"),
     ("block", "small, reach"),
+    ("warp", "light"),
+    ("cooperative", "light, reach"),
+    ("stream", "light, symmetric"),
 }
 
 
