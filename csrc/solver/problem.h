@@ -76,6 +76,7 @@ SFR_FN void put_nothing(const Plan<T>& plan, const Solve& out, int64_t p) {
   put(out.eps);
   put(out.mean);
   put(out.shift);
+  put(out.excess);
   put(out.error);
   out.n_iter[p] = 0;
 }
@@ -114,6 +115,12 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
   T dual = plan.sum_patches_of_rows([&](Index i) { return put_potential(plan.rows, i, f + plan.row_index(i)); });
   dual += plan.sum_patches_of_columns(
       [&](Index j) { return put_potential(plan.columns, j, plan.has_columns() ? g + plan.column_index(j) : nullptr); });
+  // Side by side and patch by patch: a sum near 1 would round away what it differs by.
+  const auto over = [](const Marginal<T>& side, const Marginal<T>& other, Index i) {
+    return side.sum()[i] - side.weight[i] * other.total;
+  };
+  T excess = plan.sum_patches_of_rows([&](Index i) { return over(plan.rows, plan.columns, i); });
+  excess = (excess + plan.sum_patches_of_columns([&](Index j) { return over(plan.columns, plan.rows, j); })) / 2;
   if (!plan.reports()) return;
   const auto put = [&](void* to, T value) { static_cast<T*>(to)[p] = sound ? value : nan; };
   const T shift = plan.shift * eps * T(ln2);
@@ -121,10 +128,11 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
   if (!plan.rows.has_reach()) centre += spread.mean / 2 + shift;
   if (!plan.columns.has_reach()) centre += spread.mean / 2 - shift;
   put(out.transport, solution.plan.value);
-  put(out.entropic, dual + centre - eps * (solution.plan.mass - plan.rows.total * plan.columns.total));
+  put(out.entropic, dual + centre - eps * excess);
   put(out.eps, eps);
   put(out.mean, spread.mean);
   put(out.shift, shift);
+  put(out.excess, excess);
   put(out.error, solution.plan.error);
   out.n_iter[p] = solution.n_iter;
 }

@@ -83,6 +83,7 @@ class Solved(NamedTuple):
     eps: Tensor
     mean: Tensor
     shift: Tensor
+    excess: Tensor
     n_iter: Tensor
     error: Tensor
 
