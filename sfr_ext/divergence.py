@@ -14,7 +14,7 @@ from .transport import ground
 class SelfTerm(NamedTuple):
     """A set of patches solved with itself, for `emd_l2`'s ``teacher_self``; made by `self_term`."""
 
-    value: Tensor  # [B] or [B, G]       entropic value
+    value: Tensor  # [B] or [B, G]       entropic value, in float64: others are subtracted from it that are nearly equal
     potential: Tensor  # [B, M] or [B, G, M]
     marginal_error: Tensor  # [B] or [B, G]
     options: tuple[Any, ...]  # metric, patch_size, eps, reach
@@ -100,4 +100,4 @@ def _given(
     if teacher.potential.shape != (*lead, count):
         wanted = f"for a teacher of {[*lead, count]} patches"
         checks.refuse(ValueError, where, "teacher_self", wanted, list(teacher.potential.shape))
-    return teacher.value.to(dtype), teacher.potential.to(dtype)
+    return teacher.value.double(), teacher.potential.to(dtype)

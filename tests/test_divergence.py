@@ -182,7 +182,7 @@ def test_a_self_term_of_another_type() -> None:
     x, y = features(2, 5, 3, dtype=torch.float64), features(2, 6, 3)
     options = {**DIVERGENCE, "eps": 0.3, "eps_scale": "absolute"}
     term = self_term(y, eps=0.3)
-    assert term.value.dtype == torch.float32
+    assert term.potential.dtype == torch.float32
     torch.testing.assert_close(
         emd_l2(x, y, teacher_self=term, **options), emd_l2(x, y, **options), rtol=1e-5, atol=1e-5
     )

@@ -29,7 +29,7 @@ struct Backward {
 template <class T>
 void forward(const CostForwardParams& p) {
   const int64_t N = p.N(), M = p.M();
-  const Workload workload{p.B * p.G, Ground<T>::operations(p), Ground<T>::thread_bytes(p), p.threads};
+  const Workload workload{p.B * p.G, Ground<T>::nanoseconds(p), Ground<T>::thread_bytes(p), p.threads};
   for_each_problem_in<Forward<T>>(workload, p, [&](const Team& team, int64_t item, Forward<T>& work) {
     Ground<T>& ground = work.ground;
     if (team.rank == 0) ground.set(item / p.G, item % p.G, nullptr, N, nullptr, M);
@@ -45,7 +45,7 @@ void forward(const CostForwardParams& p) {
 template <class T>
 void backward(const CostBackwardParams& p) {
   const int64_t N = p.N(), M = p.M(), ld = padded<T>(M);
-  const Workload workload{p.B, Ground<T>::operations(p) * double(p.G), Ground<T>::thread_bytes(p), p.threads};
+  const Workload workload{p.B, Ground<T>::nanoseconds(p) * double(p.G), Ground<T>::thread_bytes(p), p.threads};
   for_each_problem_in<Backward<T>>(workload, p, [&](const Team& team, int64_t b, Backward<T>& work) {
     Ground<T>& ground = work.ground;
     for (int64_t g = 0; g < p.G; ++g) {

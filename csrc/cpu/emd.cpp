@@ -41,8 +41,8 @@ void prepare(const Team& team, Work<T>& work, const Solve& solve, int64_t b, int
 // Of pieces of work of `problems` problems each.
 template <class T>
 Workload workload(const CostParams& p, int64_t items, int64_t problems) {
-  const double operations = Ground<T>::operations(p) + Transport<T>::operations(p.N(), p.M());
-  return {items, operations * double(problems), Ground<T>::thread_bytes(p), p.threads};
+  const double nanoseconds = Ground<T>::nanoseconds(p) + Transport<T>::nanoseconds(p.N(), p.M());
+  return {items, nanoseconds * double(problems), Ground<T>::thread_bytes(p), p.threads};
 }
 
 template <class T>

@@ -162,14 +162,17 @@ Status check_weights(const ExactParams& p) {
   return !sound(p.a, p.N) ? Status::bad_a : !sound(p.b, p.M) ? Status::bad_b : Status::ok;
 }
 
+double nanoseconds(const ExactParams& p) {
+  return 20 * double(p.N) * double(p.M);
+}
+
 template <class T>
 Status forward(const ExactForwardParams& p) {
   const Status weights = check_weights<T>(p);
   if (weights != Status::ok) return weights;
   const Lanes lanes;
   const int64_t items = p.B * p.G;
-  const double operations = 4.0 * double(p.N) * double(p.M);
-  const Workload workload{items, operations, 0, p.threads < items ? p.threads : int(items)};
+  const Workload workload{items, nanoseconds(p), 0, p.threads < items ? p.threads : int(items)};
   for_each_problem_in<Forward<T>>(workload, p, [&](const Team&, int64_t item, Forward<T>& work) {
     std::optional<Memory> own;
     const Reading reading = work.template read_weights<T>(lanes, p, item);
@@ -229,7 +232,7 @@ Status match_all(const AssignmentForwardParams& p) {
   const ExactForwardParams problem = as_transport(p);
   const int64_t items = p.B * p.G;
   const Lanes lanes;
-  const Workload workload{items, 4.0 * double(p.N) * double(p.M), 0, p.threads < items ? p.threads : int(items)};
+  const Workload workload{items, nanoseconds(problem), 0, p.threads < items ? p.threads : int(items)};
   for_each_problem_in<Match<T>>(workload, p, [&](const Team&, int64_t item, Match<T>& work) {
     std::optional<Memory> own;
     work.template read_weights<T>(lanes, problem, item);

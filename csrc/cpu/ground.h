@@ -116,8 +116,8 @@ struct Ground {
     return arena.used() + 64;
   }
 
-  static double operations(const CostParams& p) {
-    return 2.0 * double(p.x.H * p.x.W) * double(p.y.H * p.y.W) * double(p.C);
+  static double nanoseconds(const CostParams& p) {
+    return 0.1 * double(p.x.H * p.x.W) * double(p.y.H * p.y.W) * double(p.C);
   }
 };
 
@@ -208,8 +208,8 @@ void ground_forward(const Team& team, Ground<T>& ground) {
     invert_norms(y);
   }
   team.barrier();
-  team.blocks(x.patches, [&](int64_t i) {
-    if (windows) sum_windows(ground, i, ground.cost + i * ground.ld, y_copy);  // nothing is read from it any more
+  team.blocks(x.patches, [&](int64_t i, char* own) {
+    if (windows) sum_windows(ground, i, ground.cost + i * ground.ld, Arena(own).take<T>(y.pixels.count));
     finish_row(ground, i);
   });
   team.barrier();
@@ -356,11 +356,11 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
     team.barrier();
   }
 
-  Arena own(team.own);
-  T* x_copy = own.take<T>(panel_channels * x.ld);
-  T* y_copy = own.take<T>(panel_channels * y.ld);
-  T* gy_panel = own.take<T>(panel_channels * y.ld);
-  team.blocks((p.C + panel_channels - 1) / panel_channels, [&](int64_t block) {
+  team.blocks((p.C + panel_channels - 1) / panel_channels, [&](int64_t block, char* memory) {
+    Arena own(memory);
+    T* x_copy = own.take<T>(panel_channels * x.ld);
+    T* y_copy = own.take<T>(panel_channels * y.ld);
+    T* gy_panel = own.take<T>(panel_channels * y.ld);
     const int64_t c = block * panel_channels;
     const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
     const Panel<T> of_x = x.read(c, channels, p.C, x_copy), of_y = y.read(c, channels, p.C, y_copy);

@@ -150,7 +150,7 @@ Evaluation<T> Plan<T>::evaluate_from() {
     put_parts(row_parts, b, found);
   });
   team.barrier();
-  team.blocks(column_blocks(), [&](int64_t b) {
+  team.alone().blocks(column_blocks(), [&](int64_t b) {
     Vec<T> found[3] = {};
     for_columns(b, [&](int64_t j) {
       const Vec<T> t = column_sum(j), target = target_now(columns, j);
@@ -193,7 +193,7 @@ Evaluation<T> Plan<T>::evaluate(From from) {
 template <class T>
 void Plan<T>::absorb() {
   for (const Marginal<T>* side : {&rows, &columns})
-    team.blocks((side->stride + block_columns - 1) / block_columns, [&](int64_t b) {
+    team.alone().blocks((side->stride + block_columns - 1) / block_columns, [&](int64_t b) {
       const int64_t end = least((b + 1) * block_columns, side->stride);
       for (int64_t i = b * block_columns; i < end; i += lanes<T>) {
         store(side->log() + i, load(side->log() + i) + log2<T>(load(side->scale() + i)));
@@ -236,7 +236,7 @@ ErrorSample<T> Plan<T>::scale_rows(bool sample, T omega) {
 template <bool sample, class T>
 ErrorSample<T> scale_columns_of(Plan<T>& plan, T omega) {
   const Marginal<T> columns = plan.columns;
-  plan.team.blocks(plan.column_blocks(), [&](int64_t b) {
+  plan.team.alone().blocks(plan.column_blocks(), [&](int64_t b) {
     Vec<T> found[2] = {};  // error left, at the edge
     plan.for_columns(b, [&](int64_t j) {
       const Vec<T> v = load(columns.scale() + j), w = columns.target_at(j, v), t = plan.column_sum(j);
@@ -317,7 +317,7 @@ void Plan<T>::gather(RowTerm&& row_term, ColumnTerm&& column_term, T* of_rows, T
     }
   });
   team.barrier();
-  team.blocks(column_blocks(), [&](int64_t b) {
+  team.alone().blocks(column_blocks(), [&](int64_t b) {
     for_columns(b, [&](int64_t j) { store(of_columns + j, column_sum(j) - bias(columns, j)); });
   });
   team.barrier();

@@ -38,7 +38,7 @@ void read_cost(const Team& team, const SinkhornParams& p, int64_t item, Work<T>&
 // Calls task(team, item, work) with weights and costs in place.
 template <class T, class Params, class Task>
 void each_problem(const Params& p, Task&& task) {
-  const Workload workload{p.B * p.G, Transport<T>::operations(p.N, p.M), 0, p.threads};
+  const Workload workload{p.B * p.G, Transport<T>::nanoseconds(p.N, p.M), 0, p.threads};
   for_each_problem_in<Work<T>>(workload, p, [&](const Team& team, int64_t item, Work<T>& work) {
     if (team.rank == 0) work.transport.read_weights(p.solve, item / p.G, item % p.G);
     team.barrier();

@@ -1,21 +1,22 @@
-// Threads: several problems at once, and a team of threads per problem when there are fewer problems than
-// threads. Work inside a problem is cut into blocks by its shape alone and every sum over blocks is taken in
-// order, so that results have the same bits whatever the number of threads.
+// Threads: several problems at once, and several threads to a problem when there are fewer problems than threads.
+//
+// One thread solves a problem from its first step to its last, and puts up the blocks of each longer phase for others to
+// help with. It waits for no helper that has not begun: one that does not get a processor holds nobody up. Work is cut
+// into blocks by a problem's shape alone and every sum over blocks is taken in order, so that results have the same bits
+// whatever the number of threads.
 #pragma once
 
-#include <sched.h>
-
-#include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
 #include <initializer_list>
 #include <new>
+#include <type_traits>
+
+#include "threads.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
-#endif
-#if defined(__x86_64__)
-#include <immintrin.h>
 #endif
 
 namespace sfr::cpu::SFR_ISA {
@@ -53,112 +54,219 @@ class Memory {
   void* data_;
 };
 
-// What the threads of one team share.
-struct alignas(64) Meeting {
-  std::atomic<int> arrived{0};
-  std::atomic<int> round{0};
-  int64_t item = 0;
+// Blocks of a phase that some thread is to begin with, and all that it needs to know of them, in one line of memory.
+struct alignas(64) Share {
+  using Run = void(const void* f, int64_t begin, int64_t end, char* own);
+
+  // How many are left, marked with the phase: nobody takes a block of a phase for one of another.
+  std::atomic<uint64_t> left{0};
+  std::atomic<int64_t> end{0};
+  std::atomic<Run*> run{nullptr};
+  std::atomic<const void*> f{nullptr};
+
+  static constexpr uint64_t unmarked = 0xffffffff;
+
+  void put(uint64_t phase, Run* how, const void* what, int64_t first, int64_t last) {
+    end.store(last, std::memory_order_relaxed);
+    run.store(how, std::memory_order_relaxed);
+    f.store(what, std::memory_order_relaxed);
+    left.store(phase << 32 | uint64_t(last - first), std::memory_order_release);
+  }
+  bool any() const { return (left.load(std::memory_order_relaxed) & unmarked) != 0; }
+
+  // Calls f for what is left, in ever smaller pieces: who comes late finds something, and nobody waits long for the last
+  // one. Returns for how much.
+  int64_t take(char* own) {
+    int64_t taken = 0;
+    uint64_t seen = left.load(std::memory_order_acquire);
+    while (const int64_t rest = int64_t(seen & unmarked)) {
+      const int64_t piece = (rest + 3) / 4, first = end.load(std::memory_order_relaxed) - rest;
+      Run* const how = run.load(std::memory_order_relaxed);
+      const void* const what = f.load(std::memory_order_relaxed);
+      // If it fails, what was read may be of another phase.
+      if (!left.compare_exchange_weak(seen, seen - uint64_t(piece), std::memory_order_acq_rel,
+                                      std::memory_order_acquire))
+        continue;
+      how(what, first, first + piece, own);
+      taken += piece;
+      seen = left.load(std::memory_order_acquire);
+    }
+    return taken;
+  }
 };
 
-class Team {
+// What one thread has put up for others to help with.
+struct alignas(64) Phase {
+  std::atomic<int64_t> unfinished{0};  // blocks
+  Bell finished;
+  uint64_t number = 0;
+  Share* shares = nullptr;
+};
+
+// What the threads of one call share.
+class Crew {
  public:
-  Team(int rank, int size, Meeting* meeting, char* memory, char* own)
-      : rank(rank), size(size), memory(memory), own(own), meeting_(meeting) {}
-
-  const int rank, size;
-  char* const memory;  // the team's workspace
-  char* const own;     // this thread's workspace
-
-  // Spins: phases are microseconds long. Yields after a while in case there are more threads than cores.
-  void barrier() const {
-    if (size == 1) return;
-    const int round = meeting_->round.load(std::memory_order_relaxed);
-    if (meeting_->arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
-      meeting_->arrived.store(0, std::memory_order_relaxed);
-      meeting_->round.store(round + 1, std::memory_order_release);
-      return;
+  Crew(int64_t problems, int64_t shares, Phase* phases, Share* each)
+      : problems(problems), shares(shares), phases(phases) {
+    for (int64_t i = 0; i < problems; ++i) {
+      new (phases + i) Phase;
+      phases[i].shares = each + i * shares;
+      for (int64_t k = 0; k < shares; ++k) new (phases[i].shares + k) Share;
     }
-    for (int spins = 0; meeting_->round.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins > 4096) {
-        sched_yield();
-      } else {
-#if defined(__x86_64__)
-        _mm_pause();
-#endif
+  }
+
+  const int64_t problems, shares;  // at most, at a time; into which a phase is cut
+  Phase* const phases;
+  std::atomic<int64_t> helpers{0};
+  Bell work;
+
+  // Calls f for all blocks of a new phase, here and wherever somebody helps. Returns how long it slept.
+  Nanoseconds perform(Phase& phase, Share::Run* run, const void* f, int64_t count, char* own) {
+    phase.unfinished.store(count, std::memory_order_relaxed);
+    ++phase.number;
+    for (int64_t k = shares - 1; k >= 0; --k)
+      phase.shares[k].put(phase.number, run, f, count * k / shares, count * (k + 1) / shares);
+    work.ring();
+    take_part(phase, 0, own);
+    return phase.finished.wait([&] { return phase.unfinished.load(std::memory_order_acquire) == 0; });
+  }
+
+  // Helps whoever has blocks left until all_done(). Returns how long it slept.
+  template <class Done>
+  Nanoseconds help(char* own, Done&& all_done) {
+    const int64_t me = helpers.fetch_add(1), first = me % problems, share = 1 + me / problems % (shares - 1);
+    const auto help_somebody = [&] {
+      bool helped = false;
+      for (int64_t i = 0; i < problems; ++i) {
+        Phase& phase = phases[(first + i) % problems];
+        if (!phase.shares[share].any()) continue;  // those of others are left in peace
+        take_part(phase, share, own);
+        helped = true;
       }
-    }
+      return helped;
+    };
+    Nanoseconds slept = 0;
+    while (!all_done()) slept += work.wait([&] { return help_somebody() || all_done(); });
+    return slept;
   }
-
-  // Blocks of a phase, dealt out in turn.
-  template <class F>
-  void blocks(int64_t count, F&& f) const {
-    for (int64_t block = rank; block < count; block += size) f(block);
-  }
-
-  Team alone() const { return Team(0, 1, nullptr, memory, own); }
-  Meeting& meeting() const { return *meeting_; }
 
  private:
-  Meeting* meeting_;
+  void take_part(Phase& phase, int64_t share, char* own) {
+    int64_t taken = 0;
+    for (int64_t k = 0; k < shares; ++k, share = share + 1 < shares ? share + 1 : 0)
+      taken += phase.shares[share].take(own);
+    if (taken > 0 && phase.unfinished.fetch_sub(taken, std::memory_order_acq_rel) == taken) phase.finished.ring();
+  }
+};
+
+// Who solves one problem: a thread, and those that help with blocks of it.
+class Team {
+ public:
+  Team(char* memory, char* own, Crew* crew, Phase* phase, Nanoseconds* slept)
+      : memory(memory), own(own), crew_(crew), phase_(phase), slept_(slept) {}
+
+  char* const memory;  // the problem's workspace
+  char* const own;     // this thread's workspace
+  static constexpr int rank = 0, size = 1;
+  void barrier() const {}
+
+  // Calls f(block) or f(block, own workspace) for each block of a phase; any thread may, in any order.
+  template <class F>
+  void blocks(int64_t count, F&& f) const {
+    if (!crew_ || count < 2 || crew_->helpers.load(std::memory_order_relaxed) == 0) return run<F>(&f, 0, count, own);
+    *slept_ += crew_->perform(*phase_, run<F>, &f, count, own);
+  }
+
+  // Without helpers.
+  Team alone() const { return Team(memory, own, nullptr, nullptr, nullptr); }
+
+ private:
+  template <class F>
+  static void run(const void* f, int64_t begin, int64_t end, char* own) {
+    const auto& call = *static_cast<const std::remove_reference_t<F>*>(f);
+    for (int64_t block = begin; block < end; ++block) {
+      if constexpr (std::is_invocable_v<decltype(call), int64_t, char*>)
+        call(block, own);
+      else
+        call(block);
+    }
+  }
+
+  Crew* crew_;
+  Phase* phase_;
+  Nanoseconds* slept_;
 };
 
 struct Workload {
-  int64_t items;         // problems
-  double operations;     // of one problem, roughly: decides how many threads are worth waking
-  int64_t thread_bytes;  // workspace of each thread
-  int threads;
+  int64_t items;           // problems
+  double nanoseconds;      // that one takes, roughly: decides how many threads are worth waking
+  int64_t thread_bytes;    // workspace of each thread
+  int threads;             // at most
   int64_t team_bytes = 0;  // workspace of a team
 };
 
-// Calls task(team, item) for every item, from every thread of the team that has it.
+// Calls task(team, item) for every item. Threads take one after the other; who finds none left helps the others.
 template <class Task>
 void for_each_problem(const Workload& work, Task&& task) {
   if (work.items == 0) return;
-  constexpr double worth_a_thread = 1e5, worth_a_team = 1e6;
+  constexpr double worth_a_thread = 2.5e4, worth_a_team = 6e4;
   int64_t threads = work.threads;
-  if (work.operations < worth_a_team && threads > work.items) threads = work.items;
-  const double worth = work.operations * double(work.items) / worth_a_thread;
+  if (work.nanoseconds < worth_a_team && threads > work.items) threads = work.items;
+  const double all = work.nanoseconds * double(work.items), worth = all / worth_a_thread;
   if (worth < double(threads)) threads = worth < 1 ? 1 : int64_t(worth);
+  threads = threads_to_use(threads, all);
 
   const int64_t team_bytes = (work.team_bytes + 4095) / 4096 * 4096 + 64;
   const int64_t thread_bytes = (work.thread_bytes + 4095) / 4096 * 4096 + 64;
-  const int64_t most_teams = threads < work.items ? threads : work.items;
-  const Memory team_memory(team_bytes * most_teams), thread_memory(thread_bytes * threads);
-  const Memory meeting_memory(int64_t(sizeof(Meeting)) * most_teams);
-  Meeting* meetings = reinterpret_cast<Meeting*>(meeting_memory.data());
-  for (int64_t i = 0; i < most_teams; ++i) new (meetings + i) Meeting;
-  std::atomic<int64_t> next{0};
-
-  const auto run = [&](int64_t thread, int64_t count) {
-    const int64_t teams = count < work.items ? count : work.items;
-    const int64_t index = thread * teams / count;
-    const int64_t first = (index * count + teams - 1) / teams;
-    const int64_t last = ((index + 1) * count + teams - 1) / teams;
-    const Team team(int(thread - first), int(last - first), meetings + index, team_memory.data() + team_bytes * index,
-                    thread_memory.data() + thread_bytes * thread);
-    for (;;) {
-      if (team.rank == 0) team.meeting().item = next.fetch_add(1);
-      team.barrier();
-      const int64_t item = team.meeting().item;
-      team.barrier();
-      if (item >= work.items) return;
-      task(team, item);
-      team.barrier();
-    }
-  };
-
+  const int64_t problems = threads < work.items ? threads : work.items;
+  const Memory team_memory(team_bytes * problems), thread_memory(thread_bytes * threads);
 #if defined(_OPENMP)
   if (threads > 1) {
+    const int64_t shares = problems < threads ? (threads + problems - 1) / problems : 2;
+    const Memory phases(int64_t(sizeof(Phase)) * problems), each(int64_t(sizeof(Share)) * problems * shares);
+    Crew crew(problems, shares, reinterpret_cast<Phase*>(phases.data()), reinterpret_cast<Share*>(each.data()));
+    std::atomic<int64_t> next{1}, left{work.items}, teams{0};
+    std::atomic<Nanoseconds> gained{0};
+    std::atomic<bool> failed{false};
+    std::exception_ptr failure;
+    const Nanoseconds start = now();
+    Nanoseconds waited = 0, end = start;
 #pragma omp parallel num_threads(int(threads))
-    run(omp_get_thread_num(), omp_get_num_threads());
+    {
+      // The thread that called takes the first problem: it is surely running.
+      const bool caller = omp_get_thread_num() == 0;
+      const Nanoseconds begin = caller ? now() : spent_by_this_thread();
+      char* const own = thread_memory.data() + thread_bytes * omp_get_thread_num();
+      Nanoseconds slept = 0;
+      int64_t place = -1;
+      for (int64_t item = caller ? 0 : next.fetch_add(1); item < work.items; item = next.fetch_add(1)) {
+        if (place < 0) place = teams.fetch_add(1);
+        try {
+          task(Team(team_memory.data() + team_bytes * place, own, &crew, crew.phases + place, &slept), item);
+        } catch (...) {
+          if (!failed.exchange(true)) failure = std::current_exception();
+        }
+        if (left.fetch_sub(1) == 1) crew.work.ring();
+      }
+      slept += crew.help(own, [&] { return left.load(std::memory_order_acquire) == 0; });
+      if (caller) {
+        end = now();
+        waited = begin - start + slept;
+      } else {
+        gained += spent_by_this_thread() - begin;
+      }
+    }
+    judge(waited + now() - end, gained);
+    if (failed) std::rethrow_exception(failure);
     return;
   }
 #endif
-  run(0, 1);
+  for (int64_t item = 0; item < work.items; ++item)
+    task(Team(team_memory.data(), thread_memory.data(), nullptr, nullptr, nullptr), item);
 }
 
 // The same with a workspace: calls task(team, item, work) with a Work that was made for the item, as Work(arena, from),
-// by the first thread of its team, and takes its memory from that of the team.
+// and takes its memory from that of the team.
 template <class Work, class From, class Task>
 void for_each_problem_in(Workload workload, const From& from, Task&& task) {
   Arena measure;
@@ -167,8 +275,7 @@ void for_each_problem_in(Workload workload, const From& from, Task&& task) {
   for_each_problem(workload, [&](const Team& team, int64_t item) {
     Arena arena(team.memory);
     Work* work = arena.take<Work>(1);
-    if (team.rank == 0) new (work) Work(arena, from);
-    team.barrier();
+    new (work) Work(arena, from);
     task(team, item, *work);
   });
 }

@@ -83,6 +83,7 @@ class Solved(NamedTuple):
     eps: Tensor
     centre: Tensor
     shift: Tensor
+    excess: Tensor
     n_iter: Tensor
     error: Tensor
 

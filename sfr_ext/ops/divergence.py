@@ -4,6 +4,9 @@
 term, for masses that differ: Sejourne et al., 2019). With a relative eps all three share that of ``E(x, y)``. A problem
 with itself is solved by symmetric updates, and its gradient is taken on one side, twice. ``E(x, y)`` starts from the
 potential that ``y`` has with itself: where ``x = y`` that is the solution, and the divergence vanishes.
+
+The three values nearly cancel where ``x`` is near ``y``, so what is added up, in float64, is the differences of their
+dual potentials; and ``eps (|P| - |a| |b|)`` of each, which makes an error of the potentials enter squared.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..implicit import total
+from ..implicit import marginal, total
 from .contracts import Solved, SolverOptions
 from .derivatives import differentiable, no_second_derivative
 from .emd import features_backward, solve_features
@@ -65,7 +68,7 @@ class Divergence(NamedTuple):
 class SelfSolved(NamedTuple):
     """A problem with itself; the potential is in units of the cost."""
 
-    value: Tensor
+    value: Tensor  # float64
     potential: Tensor
     error: Tensor
 
@@ -119,6 +122,46 @@ def _solve_itself(
     """As `solve_features`, for ``y`` = ``x`` or ``x`` once for each group."""
     options = _with_itself(options, reach, eps.dtype)
     return solve_features(Pair(x, y, weight, weight), ground, options, caller, eps_given=eps)
+
+
+def _dual(potential: Tensor, reach: float) -> Tensor:
+    """What a unit of mass adds to the dual value."""
+    return -reach * torch.expm1(-potential / reach) if reach else potential
+
+
+def _sum(weight: Tensor | None, dual: Tensor, reach: float) -> Tensor:
+    """Over a side, whatever stands at removed patches."""
+    mass = marginal(weight, dual, reach)
+    return total(mass * dual if weight is None else torch.where(mass > 0, mass * dual, 0.0))
+
+
+def _potential(solved: Solved, *, of_columns: bool = False) -> Tensor:
+    """That of the costs themselves, in float64."""
+    centre, shift = solved.centre.double() / 2, solved.shift.double()
+    if of_columns:
+        return solved.g.double() + (centre - shift)[..., None]
+    return solved.f.double() + (centre + shift)[..., None]
+
+
+def _of_itself(solved: Solved, weight: Tensor | None, reach: float) -> Tensor:
+    """The entropic value of a problem with itself, in float64."""
+    dual = _dual(_potential(solved), reach)
+    return 2 * _sum(weight, dual, reach) - solved.eps.double() * solved.excess.double()
+
+
+def _debiased(
+    pair: Pair, options: SolverOptions, between: Solved, with_x: Solved, with_y: Solved, given: Tensor | None
+) -> Tensor:
+    """``E(x, y)`` less half of both self terms, in float64; ``given``: that of ``y``."""
+    rows = _dual(_potential(between), options.reach_a) - _dual(_potential(with_x), options.reach_a)
+    columns = _dual(_potential(between, of_columns=True), options.reach_b)
+    excess = between.excess.double() - with_x.excess.double() / 2
+    if given is None:
+        columns = columns - _dual(_potential(with_y), options.reach_b)
+        excess = excess - with_y.excess.double() / 2
+    value = _sum(pair.a, rows, options.reach_a) + _sum(pair.b, columns, options.reach_b)
+    value = value - between.eps.double() * excess
+    return value if given is None else value - given / 2
 
 
 def flat(y: Tensor, b: Tensor | None, lead: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
@@ -195,7 +238,6 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
         with_y = Solved(*(t.unflatten(0, lead) for t in solved))
     else:
         with_y = with_x._replace(
-            entropic=teacher.teacher_value,
             f=teacher.teacher_potential.clone(),  # also an output, which may not be an input
             centre=torch.zeros_like(used),
             n_iter=torch.zeros_like(with_x.n_iter),
@@ -204,10 +246,11 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
 
     start = with_y.f + with_y.centre[..., None] / 2
     between = solve_features(pair, ground, options, caller, eps_given=used, init_g=start)
-    value = between.entropic - (with_x.entropic + with_y.entropic) / 2
+    value = _debiased(pair, options, between, with_x, with_y, teacher.teacher_value)
     masses = _masses(pair, options, lead)
     if masses is not None:
         value = value + used / 2 * masses.square()
+    value = value.to(dtype)
     n_iter = between.n_iter + with_x.n_iter + with_y.n_iter
     error = torch.maximum(between.error, torch.maximum(with_x.error, with_y.error))
     empty = _empty(pair, lead)
@@ -320,7 +363,7 @@ def _backward(
 def _self_forward(y: Tensor, b: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> SelfSolved:
     used = y.new_full(tuple(y.shape[:1]), options.eps, dtype=compute_dtype(y))
     solved = _solve_itself(y, y, b, used, ground, options, options.reach_b, caller)
-    return SelfSolved(solved.entropic, solved.f + solved.centre[..., None] / 2, solved.error)
+    return SelfSolved(_of_itself(solved, b, options.reach_b), _potential(solved).to(solved.f.dtype), solved.error)
 
 
 @FORWARD.fake
@@ -346,7 +389,7 @@ def _(
 @SELF.fake
 def _(y: Tensor, b: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> SelfSolved:
     out = _room(y, y, ground.patch_size)
-    return SelfSolved(out.value, out.y_potential, out.error)
+    return SelfSolved(out.value.double(), out.y_potential, out.error)
 
 
 def _save(

@@ -44,7 +44,7 @@ def saved(solved: Solved) -> Saved:
 def again(saved: Saved) -> Solved:
     """What backward's kernel is given of `Solved`."""
     absent: Any = None
-    return Solved(absent, absent, saved.f, saved.g, saved.eps, saved.centre, saved.shift, absent, absent)
+    return Solved(absent, absent, saved.f, saved.g, saved.eps, saved.centre, saved.shift, absent, absent, absent)
 
 
 def room(like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype) -> Solved:
@@ -58,6 +58,7 @@ def room(like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype
         eps=torch.empty_like(value),
         centre=torch.empty_like(value),
         shift=torch.empty_like(value),
+        excess=torch.empty_like(value),
         n_iter=torch.empty_like(value, dtype=torch.int64),
         error=torch.empty_like(value),
     )
