@@ -137,14 +137,22 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.calls: Any = ctypes.CDLL(str(path))
+        self.with_shared: dict[int, int] = {}
 
     def seed(self, seed: int | None) -> None:
         """The order in which blocks, warps and lanes run; None is the natural one."""
         self.calls.simt_set_seed(ctypes.c_longlong(-1 if seed is None else seed))
 
     def device(self, index: int, processors: int, shared_kib: int) -> None:
-        """What a device (0 to 3) has; to be called before it is first used, for limits are asked for once."""
+        """What a device (0 to 15) has; to be called before it is first used, for limits are asked for once."""
         self.calls.simt_set_device(index, processors, shared_kib)
+
+    def device_with(self, shared_kib: int) -> int:
+        """A device on which a block can have so much shared memory, one of 8 to 15."""
+        if shared_kib not in self.with_shared:
+            self.with_shared[shared_kib] = index = 8 + len(self.with_shared)
+            self.device(index, 4, shared_kib)
+        return self.with_shared[shared_kib]
 
     def has_context(self, index: int) -> bool:
         """Whether something made a context on the device since `device` was called."""

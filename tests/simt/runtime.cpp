@@ -19,7 +19,7 @@ constexpr size_t kib = 1024;
 constexpr size_t shared_by_default = 48 * kib;
 constexpr size_t shared_reserved = 1 * kib;  // of each block, by the system
 constexpr int most_blocks_per_processor = 16, most_threads_per_processor = 2048;
-constexpr int device_count = 4;
+constexpr int device_count = 16;
 
 int from_environment(const char* name, int otherwise) {
   const char* text = std::getenv(name);
@@ -36,8 +36,8 @@ std::recursive_mutex mutex;  // one launch at a time, and everything else in bet
 Device devices[device_count];
 thread_local int current;
 thread_local cudaError_t last = cudaSuccess;
-thread_local std::string details;       // of the last failed launch
-std::map<const void*, size_t> allowed;  // shared memory for a block, by kernel
+thread_local std::string details;                       // of the last failed launch
+std::map<std::pair<int, const void*>, size_t> allowed;  // shared memory for a block, by device and kernel
 
 cudaError_t result(cudaError_t error) {
   if (error != cudaSuccess) last = error;
@@ -57,8 +57,8 @@ int context_state(int device, unsigned* flags, int* active) {
 }
 
 size_t shared_allowed(const void* kernel) {
-  const auto found = allowed.find(kernel);
-  return found == allowed.end() ? shared_by_default : found->second;
+  const auto found = allowed.find({current, kernel});
+  return found == allowed.end() ? std::min(shared_by_default, devices[current].shared) : found->second;
 }
 
 int blocks_per_processor(int threads, size_t shared) {
@@ -259,7 +259,7 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute which, in
   devices[current].context = true;
   if (which != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || size_t(value) > devices[current].shared) return result(cudaErrorInvalidValue);
-  allowed[kernel] = size_t(value);
+  allowed[{current, kernel}] = size_t(value);
   return cudaSuccess;
 }
 
