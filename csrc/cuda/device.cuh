@@ -61,10 +61,10 @@ inline double bits_double(uint64_t x) {
   return simt::bit_cast<double>(x);
 }
 inline float exp2_of(float x) {
-  return exp2f(x);
+  return simt::exp2_of(x);
 }
 inline float quotient(float x, float y) {
-  return x / y;
+  return simt::quotient(x, y);
 }
 
 #else

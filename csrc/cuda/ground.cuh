@@ -133,14 +133,19 @@ template <class T>
   const int begin = windows ? ground.share_begin(layout.x_pixels) : first;
   const int count = windows ? ground.share_end(layout.x_pixels) - begin : rows;
   T* sums = windows ? ground.at.pixel_costs + int64_t(begin) * pixel_ld : out;
-  if (count > 0) {
-    const int most = layout.compared(windows), edge = tile_edge<T>(most, layout.y_pixels);
-    Panels<T> panels(ground.at.panels, layout.panel_channels, panel_row(most, edge), panel_row(layout.y_pixels, edge));
-    panels.clear_ends(team, count, layout.y_pixels);
-    const Reader x(ground.x_region(begin, count), ground.x_used, layout.panel_channels);
-    const Reader y(ground.y_region(0, layout.y_pixels), ground.y_used, layout.panel_channels);
-    pair_sums(team, pair_of(p.metric), edge, x, y, int(p.C), panels, sums, windows ? pixel_ld : ld);
-  }
+  const int64_t sums_ld = windows ? pixel_ld : ld;
+  const int x_tile = layout.compare_x, y_tile = layout.compare_y, edge = tile_edge<T>(x_tile, y_tile);
+  Panels<T> panels(ground.at.panels, layout.panel_channels, panel_row(x_tile, edge), panel_row(y_tile, edge));
+#pragma unroll 1
+  for (int i = 0; i < count; i += x_tile)
+#pragma unroll 1
+    for (int j = 0; j < layout.y_pixels; j += y_tile) {
+      const int height = part_of(count, i, x_tile), width = part_of(layout.y_pixels, j, y_tile);
+      panels.clear_ends(team, height, width);
+      const Reader x(ground.x_region(begin + i, height), ground.x_used, layout.panel_channels);
+      const Reader y(ground.y_region(j, width), ground.y_used, layout.panel_channels);
+      pair_sums(team, pair_of(p.metric), edge, x, y, int(p.C), panels, sums + i * sums_ld + j, sums_ld);
+    }
   if (windows) team.grid_barrier();
 
 #pragma unroll 1
@@ -252,7 +257,7 @@ struct PullPanels {
   int x_row, y_row;
 
   SFR_DEVICE PullPanels(Arena arena, const ProblemLayout& s)
-      : x_row(panel_row(s.x_pixels, 4)), y_row(panel_row(s.y_pixels, 4)) {
+      : x_row(panel_row(s.pull_x, 4)), y_row(panel_row(s.pull_y, 4)) {
     x = arena.take<T>(int64_t(s.pull_channels) * x_row);
     y = arena.take<T>(int64_t(s.pull_channels) * y_row);
     grad_x = arena.take<T>(int64_t(s.pull_channels) * x_row);
@@ -260,17 +265,63 @@ struct PullPanels {
   }
 };
 
-// Tiles of one side's gradient for a panel.
+// What is pulled at once: a panel of channels of tile `row` of the student's pixels and tile `column` of the teacher's.
+// Whole maps give both gradients. In tiles first the gradient of x, each of its tiles from all of y's, then that of y:
+// sums run in the order of the pixels, however the maps are cut.
+struct PullStep {
+  int rows, columns;      // tiles of either side
+  bool wants_x, wants_y;  // gradients
+  int channel;            // the first
+  bool to_x, to_y;        // what this step adds to
+  int row = 0, column = 0;
+
+  SFR_DEVICE PullStep(const ProblemLayout& s, bool x, bool y, int first_channel)
+      : rows(s.pull_rows()), columns(s.pull_columns()), wants_x(x), wants_y(y), channel(first_channel) {
+    begin();
+  }
+  SFR_DEVICE bool whole() const { return rows * columns == 1; }
+  // Whether the gradient's tile begins here, or is complete after this step.
+  SFR_DEVICE bool first() const { return (to_x ? column : row) == 0; }
+  SFR_DEVICE bool last() const { return to_x ? column == columns - 1 : row == rows - 1; }
+
+  SFR_DEVICE void begin() {
+    to_x = wants_x, to_y = wants_y && (whole() || !wants_x);
+    row = column = 0;
+  }
+  // On to the next; by so many channels after the last tile.
+  SFR_DEVICE void advance(int channels) {
+    int &inner = to_x ? column : row, &outer = to_x ? row : column;
+    if (++inner < (to_x ? columns : rows)) return;
+    inner = 0;
+    if (++outer < (to_x ? rows : columns)) return;
+    outer = 0;
+    if (to_x && wants_y && !whole()) {
+      to_x = false, to_y = true;
+      return;
+    }
+    channel += channels;
+    begin();
+  }
+};
+
+// Tiles of one side's gradient for a panel: onto `out`, unless it is the first of the others' tiles that they see.
 template <Pull pull, class T>
 SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T* mine, int my_row, const T* theirs,
                            int their_row, int pixels, int others, const T* W, int64_t ldw, int channels, const T* own,
-                           T* out) {
+                           bool first, bool last, T* out) {
   const int columns = (pixels + 3) / 4, tiles = columns * ((channels + 3) / 4);
   // Units are counted over both sides, so that their tiles fill the team together.
 #pragma unroll 1
   for (int unit = (team.rank + team.size - first_unit % team.size) % team.size; unit < tiles; unit += team.size) {
     const int row = unit / columns, pixel = (unit - row * columns) * 4, channel = row * 4;
-    T sum[4][4];
+    T sum[4][4] = {};
+    if (!first)
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        if (channel + c < channels)
+#pragma unroll
+          for (int p = 0; p < 4; ++p)
+            if (pixel + p < pixels) sum[c][p] = out[(channel + c) * my_row + pixel + p];
     with_pair(pair, [&](auto known) {
       pull_tile<decltype(known)::value, pull>(mine, my_row, theirs, their_row, others, W, ldw, pixel, channel, channels,
                                               sum);
@@ -282,7 +333,7 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
         for (int p = 0; p < 4; ++p) {
           const int at = (channel + c) * my_row + pixel + p;
           if (pixel + p < pixels)  // mutant: what lies beyond is the end of the panel's row, which nobody reads
-            out[at] = pair == Pair::product ? sum[c][p] + own[pixel + p] * mine[at] : sum[c][p];
+            out[at] = pair == Pair::product && last ? sum[c][p] + own[pixel + p] * mine[at] : sum[c][p];
         }
   }
 }
@@ -296,60 +347,88 @@ SFR_DEVICE void pull_features(Ground<T>& ground, const T* W, int64_t ldw, const 
   const ProblemLayout& layout = ground.layout;
   const CostParams& p = ground.params;
   const Pair pair = pair_of(p.metric);
-  const int nx = layout.x_pixels, ny = layout.y_pixels, C = int(p.C), width = layout.pull_channels;
+  const int C = int(p.C), width = layout.pull_channels;
   PullPanels<T> panels(ground.at.panels, layout);
-#pragma unroll 1
-  for (int e = team.rank; e < width * (panels.x_row - nx); e += team.size)
-    panels.x[e / (panels.x_row - nx) * panels.x_row + nx + e % (panels.x_row - nx)] = 0;
-#pragma unroll 1
-  for (int e = team.rank; e < width * (panels.y_row - ny); e += team.size)
-    panels.y[e / (panels.y_row - ny) * panels.y_row + ny + e % (panels.y_row - ny)] = 0;
-  const Reader x(ground.x_region(0, nx), ground.x_used, width), y(ground.y_region(0, ny), ground.y_used, width);
-  const Region to_x(grad_x, map_offset(grad_x, ground.b, 0), 0, nx);
-  const Region to_y(grad_y, map_offset(grad_y, ground.b, ground.g), 0, ny);
   const auto channels_at = [&](int c) { return C - c < width ? C - c : width; };
-  const int step = width * team.blocks;
+  const auto x_part = [&](const PullStep& at) {
+    return part_of(layout.x_pixels, at.row * layout.pull_x, layout.pull_x);
+  };
+  const auto y_part = [&](const PullStep& at) {
+    return part_of(layout.y_pixels, at.column * layout.pull_y, layout.pull_y);
+  };
+  const auto x_reader = [&](const PullStep& at) {
+    return Reader(ground.x_region(at.row * layout.pull_x, x_part(at)), ground.x_used, width);
+  };
+  const auto y_reader = [&](const PullStep& at) {
+    return Reader(ground.y_region(at.column * layout.pull_y, y_part(at)), ground.y_used, width);
+  };
+  // What lies behind a row's last pixel is weighed with 0, so it must be a number.
+  const auto clear_end = [&](T* panel, int row, int pixels) {
+    const int ends = row - pixels;
+#pragma unroll 1
+    for (int e = team.rank; e < width * ends; e += team.size) panel[e / ends * row + pixels + e % ends] = 0;
+  };
+
+  PullStep now(layout, grad_x.data != nullptr, grad_y.data != nullptr, team.block * width);
+  const bool whole = now.whole();
+  Reader x = x_reader(now), y = y_reader(now);
+  if (whole) {
+    clear_end(panels.x, panels.x_row, layout.x_pixels);
+    clear_end(panels.y, panels.y_row, layout.y_pixels);
+  }
   Fetched<T> next_x, next_y;
-  int c = team.block * width;
-  if (c < C) {  // mutant: past the last channel there is nothing to fetch
-    fetch(team, x, c, channels_at(c), 0, next_x);
-    fetch(team, y, c, channels_at(c), 0, next_y);
+  if (now.channel < C) {  // mutant: past the last channel there is nothing to fetch
+    fetch(team, x, now.channel, channels_at(now.channel), 0, next_x);
+    fetch(team, y, now.channel, channels_at(now.channel), 0, next_y);
   }
 #pragma unroll 1
-  for (; c < C; c += step) {
-    const int channels = channels_at(c);
+  while (now.channel < C) {
+    const int c = now.channel, channels = channels_at(c), nx = x.region.count, ny = y.region.count;
+    const int x_first = x.region.first, y_first = y.region.first;
     commit(team, x, c, channels, next_x, panels.x, panels.x_row);
     commit(team, y, c, channels, next_y, panels.y, panels.y_row);
-    team.sync();
-    if (c + step < C) {  // mutant: as above
-      fetch(team, x, c + step, channels_at(c + step), 0, next_x);
-      fetch(team, y, c + step, channels_at(c + step), 0, next_y);
+    if (!whole) {
+      clear_end(panels.x, panels.x_row, nx);
+      clear_end(panels.y, panels.y_row, ny);
     }
-    const int x_tiles = (nx + 3) / 4 * ((channels + 3) / 4);
-    if (grad_x.data)
-      pull_panel<Pull::to_x>(team, pair, 0, panels.x, panels.x_row, panels.y, panels.y_row, nx, ny, W, ldw, channels,
-                             ground.at.x_own, panels.grad_x);
-    if (grad_y.data)
-      pull_panel<Pull::to_y>(team, pair, grad_x.data ? x_tiles : 0, panels.y, panels.y_row, panels.x, panels.x_row, ny,
-                             nx, W, ldw, channels, ground.at.y_own, panels.grad_y);
     team.sync();
-    if (grad_x.data) {
+    PullStep next = now;
+    next.advance(width * team.blocks);
+    if (next.channel < C) {  // mutant: as above
+      if (!whole) x = x_reader(next), y = y_reader(next);
+      fetch(team, x, next.channel, channels_at(next.channel), 0, next_x);
+      fetch(team, y, next.channel, channels_at(next.channel), 0, next_y);
+    }
+    const T* weights = W + x_first * ldw + y_first;
+    const int x_tiles = now.to_x ? (nx + 3) / 4 * ((channels + 3) / 4) : 0;
+    if (now.to_x)
+      pull_panel<Pull::to_x>(team, pair, 0, panels.x, panels.x_row, panels.y, panels.y_row, nx, ny, weights, ldw,
+                             channels, ground.at.x_own + x_first, now.first(), now.last(), panels.grad_x);
+    if (now.to_y)
+      pull_panel<Pull::to_y>(team, pair, x_tiles, panels.y, panels.y_row, panels.x, panels.x_row, ny, nx, weights, ldw,
+                             channels, ground.at.y_own + y_first, now.first(), now.last(), panels.grad_y);
+    team.sync();
+    if (now.to_x && now.last()) {
       T* sum = ground.at.gathered;
       const bool leaves = ground.g == p.G - 1;
       if (sum)
 #pragma unroll 1
         for (int e = team.rank; e < channels * nx; e += team.size) {
           T* panel = panels.grad_x + e / nx * panels.x_row + e % nx;
-          T* so_far = sum + int64_t(c) * nx + e;
+          T* so_far = sum + int64_t(c + e / nx) * layout.x_pixels + x_first + e % nx;
           if (ground.g > 0) *panel += *so_far;
           *so_far = *panel;
         }
       if (leaves) {
         if (sum) team.sync();
-        store_panel(team, to_x, c, channels, panels.grad_x, panels.x_row);
+        store_panel(team, Region(grad_x, map_offset(grad_x, ground.b, 0), x_first, nx), c, channels, panels.grad_x,
+                    panels.x_row);
       }
     }
-    if (grad_y.data) store_panel(team, to_y, c, channels, panels.grad_y, panels.y_row);
+    if (now.to_y && now.last())
+      store_panel(team, Region(grad_y, map_offset(grad_y, ground.b, ground.g), y_first, ny), c, channels, panels.grad_y,
+                  panels.y_row);
+    now = next;
   }
 }
 

@@ -35,7 +35,10 @@ struct ProblemLayout {
   bool resident = true;            // plan and vectors in shared memory
   bool cost_near = true;           // costs beside them
   int ld = 0;
-  int panel_channels = 0, pull_channels = 0;
+  // Panels of features, to compare and to pull gradients: channels, and pixels of either map. A map with more comes in
+  // tiles.
+  int panel_channels = 0, compare_x = 0, compare_y = 0;
+  int pull_channels = 0, pull_x = 0, pull_y = 0;
   int64_t shared_bytes = 0;  // of one team in its block
   int64_t near_bytes = 0;    // global memory of one block of a team
   int64_t far_bytes = 0;     // global memory of a team
@@ -43,6 +46,9 @@ struct ProblemLayout {
   SFR_BOTH Cover cover() const { return Cover(slab, M, solvers, !resident); }
   // Pixels of the student that one block compares at once.
   SFR_BOTH int compared(bool windows) const { return windows ? (x_pixels + blocks - 1) / blocks : slab; }
+  // Tiles of the pairs of pixels from which gradients are pulled.
+  SFR_BOTH int pull_rows() const { return (x_pixels + pull_x - 1) / pull_x; }
+  SFR_BOTH int pull_columns() const { return (y_pixels + pull_y - 1) / pull_y; }
 };
 
 SFR_BOTH int round_up(int64_t n, int to) {
@@ -107,40 +113,69 @@ struct ProblemMemory {
 
 // Bytes of shared memory that panels of `channels` channels take: to compare, and to pull gradients.
 template <class T>
-int64_t compare_bytes(const ProblemLayout& s, const Operation& operation, int channels) {
-  const int n = s.compared(operation.windows), edge = tile_edge<T>(n, s.y_pixels);
-  return Panels<T>::bytes(channels, panel_row(n, edge), panel_row(s.y_pixels, edge));
+int64_t compare_bytes(const ProblemLayout& s, int channels) {
+  const int edge = tile_edge<T>(s.compare_x, s.compare_y);
+  return Panels<T>::bytes(channels, panel_row(s.compare_x, edge), panel_row(s.compare_y, edge));
 }
 template <class T>
 int64_t pull_bytes(const ProblemLayout& s, int channels) {
-  return Panels<T>::bytes(channels, panel_row(s.x_pixels, 4), panel_row(s.y_pixels, 4));
+  return Panels<T>::bytes(channels, panel_row(s.pull_x, 4), panel_row(s.pull_y, 4));
+}
+
+constexpr int most_panel_channels = 64;  // more would gain nothing
+
+// Panels to compare within `room` bytes, of whole maps or, `tiled`, of parts of them where not one channel has room.
+template <class T>
+int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room, bool tiled) {
+  const int n = s.compare_x = s.compared(operation.windows), m = s.compare_y = s.y_pixels;
+  if (tiled && compare_bytes<T>(s, 1) > room) {
+    // As many tiles of results as a block has threads: then a panel is read once.
+    const int edge = tile_edge<T>(n, m);
+    for (int side = 16; side > 0; side /= 2) {
+      s.compare_x = std::min(n, side * edge), s.compare_y = std::min(m, side * edge);
+      if (compare_bytes<T>(s, 8) <= room) break;
+    }
+  }
+  // As many channels as come in one round of loads; fewer where memory is short.
+  const int pixels = std::max(s.compare_x, s.compare_y);
+  int channels = std::clamp(s.threads * fetched_elements / pixels / 8 * 8, 8,
+                            std::min(most_panel_channels, round_up(operation.C, 8)));
+  while (channels > 1 && compare_bytes<T>(s, channels) > room) channels = channels > 8 ? channels - 8 : channels / 2;
+  s.panel_channels = channels;
+  return compare_bytes<T>(s, channels);
+}
+
+// The same for panels to pull gradients.
+template <class T>
+int64_t fill_pull(ProblemLayout& s, const Operation& operation, int64_t room, bool tiled) {
+  s.pull_x = s.x_pixels, s.pull_y = s.y_pixels;
+  int tiles = (s.pull_x + 3) / 4 + (s.pull_y + 3) / 4;  // of results, 4 channels each
+  if (tiled && pull_bytes<T>(s, 1) > room) {
+    // As many tiles of results as threads, in as many channels as leave a part of a map worth its loads.
+    int side = 16 * s.threads / std::min(32, round_up(operation.C, 4)) / 4 * 4;
+    for (;; side = side * 3 / 16 * 4) {
+      s.pull_x = std::min(s.x_pixels, side), s.pull_y = std::min(s.y_pixels, side);
+      if (side <= 4 || pull_bytes<T>(s, std::min(8, round_up(operation.C, 4))) <= room) break;
+    }
+    tiles = std::max((s.pull_x + 3) / 4, (s.pull_y + 3) / 4);
+  }
+  int channels = std::clamp(s.threads / tiles * 4, 4, std::min(most_panel_channels, round_up(operation.C, 4)));
+  while (channels > 1 && pull_bytes<T>(s, channels) > room) channels = channels > 4 ? channels - 4 : channels / 2;
+  s.pull_channels = channels;
+  return pull_bytes<T>(s, channels);
 }
 
 // Fills in sizes and panels; false: does not fit into `shared` bytes.
 template <class T>
-bool fill(ProblemLayout& s, const Operation& operation, int64_t shared) {
-  constexpr int most = 64;  // channels of a panel; more would gain nothing
+bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool tiled) {
   s.ld = s.cover().template row_length<T>(s.M);
   const ProblemMemory<T> places(s, operation, {}, {}, {});
   const int64_t before = int64_t(places.panels.used);
   int64_t panels = 0;
   if (operation.C > 0) {
     const int64_t room = std::min(shared - before, s.threads == warp_threads ? int64_t(16384) : shared);
-    // As many channels as come in one round of loads; fewer where memory is short.
-    const int n = s.compared(operation.windows), pixels = std::max(n, s.y_pixels);
-    int channels =
-        std::clamp(s.threads * fetched_elements / pixels / 8 * 8, 8, std::min(most, round_up(operation.C, 8)));
-    while (channels > 1 && compare_bytes<T>(s, operation, channels) > room)
-      channels = channels > 8 ? channels - 8 : channels / 2;
-    s.panel_channels = channels;
-    panels = compare_bytes<T>(s, operation, channels);
-    if (operation.backward) {
-      const int tiles = (s.x_pixels + 3) / 4 + (s.y_pixels + 3) / 4;
-      channels = std::clamp(s.threads / tiles * 4, 4, std::min(most, round_up(operation.C, 4)));
-      while (channels > 1 && pull_bytes<T>(s, channels) > room) channels = channels > 4 ? channels - 4 : channels / 2;
-      s.pull_channels = channels;
-      panels = std::max(panels, pull_bytes<T>(s, channels));
-    }
+    panels = fill_compare<T>(s, operation, room, tiled);
+    if (operation.backward) panels = std::max(panels, fill_pull<T>(s, operation, room, tiled));
   }
   s.shared_bytes = std::max(int64_t(places.shared_end), before + panels);
   s.near_bytes = int64_t(places.near_end);
@@ -155,10 +190,11 @@ inline int solvers_of(int64_t entries) {
   return warps * warp_threads;
 }
 
+// The first strategy that fits, with panels of whole maps or of tiles; false: none does.
 template <class T>
-ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLimits& device) {
+bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const DeviceLimits& device, bool tiled) {
   constexpr int block_threads = most_warps * warp_threads;
-  ProblemLayout s;
+  s = {};
   s.N = int(operation.N), s.M = int(operation.M), s.x_pixels = int(operation.x_pixels),
   s.y_pixels = int(operation.y_pixels);
   const int64_t shared = int64_t(device.shared);
@@ -172,9 +208,9 @@ ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLi
   if (wanted(Strategy::warp) && longest <= 32) {
     s.threads = s.solvers = warp_threads;
     s.slab = s.N;
-    if (fill<T>(s, operation, shared)) {
+    if (fill<T>(s, operation, shared, tiled)) {
       s.teams = int(std::clamp(shared / s.shared_bytes, int64_t(1), int64_t(4)));
-      return s;
+      return true;
     }
   }
   s.solvers = operation.solved ? solvers_of(operation.N * operation.M) : block_threads;
@@ -184,25 +220,31 @@ ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLi
     s.slab = !operation.solved && !operation.backward && !operation.windows && s.N > 64 ? 56 : s.N;
     for (const bool near : {true, false}) {
       s.cost_near = near;
-      if (fill<T>(s, operation, shared)) return s;
+      if (fill<T>(s, operation, shared, tiled)) return true;
     }
   }
-  if (!operation.solved) throw std::runtime_error("sfr_ext: these maps do not fit on this GPU");
+  if (!operation.solved) return false;
   s.threads = s.solvers = block_threads;
   s.cost_near = false;  // the weights of pairs, which take their place, are for all blocks
   const int most_blocks = device.together ? std::min(device.processors, 32) : 1;
   if (wanted(Strategy::cooperative))
     for (int blocks = 2; blocks <= most_blocks; blocks *= 2) {
       split(blocks);
-      if (fill<T>(s, operation, shared)) return s;
+      if (fill<T>(s, operation, shared, tiled)) return true;
     }
-  if (wanted(Strategy::stream)) {
-    // Asked for at a small size, it still has blocks that wait for each other.
-    const int64_t blocks = std::max(operation.N * operation.M / 65536, int64_t(forced == Strategy::stream ? 2 : 1));
-    split(int(std::min(blocks, int64_t(std::min(most_blocks, 16)))));
-    s.resident = false;
-    if (fill<T>(s, operation, shared)) return s;
-  }
+  if (!wanted(Strategy::stream)) return false;
+  // Asked for at a small size, it still has blocks that wait for each other.
+  const int64_t blocks = std::max(operation.N * operation.M / 65536, int64_t(forced == Strategy::stream ? 2 : 1));
+  split(int(std::min(blocks, int64_t(std::min(most_blocks, 16)))));
+  s.resident = false;
+  return fill<T>(s, operation, shared, tiled);
+}
+
+template <class T>
+ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLimits& device) {
+  ProblemLayout s;
+  for (const bool tiled : {false, true})
+    if (choose<T>(s, operation, forced, device, tiled)) return s;
   throw std::runtime_error("sfr_ext: " + std::to_string(operation.N) + " x " + std::to_string(operation.M) +
                            " patches do not fit on this GPU" +
                            (forced == Strategy::automatic ? "" : " with the strategy that was asked for"));

@@ -25,6 +25,11 @@ struct Tiling {
   SFR_BOTH int passes(int threads) const { return slices > 1 ? 1 : (tiles() + threads - 1) / threads; }
 };
 
+// Pixels of the tile that begins at `first`.
+SFR_BOTH int part_of(int pixels, int first, int tile) {
+  return pixels - first < tile ? pixels - first : tile;
+}
+
 // Row length of a panel: whole tiles, whole 16 bytes.
 SFR_BOTH int panel_row(int pixels, int edge) {
   const int padded = (pixels + edge - 1) / edge * edge;
@@ -182,8 +187,8 @@ enum class Pull {
   to_y,  // out_j = sum_i pull(W_ij, y_j, x_i)
 };
 
-// One tile of 4 pixels x 4 channels of a gradient: sums over the `others` pixels of the other side. W has rows of the
-// student's pixels, and zeros beyond the last pixel of either side, up to a multiple of 4.
+// One tile of 4 pixels x 4 channels of a gradient: adds the sums over the `others` pixels of the other side. W has rows
+// of the student's pixels, and zeros beyond the last pixel of either side, up to a multiple of 4.
 template <Pair pair, Pull pull, class T>
 SFR_DEVICE void pull_tile(const T* mine, int my_row, const T* theirs, int their_row, int others, const T* W,
                           int64_t ldw, int pixel, int channel, int channels, T (&sum)[4][4]) {
@@ -194,8 +199,6 @@ SFR_DEVICE void pull_tile(const T* mine, int my_row, const T* theirs, int their_
   for (int c = 0; c < 4; ++c) {
     rows[c] = channel + c < channels ? channel + c : channels - 1;
     own[c] = load4(mine + rows[c] * my_row + pixel);
-#pragma unroll
-    for (int p = 0; p < 4; ++p) sum[c][p] = 0;
   }
 #pragma unroll 1
   for (int o = 0; o < others; o += 4) {

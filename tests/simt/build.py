@@ -9,6 +9,7 @@ Run as a command (`python tests/simt/build.py plain race`) it only builds. There
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.machinery
@@ -18,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -137,14 +139,45 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.calls: Any = ctypes.CDLL(str(path))
+        self.path = path
+        self.calls.simt_calls.restype = self.calls.simt_meetings.restype = ctypes.c_char_p
+        self.with_shared: dict[int, int] = {}
 
     def seed(self, seed: int | None) -> None:
         """The order in which blocks, warps and lanes run; None is the natural one."""
         self.calls.simt_set_seed(ctypes.c_longlong(-1 if seed is None else seed))
 
     def device(self, index: int, processors: int, shared_kib: int) -> None:
-        """What a device (0 to 3) has; to be called before it is first used, for limits are asked for once."""
+        """What a device (0 to 15) has; to be called before it is first used, for limits are asked for once."""
         self.calls.simt_set_device(index, processors, shared_kib)
+
+    def device_with(self, shared_kib: int) -> int:
+        """A device on which a block can have so much shared memory, one of 8 to 15."""
+        if shared_kib not in self.with_shared:
+            self.with_shared[shared_kib] = index = 8 + len(self.with_shared)
+            self.device(index, 4, shared_kib)
+        return self.with_shared[shared_kib]
+
+    @contextlib.contextmanager
+    def counting_calls(self) -> Iterator[dict[str, int]]:
+        """What comes to be called of the CUDA runtime within it: filled in at its end."""
+        found: dict[str, int] = {}
+        self.calls.simt_count_calls()
+        yield found
+        for line in self.calls.simt_calls().decode().splitlines():
+            name, number = line.split()
+            found[name] = int(number)
+
+    @contextlib.contextmanager
+    def approximate(self, ulps: int = 2, flush: bool = True, seed: int = 0) -> Iterator[None]:
+        """Within it exp2 and quotients of float32 are off by up to so many units in the last place.
+
+        ``flush``: and 0 below float's normal range, and where a divisor is above 2^126, as CUDA documents them."""
+        self.calls.simt_approximate(ulps, flush, seed)
+        try:
+            yield
+        finally:
+            self.calls.simt_approximate(0, False, 0)
 
     def has_context(self, index: int) -> bool:
         """Whether something made a context on the device since `device` was called."""
@@ -167,7 +200,8 @@ def planted(flavour: str = "plain") -> Library:
     library = Library(build(f"{flavour}/planted.so"))
     for name in ("planted_name", "planted_run", "planted_launch"):
         getattr(library.calls, name).restype = ctypes.c_char_p
-    library.calls.planted_half_to_float.restype = ctypes.c_float
+    for name in ("planted_half_to_float", "planted_exp2", "planted_quotient"):
+        getattr(library.calls, name).restype = ctypes.c_float
     library.calls.planted_float_to_half.restype = ctypes.c_uint16
     return library
 

@@ -17,6 +17,7 @@
 #include <memory>
 #include <unordered_map>
 
+#include "counters.h"
 #include "messages.h"
 #include "symbols.h"
 
@@ -230,6 +231,10 @@ void look(const void* address, size_t bytes, const void* caller) {
                     : at + shared_margin - uintptr_t(memory.data()) < memory.bytes() + 2 * shared_margin) {
     access.shared = true;
     fail_outside(access);
+  }
+  if (counters::on) {
+    counters::access(thread, access.shared ? from_shared : at, bytes, write, access.shared, access.code);
+    return;
   }
   const Self self(thread);
   uintptr_t offset = access.shared ? from_shared : at;

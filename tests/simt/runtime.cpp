@@ -19,7 +19,7 @@ constexpr size_t kib = 1024;
 constexpr size_t shared_by_default = 48 * kib;
 constexpr size_t shared_reserved = 1 * kib;  // of each block, by the system
 constexpr int most_blocks_per_processor = 16, most_threads_per_processor = 2048;
-constexpr int device_count = 4;
+constexpr int device_count = 16;
 
 int from_environment(const char* name, int otherwise) {
   const char* text = std::getenv(name);
@@ -36,8 +36,16 @@ std::recursive_mutex mutex;  // one launch at a time, and everything else in bet
 Device devices[device_count];
 thread_local int current;
 thread_local cudaError_t last = cudaSuccess;
-thread_local std::string details;       // of the last failed launch
-std::map<const void*, size_t> allowed;  // shared memory for a block, by kernel
+thread_local std::string details;                       // of the last failed launch
+std::map<std::pair<int, const void*>, size_t> allowed;  // shared memory for a block, by device and kernel
+
+std::map<std::string, long> calls;  // of the runtime's functions, since simt_count_calls
+std::string calls_text;
+
+void called(const char* name) {
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  ++calls[name];
+}
 
 cudaError_t result(cudaError_t error) {
   if (error != cudaSuccess) last = error;
@@ -51,14 +59,15 @@ cudaError_t refused(cudaError_t error, const void* kernel, const std::string& wh
 
 // The driver's cuDevicePrimaryCtxGetState.
 int context_state(int device, unsigned* flags, int* active) {
+  called("cuDevicePrimaryCtxGetState");
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   *flags = 0, *active = devices[device].context;
   return 0;
 }
 
 size_t shared_allowed(const void* kernel) {
-  const auto found = allowed.find(kernel);
-  return found == allowed.end() ? shared_by_default : found->second;
+  const auto found = allowed.find({current, kernel});
+  return found == allowed.end() ? std::min(shared_by_default, devices[current].shared) : found->second;
 }
 
 int blocks_per_processor(int threads, size_t shared) {
@@ -74,6 +83,7 @@ int blocks_per_processor(int threads, size_t shared) {
 namespace simt {
 
 cudaError_t occupancy(int* blocks, const void* kernel, int threads, size_t shared) {
+  called("cudaOccupancyMaxActiveBlocksPerMultiprocessor");
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   devices[current].context = true;
   if (threads < 1) return result(cudaErrorInvalidValue);
@@ -83,6 +93,7 @@ cudaError_t occupancy(int* blocks, const void* kernel, int threads, size_t share
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(const void*),
                    const void* arguments) {
+  called("cudaLaunchKernelEx");
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   devices[current].context = true;
   Launch how;
@@ -164,16 +175,19 @@ cudaError_t cudaPeekAtLastError() {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
+  called("cudaGetDeviceCount");
   *count = device_count;
   return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int* device) {
+  called("cudaGetDevice");
   *device = current;
   return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
+  called("cudaSetDevice");
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   if (device < 0 || device >= device_count) return result(cudaErrorInvalidDevice);
   current = device;
@@ -190,6 +204,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, 
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device) {
+  called("cudaDeviceGetAttribute");
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   if (device < 0 || device >= device_count) return result(cudaErrorInvalidDevice);
   const Device& of = devices[device];
@@ -237,10 +252,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device)
 }
 
 cudaError_t cudaDeviceSynchronize() {
+  called("cudaDeviceSynchronize");
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  called("cudaStreamSynchronize");
   return cudaSuccess;
 }
 
@@ -255,15 +272,17 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute which, int value) {
+  called("cudaFuncSetAttribute");
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   devices[current].context = true;
   if (which != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || size_t(value) > devices[current].shared) return result(cudaErrorInvalidValue);
-  allowed[kernel] = size_t(value);
+  allowed[{current, kernel}] = size_t(value);
   return cudaSuccess;
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  called("cudaFuncGetAttributes");
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   devices[current].context = true;
   *attributes = {0, simt::most_threads, 32, int(shared_allowed(kernel))};
@@ -271,6 +290,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ke
 }
 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  called("cudaMemsetAsync");
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   devices[current].context = true;
   std::memset(to, value, bytes);
@@ -278,6 +298,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  called("cudaMemcpyAsync");
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   devices[current].context = true;
   std::memcpy(to, from, bytes);
@@ -300,6 +321,26 @@ SIMT_EXPORT void simt_set_device(int device, int processors, int shared_kib) {
 SIMT_EXPORT int simt_has_context(int device) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   return devices[device].context;
+}
+
+// Forgets the calls so far.
+SIMT_EXPORT void simt_count_calls() {
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  calls.clear();
+}
+
+// "function number" for each function of the runtime that was called, one a line.
+SIMT_EXPORT const char* simt_calls() {
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  calls_text.clear();
+  for (const auto& [name, number] : calls) calls_text += name + " " + std::to_string(number) + "\n";
+  return calls_text.c_str();
+}
+
+// How far off exp2 and quotients of float are; 0, 0: exact.
+SIMT_EXPORT void simt_approximate(int ulps, int flush, unsigned seed) {
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  simt::approximate(ulps, flush != 0, seed);
 }
 
 // The device of the calling thread.

@@ -1,11 +1,13 @@
 #include "scheduler.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <numeric>
 
+#include "counters.h"
 #include "crash.h"
 #include "messages.h"
 #include "race.h"
@@ -102,6 +104,7 @@ void release(Warp& warp) {
 
 void release(Block& block, Barrier& barrier) {
   race::warps_meet(block, barrier.warps);
+  counters::meeting(barrier.meeting, __builtin_popcount(barrier.warps));
   for (size_t i = 0; i < block.warps.size(); ++i)
     if (barrier.warps >> i & 1) release(block.warps[i]);
   barrier = {};
@@ -189,7 +192,10 @@ inline __attribute__((always_inline)) void meet(int id, int count, Site site, co
     arrive(warp);
     return give_way(self, first_thread(*warp.block));
   }
-  if (kind == Meeting::warp) race::warp_meets(warp);
+  if (kind == Meeting::warp) {
+    race::warp_meets(warp);
+    counters::meeting(warp.meeting, 1);
+  }
   release(warp);
   give_way(self, first_lane(warp));
 }
@@ -307,6 +313,7 @@ std::string run(const Launch& what) {
   permute(order);
   race::launch_begins(what);
   what.together ? run_together(order) : run_one_by_one(order);
+  counters::launch_ends();
   // Threads that were left in the middle of something start anew.
   if (!failure.empty())
     for (const auto& block : blocks)
@@ -357,6 +364,49 @@ uint64_t exchange(uint64_t bits, int lane, Site site) {
 
 uint64_t exchange_xor(uint64_t bits, int mask, Site site) {
   return exchange<Meeting::shuffle_xor>(bits, running->lane ^ mask, site, SIMT_CALLER);
+}
+
+// Approximations.
+
+namespace {
+
+struct {
+  int ulps = 0;
+  bool flush = false;
+  uint32_t seed = 0;
+} approximation;
+
+float flushed(float x) {
+  return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x;
+}
+
+// Off by up to as many units in the last place as were asked for, always the same for the same arguments.
+float off(float exact, uint32_t x, uint32_t y) {
+  if (approximation.ulps == 0 || !std::isfinite(exact) || std::fabs(exact) < 0x1p-125f) return exact;
+  uint64_t bits = (uint64_t(x) << 32 | y) ^ (uint64_t(approximation.seed) * 0x9e3779b97f4a7c15u);
+  bits = (bits ^ bits >> 29) * 0xbf58476d1ce4e5b9u, bits = (bits ^ bits >> 32) * 0x94d049bb133111ebu;
+  const int range = 2 * approximation.ulps + 1, ulps = int(bits >> 33) % range - approximation.ulps;
+  return bit_cast<float>(bit_cast<uint32_t>(exact) + uint32_t(ulps));
+}
+
+}  // namespace
+
+void approximate(int ulps, bool flush, unsigned seed) {
+  approximation = {ulps, flush, seed};
+}
+
+float exp2_of(float x) {
+  const float y = off(std::exp2(approximation.flush ? flushed(x) : x), bit_cast<uint32_t>(x), 0);
+  return approximation.flush ? flushed(y) : y;
+}
+
+float quotient(float x, float y) {
+  if (approximation.flush) {
+    if (std::fabs(y) > 0x1p126f && std::isfinite(y)) return std::isinf(x) ? NAN : std::copysign(0.0f, x * y);
+    x = flushed(x), y = flushed(y);
+  }
+  const float q = off(x / y, bit_cast<uint32_t>(x), bit_cast<uint32_t>(y));
+  return approximation.flush ? flushed(q) : q;
 }
 
 void arrive_and_wait(unsigned* counter, unsigned target) {

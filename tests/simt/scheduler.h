@@ -89,6 +89,9 @@ extern Thread* running;  // none: the host
 // Ends the launch from within one of its threads; the message begins with that thread's name.
 [[noreturn]] void fail(const std::string& what);
 
+// Of exp2 and quotients: how far off, and whether what is below float's normal range is 0.
+void approximate(int ulps, bool flush, unsigned seed);
+
 // Below 0: every order is the natural one.
 void set_seed(long long seed);
 

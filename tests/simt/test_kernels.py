@@ -19,8 +19,8 @@ from cases import METRICS, error, features, weights
 from torch import Tensor
 
 from sfr_ext import cost_matrix, solve, solve_sample
-from sfr_ext.ops import STRATEGIES, Ground, Pair, SolverOptions, forced, saved
-from sfr_ext.ops.contracts import METHODS
+from sfr_ext.ops import STRATEGIES, Ground, Pair, SolverOptions, forced, launch, saved
+from sfr_ext.ops.contracts import METHODS, Where
 from sfr_ext.ops.contracts import METRICS as METRIC_NUMBERS
 from sfr_ext.ops.emd import features_backward, solve_features
 from sfr_ext.ops.gradients import NeedPair
@@ -30,8 +30,9 @@ from simt import build
 # What the sanitizers' process runs again with its own flavour.
 FLAVOUR = os.environ.get("SFR_SIMT_FLAVOUR", "plain")
 
-# name: shapes of x and y, patch size, type
-MAPS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]] = {
+# Shapes of x and y, patch size, type.
+Maps = tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]
+MAPS: dict[str, Maps] = {
     "small": ((2, 5, 3, 3), (2, 5, 2, 4), 1, torch.float32),
     "groups": ((2, 9, 4, 5), (2, 3, 9, 5, 4), 1, torch.float32),
     "bfloat16": ((1, 40, 7, 7), (1, 40, 7, 7), 1, torch.bfloat16),
@@ -71,12 +72,17 @@ SEEDS = [None, 1, 2]
 
 
 @contextlib.contextmanager
-def emulated(flavour: str, strategy: str, seed: int | None) -> Iterator[None]:
-    """Within it the emulator stands in for the CPU; memory that nobody has written is NaN."""
+def emulated(flavour: str, strategy: str, seed: int | None, shared_kib: int | None = None) -> Iterator[None]:
+    """Within it the emulator stands in for the CPU; memory that nobody has written is NaN.
+
+    ``shared_kib``: what a block can have of shared memory."""
     build.emulator(flavour).seed(seed)
     torch.use_deterministic_algorithms(True)
     try:
-        with forced(strategy=strategy, emulated=build.module(flavour)):
+        with pytest.MonkeyPatch.context() as patch, forced(strategy=strategy, emulated=build.module(flavour)):
+            if shared_kib is not None:
+                device = build.emulator(flavour).device_with(shared_kib)
+                patch.setattr(launch, "Where", lambda _, *rest: Where(device, *rest))
             yield
     finally:
         torch.use_deterministic_algorithms(False)
@@ -86,10 +92,10 @@ def gradients(values: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
     return [*(v.detach() for v in values), *torch.autograd.grad(sum(v.sum() for v in values), leaves)]
 
 
-def of_maps(name: str, metric: str, weighted: bool, channels_last: bool) -> list[Tensor]:
+def of_maps(maps: Maps, metric: str, weighted: bool, channels_last: bool) -> list[Tensor]:
     """Values and gradients of everything that can be asked of two maps; at the end the potentials."""
     torch.manual_seed(0)
-    x_shape, y_shape, patch, dtype = MAPS[name]
+    x_shape, y_shape, patch, dtype = maps
     x, y = features(*x_shape, dtype=dtype), features(*y_shape, dtype=dtype)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
@@ -212,7 +218,7 @@ def check(results: list[list[Tensor]], expected: list[Tensor], tolerance: float)
 @pytest.mark.parametrize(("strategy", "name", "metric"), cases(MAP_CASES, QUICK))
 def test_maps_have_no_race(strategy: str, name: str, metric: str) -> None:
     with emulated("race", strategy, 1):
-        of_maps(name, metric, **layout(metric))
+        of_maps(MAPS[name], metric, **layout(metric))
 
 
 @pytest.mark.parametrize(("strategy", "name"), cases(COST_CASES, {("stream", "long"), ("cooperative", "wide")}))
@@ -227,9 +233,9 @@ def test_maps_under_every_schedule(strategy: str, name: str, metric: str) -> Non
     results = []
     for seed in SEEDS:
         with emulated(FLAVOUR, strategy, seed):
-            results.append(of_maps(name, metric, **layout(metric)))
+            results.append(of_maps(MAPS[name], metric, **layout(metric)))
     tolerance = {torch.float64: 1e-5, torch.float32: 5e-3, torch.bfloat16: 2e-2}[MAPS[name][3]]
-    check(results, of_maps(name, metric, **layout(metric)), tolerance)
+    check(results, of_maps(MAPS[name], metric, **layout(metric)), tolerance)
 
 
 @pytest.mark.parametrize(("strategy", "name"), cases(COST_CASES, {("stream", "long"), ("cooperative", "wide")}))

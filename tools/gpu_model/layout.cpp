@@ -7,11 +7,11 @@ namespace {
 using namespace sfr::cuda;
 
 template <class T>
-void fill_out(const Operation& task, const DeviceLimits& device, int64_t* out) {
-  const ProblemLayout s = choose<T>(task, Strategy::automatic, device);
+void fill_out(const Operation& task, Strategy strategy, const DeviceLimits& device, int64_t* out) {
+  const ProblemLayout s = choose<T>(task, strategy, device);
   const Cover cover = s.cover();
-  const int compared = s.compared(task.windows), edge = tile_edge<T>(compared, s.y_pixels);
-  const Tiling tiling(compared, s.y_pixels, edge, s.threads);
+  const int edge = tile_edge<T>(s.compare_x, s.compare_y);
+  const Tiling tiling(s.compare_x, s.compare_y, edge, s.threads);
   const int64_t values[] = {s.threads,
                             s.solvers,
                             s.teams,
@@ -21,7 +21,11 @@ void fill_out(const Operation& task, const DeviceLimits& device, int64_t* out) {
                             s.cost_near,
                             s.ld,
                             s.panel_channels,
+                            s.compare_x,
+                            s.compare_y,
                             s.pull_channels,
+                            s.pull_x,
+                            s.pull_y,
                             s.shared_bytes,
                             s.near_bytes,
                             s.far_bytes,
@@ -38,15 +42,16 @@ void fill_out(const Operation& task, const DeviceLimits& device, int64_t* out) {
 
 }  // namespace
 
-// in: N, M, x_pixels, y_pixels, C, G, windows, norms, solved, backward, reach, float64; processors, shared, together.
-// False, and the reason: it does not fit.
+// in: N, M, x_pixels, y_pixels, C, G, windows, norms, solved, backward, reach, float64; processors, shared, together,
+// strategy. False, and the reason: it does not fit.
 extern "C" bool choose_layout(const int64_t* in, int64_t* out, char* why, int length) {
   Operation task;
   task.N = in[0], task.M = in[1], task.x_pixels = in[2], task.y_pixels = in[3], task.C = in[4], task.G = in[5];
   task.windows = in[6], task.norms = in[7], task.solved = in[8], task.backward = in[9], task.reach = in[10];
   const DeviceLimits device{int(in[12]), size_t(in[13]), in[14] != 0};
+  const auto strategy = Strategy(in[15]);
   try {
-    in[11] ? fill_out<double>(task, device, out) : fill_out<float>(task, device, out);
+    in[11] ? fill_out<double>(task, strategy, device, out) : fill_out<float>(task, strategy, device, out);
     return true;
   } catch (const std::exception& error) {
     std::snprintf(why, size_t(length), "%s", error.what());

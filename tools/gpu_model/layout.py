@@ -11,6 +11,8 @@ from pathlib import Path
 
 import native_build
 
+from sfr_ext.ops.contracts import STRATEGIES
+
 from .devices import Device
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +59,11 @@ class Layout:
     cost_near: bool
     ld: int
     panel_channels: int
+    compare_x: int  # pixels of a panel
+    compare_y: int
     pull_channels: int
+    pull_x: int
+    pull_y: int
     shared_bytes: int
     near_bytes: int
     far_bytes: int
@@ -102,12 +108,12 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def choose(task: Task, device: Device) -> Layout:
+def choose(task: Task, device: Device, strategy: str = "automatic") -> Layout:
     """
     Raises:
         DoesNotFit: with the message of the launch.
     """
-    given = [*map(int, astuple(task)), device.processors, device.shared, 1]
+    given = [*map(int, astuple(task)), device.processors, device.shared, 1, STRATEGIES[strategy]]
     out = (ctypes.c_int64 * len(fields(Layout)))()
     why = ctypes.create_string_buffer(300)
     if not _library().choose_layout((ctypes.c_int64 * len(given))(*given), out, why, len(why)):

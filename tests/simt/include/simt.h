@@ -44,6 +44,10 @@ inline unsigned char* shared_memory() {
 uint64_t exchange(uint64_t bits, int lane, Site site);
 uint64_t exchange_xor(uint64_t bits, int mask, Site site);
 
+// Exact, unless a test makes them as far off as the hardware's may be.
+float exp2_of(float x);
+float quotient(float x, float y);
+
 template <class To, class From>
 To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From), "as many bits on both sides");

@@ -303,6 +303,42 @@ __global__ void everything(Params p) {
   p.out[int(blockIdx.x) * threads() + thread()] = x;
 }
 
+// What costs time and changes no value that matters: for the counters.
+
+// A square of 32 x 32 is written by columns; rows of 33 lie in different banks.
+template <bool broken>
+__global__ void bank_conflict(Params p) {
+  float* shared = shared_floats();
+  const int row = broken ? 32 : 33;
+  for (int i = 0; i < 32; ++i) shared[thread() * row + i] = p.in[i * 32 + thread()];  // counted: column
+  sync_warp();
+  float sum = 0;
+  for (int i = 0; i < 32; ++i) sum += shared[i * row + thread()];
+  p.out[thread()] = sum;
+}
+
+// 16 bytes a lane, 16 apart or 48.
+template <bool broken>
+__global__ void wide_conflict(Params p) {
+  Word16* shared = reinterpret_cast<Word16*>(shared_memory());
+  const Word16 word = load16(p.in + 4 * thread());
+  shared[thread() * (broken ? 8 : 1)] = word;  // counted: wide
+  p.out[thread()] = bits_float(word.part[0]);
+}
+
+template <bool broken>
+__global__ void uncoalesced_load(Params p) {
+  p.out[thread()] = p.in[thread() * (broken ? 32 : 1)];  // counted: load
+}
+
+// Lanes take as many rounds as they are far from the first; or all the same.
+template <bool broken>
+__global__ void idle_lanes(Params p) {
+  float sum = 0;
+  for (int i = 0; i < (broken ? lane() + 1 : 32); ++i) sum += p.in[i * 32 + lane()];  // counted: round
+  p.out[thread()] = sum;
+}
+
 struct Case {
   const char* name;
   Kernel<Params> sound, broken;
@@ -345,6 +381,10 @@ const Case cases[] = {
     {PLANTED(never_ends), {1, 64, 0, false, nullptr}},
     {PLANTED(halves), {1, 64, 128, false, nullptr}},
     {PLANTED(everything), {3, 256, 1024, false, nullptr}},
+    {PLANTED(bank_conflict), {1, 32, 33 * 32 * 4, false, nullptr}},
+    {PLANTED(wide_conflict), {1, 32, 8 * 32 * 16, false, nullptr}},
+    {PLANTED(uncoalesced_load), {1, 32, 0, false, nullptr}},
+    {PLANTED(idle_lanes), {1, 32, 0, false, nullptr}},
 };
 
 }  // namespace planted
@@ -401,4 +441,10 @@ PLANTED_EXPORT float planted_half_to_float(uint16_t half) {
 }
 PLANTED_EXPORT uint16_t planted_float_to_half(float x) {
   return sfr::cuda::float_to_half(x);
+}
+PLANTED_EXPORT float planted_exp2(float x) {
+  return sfr::cuda::exp2_of(x);
+}
+PLANTED_EXPORT float planted_quotient(float x, float y) {
+  return sfr::cuda::quotient(x, y);
 }
