@@ -16,7 +16,10 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .ops import copied as read
 
-__all__ = ["advance", "lasting", "plain", "read", "recomputing", "transformed", "writable"]
+__all__ = ["MOST", "advance", "lasting", "plain", "read", "recomputing", "transformed", "writable"]
+
+
+MOST = torch.iinfo(torch.int64).max  # that a step counter can come to
 
 
 def transformed() -> bool:

@@ -312,6 +312,8 @@ def _check_arguments(smoothing: float, total_steps: int | None, schedule: Schedu
         checks.an_int(_NAME, "total_steps", total_steps)
         if total_steps < 1:
             raise ValueError(f"{where}: expected total_steps >= 1, got {total_steps}")
+        if total_steps > counters.MOST:
+            raise ValueError(f"{where}: expected total_steps < 2**63, got {total_steps}")
     if not callable(schedule) and schedule not in ("linear", "cosine", "constant"):
         raise ValueError(f'{where}: expected schedule "linear", "cosine", "constant" or a function, got {schedule!r}')
     if prior not in ("uniform", "online"):

@@ -446,6 +446,23 @@ def test_a_finished_run_is_left_alone(tmp_path):
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["version_0"]
 
 
+def test_the_folder_of_another_run_is_left_alone(tmp_path, checkpoints):
+    """--resume says what goes on; it is no leave to write over what a folder holds of another run."""
+    other = quick(tmp_path / "other", arm="ls", epochs=1, layers=("layer1", "layer2"))
+    run(other)
+    kept = {path: path.read_bytes() for path in other.out.rglob("*") if path.is_file()}
+    longer = replace(resumed(checkpoints), out=other.out, epochs=checkpoints.epochs + 1)
+    with pytest.raises(TrainError, match="holds another run than .*, with --arm ls instead of ce;"):
+        run(longer)
+    (other.out / "result.json").unlink()
+    with pytest.raises(TrainError, match="holds another run"):
+        run(longer)
+    assert all(path.read_bytes() == was for path, was in kept.items() if path.exists())
+    # A copy of one of its own checkpoints is its own.
+    shutil.copy(other.out / LAST_CHECKPOINT, tmp_path / "copy.ckpt")
+    assert run(replace(other, resume=tmp_path / "copy.ckpt", epochs=2))["epochs"] == 2
+
+
 def test_a_run_that_was_interrupted_is_left_alone(tmp_path, cut_in_epoch):
     config = quick(tmp_path, arm="ce")
     cut_in_epoch(config, 2)

@@ -139,6 +139,7 @@ def test_total_steps_needed(schedule):
         ({"smoothing": float("nan")}, ValueError, r"smoothing in \[0, 1\], got nan"),
         ({"smoothing": "0.1"}, TypeError, "smoothing to be a number, got str"),
         ({"total_steps": 0}, ValueError, "total_steps >= 1, got 0"),
+        ({"total_steps": 2**63}, ValueError, "total_steps < 2"),
         ({"total_steps": 2.0}, TypeError, "total_steps to be an int, got float"),
         ({"schedule": "exp"}, ValueError, "got 'exp'"),
         ({"prior": "teacher"}, ValueError, "got 'teacher'"),

@@ -186,3 +186,5 @@ def _check_values(name: str, weight: float, warmup_steps: int) -> None:
     checks.an_int(name, "warmup_steps", warmup_steps)
     if warmup_steps < 0:
         raise ValueError(f"{where}: expected warmup_steps >= 0, got {warmup_steps}")
+    if warmup_steps > counters.MOST:
+        raise ValueError(f"{where}: expected warmup_steps < 2**63, got {warmup_steps}")

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, set_parsing_settings
 
 from .config import KEPT_OPTIONS, LAST_CHECKPOINT, TrainConfig, flag, near_misses, options
+from .errors import TrainError
 
 _PROGRAM = "sfr-ext train"
 
@@ -40,12 +41,16 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
                 given["out"] = checkpoint.parent.parent
     except ArgumentError as error:
         _refuse(str(error), parser)
+    except UnicodeDecodeError as error:
+        _refuse(f"--config: expected a text in UTF-8 ({error})", parser)
     values = {name: given[name] for name in options()}
     for name in ("precision", "devices"):
         values[name] = str(values[name])
     if values["layers"] is not None:
         values["layers"] = tuple(values["layers"])
     for name in ("data_dir", "out", "resume"):
+        if values[name] == "":
+            raise TrainError(f"{flag(name)} must name a {'checkpoint' if name == 'resume' else 'folder'}, got ''")
         if values[name] is not None:
             values[name] = Path(values[name])
     return TrainConfig(**values)
