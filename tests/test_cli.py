@@ -281,6 +281,15 @@ def test_resume_takes_its_options_from_the_run(tmp_path, monkeypatch, capsys):
 
 
 @needs_extra
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff"])
+def test_options_of_a_run_that_are_damaged(text, tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "options.json").write_bytes(text)
+    assert cli.main(["train", "--resume", str(tmp_path)]) == 1
+    assert "options.json is damaged; remove it" in one_sentence(capsys.readouterr())
+
+
+@needs_extra
 def test_interrupt(monkeypatch, capsys, tmp_path):
     from sfr_ext.train.module import Classifier
 

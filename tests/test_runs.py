@@ -551,6 +551,21 @@ def test_a_disk_that_fills_up_while_steps_are_logged(tmp_path, monkeypatch):
         run(quick(tmp_path, arm="ce"))
 
 
+def test_a_folder_that_is_removed_while_it_is_written_to(tmp_path, monkeypatch):
+    from sfr_ext.train.engine import CSVLogger
+
+    for name, error in ((tmp_path / "runs" / "steps" / "metrics.csv", TrainError), ("elsewhere", FileNotFoundError)):
+
+        def gone(self, name=name):
+            raise FileNotFoundError(2, "No such file or directory", str(name))
+
+        monkeypatch.setattr(CSVLogger, "save", gone)
+        with pytest.raises(error) as caught:
+            run(quick(tmp_path / "runs", arm="ce"))
+        said = f"--out: {name} cannot be written: No such file or directory"
+        assert (str(caught.value) == said) == (error is TrainError)
+
+
 # A loss that is not finite
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from argparse import ArgumentTypeError
@@ -35,6 +36,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
             checkpoint = _checkpoint(given)
             kept = checkpoint.with_name(KEPT_OPTIONS.name)
             if kept.is_file():  # flags win over what comes before them
+                _check_kept(kept)
                 given = vars(parser.parse_args(["--config", str(kept), *arguments]))
             given["resume"] = checkpoint
             if given["out"] is None and checkpoint.parent.name == LAST_CHECKPOINT.parent.name:
@@ -63,6 +65,16 @@ def _checkpoint(given: dict[str, Any]) -> Path:
         return Path(out) / LAST_CHECKPOINT
     path = Path(given["resume"])
     return path / LAST_CHECKPOINT if path.is_dir() else path
+
+
+def _check_kept(path: Path) -> None:
+    """What a run has left of its options is text that can be read."""
+    try:
+        whole = isinstance(json.loads(path.read_text()), dict)
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        raise TrainError(f"--resume: {path} is damaged; remove it, and give the run's options beside --resume")
 
 
 def _parser() -> ArgumentParser:

@@ -187,7 +187,7 @@ def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkp
         # The processes that this one started would wait for it.
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)
-        if isinstance(error, OSError) and refuses_writing(error):
+        if isinstance(error, OSError) and (refuses_writing(error) or _lies_in(out, error.filename)):
             raise TrainError(f"--out: {error.filename or out} cannot be written: {error.strerror}") from error
         raise
     finally:
@@ -197,6 +197,11 @@ def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkp
         saved = (out / LAST_CHECKPOINT).exists()
         how = "the same command with --resume goes on after the last whole epoch" if saved else "no epoch was finished"
         raise KeyboardInterrupt(how)
+
+
+def _lies_in(folder: Path, name: Any) -> bool:
+    """Whether this file that the system complains of is one of the folder's, which somebody may have removed."""
+    return isinstance(name, (str, Path)) and Path(name).absolute().is_relative_to(folder.absolute())
 
 
 def _workers(config: TrainConfig, data: ImageData | FolderData) -> int:
