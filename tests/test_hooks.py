@@ -166,7 +166,17 @@ def test_data_parallel_on_one_device(images):
 # A layer that never ran
 
 
-CAUSES = ["called before", "condition", "checkpointing", "torch.fx", "quantisation", "averaging", "jit", "DataParallel"]
+CAUSES = [
+    "called before",
+    "condition",
+    "checkpointing",
+    "torch.fx",
+    "quantisation",
+    "averaging",
+    "jit",
+    "DataParallel",
+    "replaced",
+]
 
 
 @pytest.mark.parametrize(

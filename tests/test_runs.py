@@ -243,12 +243,31 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_it_taken(kind, checkpoints
 
 def test_somebody_elses_checkpoint(checkpoints, tmp_path):
     other = tmp_path / "other.ckpt"
-    for content in ({"epoch": 3}, {"sfr_ext": {}}, [1, 2], {"sfr_ext": 3, "epoch": 1}, torch.zeros(3)):
+    for content in (
+        {"epoch": 3},
+        {"sfr_ext": {}},
+        [1, 2],
+        {"sfr_ext": 3, "epoch": 1},
+        {"sfr_ext": {}, "epoch": 1},
+        torch.zeros(3),
+    ):
         torch.save(content, other)
         with pytest.raises(TrainError, match="other.ckpt is not a checkpoint of sfr-ext train"):
             run(replace(checkpoints, resume=other))
     with pytest.raises(TrainError, match="other2.ckpt does not exist"):
         run(replace(checkpoints, resume=tmp_path / "other2.ckpt"))
+
+
+def test_a_checkpoint_of_another_network(checkpoints, tmp_path):
+    """As another version may have left it: of the same options, with other layers."""
+    content = read_checkpoint(tmp_path / LAST_CHECKPOINT)
+    content["state_dict"]["model.stem.weight"] = content["state_dict"].pop("model.conv1.weight")
+    torch.save(content, tmp_path / LAST_CHECKPOINT)
+    with pytest.raises(
+        TrainError, match=r"last.ckpt does not fit --arch resnet8 \(Missing key.*conv1.weight"
+    ) as caught:
+        run(resumed(checkpoints, epochs=3))
+    assert "\n" not in str(caught.value)
 
 
 def test_last_is_gone_or_both_are_bad(checkpoints, tmp_path):

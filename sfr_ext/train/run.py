@@ -22,7 +22,7 @@ from .checkpoints import KeepingIO, find_checkpoint
 from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag
 from .data import FolderData, ImageData, load_data
 from .engine import CSVLogger, L, MisconfigurationException, ModelCheckpoint, process_rank
-from .errors import TrainError
+from .errors import EveryProcessError, TrainError
 from .files import alone_in, atomic_write, refuses_writing, remove_partial
 from .loader import ImageModule
 from .models import build_model
@@ -189,6 +189,10 @@ def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkp
             trainer.strategy.launcher.kill(signal.SIGKILL)
         if isinstance(error, OSError) and (refuses_writing(error) or _lies_in(out, error.filename)):
             raise TrainError(f"--out: {error.filename or out} cannot be written: {error.strerror}") from error
+        if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
+            lines = [line.strip() for line in str(error).strip().splitlines()]
+            said = f"--resume: {checkpoint} does not fit {flag('arch')} {module.config.arch} ({' '.join(lines[1:2])})"
+            raise EveryProcessError(said) from error
         raise
     finally:
         if module.regularizer is not None:
