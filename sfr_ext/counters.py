@@ -16,7 +16,10 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .ops import copied as read
 
-__all__ = ["advance", "plain", "read", "transformed", "writable"]
+__all__ = ["MOST", "advance", "lasting", "plain", "read", "recomputing", "transformed", "writable"]
+
+
+MOST = torch.iinfo(torch.int64).max  # that a step counter can come to
 
 
 def transformed() -> bool:
@@ -27,6 +30,16 @@ def transformed() -> bool:
 def writable() -> contextlib.AbstractContextManager[object]:
     """Within it, tensors that the transforms of ``torch.func`` did not make may be changed in place."""
     return temporarily_clear_interpreter_stack() if transformed() else contextlib.nullcontext()
+
+
+def lasting() -> contextlib.AbstractContextManager[object]:
+    """Within it, what is made may be changed in place later, though it be made under ``torch.inference_mode``."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False)
+
+
+def recomputing() -> bool:
+    """Whether autograd runs: a forward that a checkpoint computes again in backward."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def plain(x: Tensor) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,7 @@ class DynamicLabelSmoothing(nn.Module):
         reduction: "mean" (weighted by the class weights) | "sum" | "none".
 
     Call it with logits ``[B, K]`` or ``[B, K, ...]`` (floating point) and the targets: class numbers ``[B]`` or
-    ``[B, ...]`` (int64 or uint8), or probabilities of the logits' shape. Half-precision logits are taken as float32. It
+    ``[B, ...]`` (int64 or uint8), or probabilities of the logits' shape. Half precision is taken as float32. It
     returns a scalar, for "none" the targets' shape without classes. The step count and the running means are in
     ``state_dict``; the running means are there from the first batch on and are no buffer, so that a copy made earlier
     (for weight averaging) may be used.
@@ -87,9 +87,11 @@ class DynamicLabelSmoothing(nn.Module):
     0.0 0.025 0.05 0.075 0.1 0.1
     """
 
-    steps: Tensor
-    weight: Tensor | None
-    class_prior: Tensor
+    if TYPE_CHECKING:  # torch.jit.script, of a module that this one is part of, reads annotations and not strings
+        steps: Tensor
+        weight: Tensor | None
+        class_prior: Tensor
+    __jit_unused_properties__ = ("current",)
 
     def __init__(
         self,
@@ -119,14 +121,22 @@ class DynamicLabelSmoothing(nn.Module):
         self.class_prior = torch.empty(0, 0)
         self._calls_without_step = 0
 
+    @torch.jit.unused  # a loss is for training: the rest of the module is compiled
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of logits ``[B, K, ...]`` against class numbers ``[B, ...]`` or probabilities ``[B, K, ...]``."""
         soft = _check_batch(logits, target, self.weight, self.ignore_index)
         if soft and self.prior == "online":
             checks.refuse(ValueError, _NAME, "target", 'to hold class numbers for prior="online"', "probabilities")
-        self._watch_for_steps()
+        if counters.recomputing():
+            self._refuse_to_relearn()
+        else:
+            self._watch_for_steps()
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
+        if not soft:
+            target = target.long()
+        elif target.dtype in (torch.float16, torch.bfloat16):
+            target = target.float()  # smoothed in its own type, they would be rounded to it
         weight = None if self.weight is None else self.weight.to(logits.dtype)
         eps = self._eps()
         if self.prior == "uniform" and isinstance(eps, float):
@@ -141,7 +151,6 @@ class DynamicLabelSmoothing(nn.Module):
         log_p = F.log_softmax(logits, dim=1)
         if soft:
             return self._against_probabilities(log_p, target, weight, eps)
-        target = target.long()
         loss = self._against_classes(log_p, target, weight, eps)
         if self.prior == "online" and self.training:
             self._learn_prior(log_p, target)
@@ -198,7 +207,8 @@ class DynamicLabelSmoothing(nn.Module):
         if self.prior == "online":
             terms, share = log_p * self._prior_of(known, log_p), eps
         if weight is not None:
-            terms = terms * _per_class(weight, log_p)
+            # Where there is no smoothing, no weight may make the gradient of nothing NaN.
+            terms = terms * _per_class(weight.where(torch.as_tensor(share, device=weight.device) != 0, 0.0), log_p)
         spread = -terms.sum(1).masked_fill(ignored, 0.0)
         if self.reduction == "mean":
             counted = ~ignored if weight is None else weight[known].masked_fill(ignored, 0.0)
@@ -214,7 +224,7 @@ class DynamicLabelSmoothing(nn.Module):
         """``[B, K, ...]``: the rows of the table for classes ``[B, ...]``."""
         count = log_p.shape[1]
         if self.class_prior.numel() == 0:
-            with counters.writable():
+            with counters.writable(), counters.lasting():
                 self.class_prior = torch.full((count, count), 1.0 / count, device=log_p.device)
         elif self.class_prior.shape[0] != count:
             raise ValueError(
@@ -245,6 +255,13 @@ class DynamicLabelSmoothing(nn.Module):
             keep = _KEEP_PER_SAMPLE**count
             self.class_prior.mul_(keep).add_(mean * (1 - keep))
 
+    def _refuse_to_relearn(self) -> None:
+        if self.prior == "online" and self.training:
+            raise RuntimeError(
+                f'sfr_ext.{_NAME}: prior="online" has learnt from this batch, so that a checkpoint that computes the '
+                "loss again in backward would find another prior; keep the loss out of torch.utils.checkpoint"
+            )
+
     def _watch_for_steps(self) -> None:
         """Warns where nobody advances the schedule: the smoothing would stay what it is for ever."""
         if torch.compiler.is_compiling() or not self.training or self.schedule == "constant":
@@ -263,7 +280,9 @@ class DynamicLabelSmoothing(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DynamicLabelSmoothing:
         super()._apply(fn, recurse)
-        self.class_prior = fn(self.class_prior)
+        table, moved = self.class_prior, fn(self.class_prior)
+        # In half precision a mean that moves by thousandths would stand still.
+        self.class_prior = table.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -293,6 +312,8 @@ def _check_arguments(smoothing: float, total_steps: int | None, schedule: Schedu
         checks.an_int(_NAME, "total_steps", total_steps)
         if total_steps < 1:
             raise ValueError(f"{where}: expected total_steps >= 1, got {total_steps}")
+        if total_steps > counters.MOST:
+            raise ValueError(f"{where}: expected total_steps < 2**63, got {total_steps}")
     if not callable(schedule) and schedule not in ("linear", "cosine", "constant"):
         raise ValueError(f'{where}: expected schedule "linear", "cosine", "constant" or a function, got {schedule!r}')
     if prior not in ("uniform", "online"):

@@ -127,12 +127,29 @@ def test_defaults_are_those_of_the_configuration():
         (["--devices", "²"], "--devices must be a number from 1 or 'auto', got '²'"),
         (["--devices", "1.5"], "--devices must be a number from 1 or 'auto', got '1.5'"),
         (["--resume", "--overwrite"], "--resume continues a run and --overwrite begins it anew"),
+        (["--out", ""], "--out must name a folder, got ''"),
+        (["--data-dir="], "--data-dir must name a folder, got ''"),
         (["--out", "/dev/null/runs"], "--out: /dev/null/runs cannot be made: "),
     ],
 )
 def test_values_that_are_not_allowed(arguments, said, capsys):
     assert cli.main(["train", *arguments]) == 1
     assert said in one_sentence(capsys.readouterr())
+
+
+@needs_extra
+@pytest.mark.parametrize("more", [["--emd-warmup", "1e300"], ["--accumulate", "1000"]])
+def test_extreme_values_that_are_allowed(more, capsys, tmp_path):
+    assert cli.main(["train", *QUICK, *more, "--out", str(tmp_path)]) == 0
+    assert without_notes(capsys.readouterr()) == []
+
+
+@needs_extra
+def test_a_config_that_is_no_text(tmp_path, capsys):
+    (tmp_path / "options.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "--config", str(tmp_path / "options.yaml")])
+    assert "--config: expected a text in UTF-8" in capsys.readouterr().err
 
 
 def without_notes(captured):
@@ -261,6 +278,15 @@ def test_resume_takes_its_options_from_the_run(tmp_path, monkeypatch, capsys):
     assert "was trained with --lr 0.05, got 0.1" in capsys.readouterr().err
     assert cli.main(["train", "--resume", "runs/nowhere"]) == 1
     assert "runs/nowhere does not exist" in one_sentence(capsys.readouterr())
+
+
+@needs_extra
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff"])
+def test_options_of_a_run_that_are_damaged(text, tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "options.json").write_bytes(text)
+    assert cli.main(["train", "--resume", str(tmp_path)]) == 1
+    assert "options.json is damaged; remove it" in one_sentence(capsys.readouterr())
 
 
 @needs_extra

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from sfr_ext import SelfFeatureRegularizer, layouts
+from sfr_ext import DynamicLabelSmoothing, SelfFeatureRegularizer, layouts
 
 LAYERS = ["layer1", "layer2", "layer3"]
 
@@ -63,6 +64,16 @@ def test_a_later_forward_without_gradient(images, run, context):
     assert sfr.steps == 0
     net(images)
     assert sfr.loss().requires_grad
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_loss_within_a_checkpoint(images, reentrant):
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS)
+    loss = checkpoint(lambda x: net(x).sum() + sfr.loss(), images.requires_grad_(), use_reentrant=reentrant)
+    net(images)  # whose features are not to be taken for those of the checkpoint
+    with pytest.raises(RuntimeError, match=r"called in backward.*call loss\(\) outside"):
+        loss.backward()
 
 
 def test_reentrant_checkpoint(images):
@@ -155,7 +166,17 @@ def test_data_parallel_on_one_device(images):
 # A layer that never ran
 
 
-CAUSES = ["called before", "condition", "checkpointing", "torch.fx", "quantisation", "averaging", "jit", "DataParallel"]
+CAUSES = [
+    "called before",
+    "condition",
+    "checkpointing",
+    "torch.fx",
+    "quantisation",
+    "averaging",
+    "jit",
+    "DataParallel",
+    "replaced",
+]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +239,53 @@ def test_jit_script(images, which):
         net(images)
         sfr.loss()
     assert not any("__prepare_scriptable__" in vars(module) for module in net.modules())
+
+
+class Owner(nn.Module):
+    """What people export: a module that holds the network and its losses."""
+
+    def __init__(self, prior, mode, attach):
+        super().__init__()
+        self.net = scripted_net()
+        self.smooth = DynamicLabelSmoothing(0.1, 10, prior=prior)
+        self.sfr = SelfFeatureRegularizer(self.net, ["0", "1", "2"], channel_mode=mode, attach=attach)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def loss(self, x):
+        return self.smooth(self(x).mean((2, 3)), torch.tensor([0, 1, 2])) + self.sfr.loss()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("prior", ["uniform", "online"])
+@pytest.mark.parametrize("mode", ["match", "project"])
+@pytest.mark.parametrize("attach", [False, True])
+def test_jit_script_of_what_owns_the_losses(images, prior, mode, attach):
+    """It can be scripted and saved; training goes on, though torch.jit puts what it was given into the owner."""
+    owner = Owner(prior, mode, attach)
+    owner(images)
+    owner.loss(images).backward()
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(owner), file)
+    file.seek(0)
+    torch.testing.assert_close(torch.jit.load(file)(images), owner(images))
+    owner.sfr.loss()
+    wanted = Owner(prior, mode, attach)
+    wanted(images)
+    wanted.loss(images).backward()
+    with torch.no_grad():
+        wanted(images), wanted(images)  # as many as above, for the running means
+    for ours, theirs in zip(owner.parameters(), wanted.parameters(), strict=True):
+        theirs.data.copy_(ours)
+    ours, theirs = (torch.autograd.grad(each.loss(images), list(each.parameters())) for each in (owner, wanted))
+    torch.testing.assert_close(ours, theirs)
+    for twin in (copy.deepcopy(owner), pickle.loads(pickle.dumps(owner))):
+        twin.loss(images)
+    owner.sfr.remove()
+    owner(images)
+    with pytest.raises(RuntimeError, match="removed"):
+        owner.sfr.loss()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

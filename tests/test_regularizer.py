@@ -479,6 +479,7 @@ def test_wrong_rank_and_kind_of_features(net, images):
         (LAYERS, {"weight": -1.0}, ValueError, "weight >= 0, got -1.0"),
         (LAYERS, {"weight": "1"}, TypeError, "weight to be a number, got str"),
         (LAYERS, {"warmup_steps": -1}, ValueError, "warmup_steps >= 0, got -1"),
+        (LAYERS, {"warmup_steps": 2**63}, ValueError, "warmup_steps < 2"),
         (LAYERS, {"warmup_steps": 1.5}, TypeError, "warmup_steps to be an int, got float"),
         (LAYERS, {"channel_mode": "all"}, ValueError, "got 'all'"),
         (LAYERS, {"weighting": "deepemd"}, ValueError, 'weighting "uniform" or "cross-reference", got .deepemd.'),

@@ -243,12 +243,31 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_it_taken(kind, checkpoints
 
 def test_somebody_elses_checkpoint(checkpoints, tmp_path):
     other = tmp_path / "other.ckpt"
-    for content in ({"epoch": 3}, {"sfr_ext": {}}, [1, 2], {"sfr_ext": 3, "epoch": 1}, torch.zeros(3)):
+    for content in (
+        {"epoch": 3},
+        {"sfr_ext": {}},
+        [1, 2],
+        {"sfr_ext": 3, "epoch": 1},
+        {"sfr_ext": {}, "epoch": 1},
+        torch.zeros(3),
+    ):
         torch.save(content, other)
         with pytest.raises(TrainError, match="other.ckpt is not a checkpoint of sfr-ext train"):
             run(replace(checkpoints, resume=other))
     with pytest.raises(TrainError, match="other2.ckpt does not exist"):
         run(replace(checkpoints, resume=tmp_path / "other2.ckpt"))
+
+
+def test_a_checkpoint_of_another_network(checkpoints, tmp_path):
+    """As another version may have left it: of the same options, with other layers."""
+    content = read_checkpoint(tmp_path / LAST_CHECKPOINT)
+    content["state_dict"]["model.stem.weight"] = content["state_dict"].pop("model.conv1.weight")
+    torch.save(content, tmp_path / LAST_CHECKPOINT)
+    with pytest.raises(
+        TrainError, match=r"last.ckpt does not fit --arch resnet8 \(Missing key.*conv1.weight"
+    ) as caught:
+        run(resumed(checkpoints, epochs=3))
+    assert "\n" not in str(caught.value)
 
 
 def test_last_is_gone_or_both_are_bad(checkpoints, tmp_path):
@@ -446,6 +465,23 @@ def test_a_finished_run_is_left_alone(tmp_path):
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["version_0"]
 
 
+def test_the_folder_of_another_run_is_left_alone(tmp_path, checkpoints):
+    """--resume says what goes on; it is no leave to write over what a folder holds of another run."""
+    other = quick(tmp_path / "other", arm="ls", epochs=1, layers=("layer1", "layer2"))
+    run(other)
+    kept = {path: path.read_bytes() for path in other.out.rglob("*") if path.is_file()}
+    longer = replace(resumed(checkpoints), out=other.out, epochs=checkpoints.epochs + 1)
+    with pytest.raises(TrainError, match="holds another run than .*, with --arm ls instead of ce;"):
+        run(longer)
+    (other.out / "result.json").unlink()
+    with pytest.raises(TrainError, match="holds another run"):
+        run(longer)
+    assert all(path.read_bytes() == was for path, was in kept.items() if path.exists())
+    # A copy of one of its own checkpoints is its own.
+    shutil.copy(other.out / LAST_CHECKPOINT, tmp_path / "copy.ckpt")
+    assert run(replace(other, resume=tmp_path / "copy.ckpt", epochs=2))["epochs"] == 2
+
+
 def test_a_run_that_was_interrupted_is_left_alone(tmp_path, cut_in_epoch):
     config = quick(tmp_path, arm="ce")
     cut_in_epoch(config, 2)
@@ -532,6 +568,21 @@ def test_a_disk_that_fills_up_while_steps_are_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(CSVLogger, "save", full)
     with pytest.raises(TrainError, match="--out: .* cannot be written: No space left on device"):
         run(quick(tmp_path, arm="ce"))
+
+
+def test_a_folder_that_is_removed_while_it_is_written_to(tmp_path, monkeypatch):
+    from sfr_ext.train.engine import CSVLogger
+
+    for name, error in ((tmp_path / "runs" / "steps" / "metrics.csv", TrainError), ("elsewhere", FileNotFoundError)):
+
+        def gone(self, name=name):
+            raise FileNotFoundError(2, "No such file or directory", str(name))
+
+        monkeypatch.setattr(CSVLogger, "save", gone)
+        with pytest.raises(error) as caught:
+            run(quick(tmp_path / "runs", arm="ce"))
+        said = f"--out: {name} cannot be written: No such file or directory"
+        assert (str(caught.value) == said) == (error is TrainError)
 
 
 # A loss that is not finite

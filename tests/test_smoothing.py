@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from sfr_ext import DynamicLabelSmoothing
 
@@ -138,6 +139,7 @@ def test_total_steps_needed(schedule):
         ({"smoothing": float("nan")}, ValueError, r"smoothing in \[0, 1\], got nan"),
         ({"smoothing": "0.1"}, TypeError, "smoothing to be a number, got str"),
         ({"total_steps": 0}, ValueError, "total_steps >= 1, got 0"),
+        ({"total_steps": 2**63}, ValueError, "total_steps < 2"),
         ({"total_steps": 2.0}, TypeError, "total_steps to be an int, got float"),
         ({"schedule": "exp"}, ValueError, "got 'exp'"),
         ({"prior": "teacher"}, ValueError, "got 'teacher'"),
@@ -267,3 +269,55 @@ def test_a_schedule_that_is_advanced_or_constant_warns_of_nothing():
 def test_a_schedule_out_of_range(fraction):
     with pytest.raises(ValueError, match=r"schedule to return a fraction in \[0, 1\]"):
         DynamicLabelSmoothing(0.1, 4, lambda x: fraction)(*batch())
+
+
+# Where the table of an online prior is made and kept
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_table_made_under_inference_mode_learns_later(training):
+    smooth = DynamicLabelSmoothing(0.1, total_steps=4, prior="online").train(training)
+    with torch.inference_mode():
+        smooth(*batch())
+        smooth.step()
+    smooth.train()
+    smooth(*batch()).backward()
+    smooth.step()
+    assert smooth.current == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_module_in_half_precision_learns_as_any(dtype):
+    smooth, other = (DynamicLabelSmoothing(0.1, schedule="constant", prior="online") for _ in range(2))
+    logits, target = batch(8)
+    smooth(logits, target)
+    other(logits, target)
+    smooth.to(dtype)
+    for _ in range(20):
+        smooth(logits.to(dtype), logits.argmax(1))
+        other(logits.to(dtype), logits.argmax(1))
+    assert torch.equal(smooth.class_prior, other.class_prior) and not torch.equal(
+        other.class_prior, torch.full((5, 5), 0.2)
+    )
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_loss(reentrant):
+    """Computed again in backward it is the same, or refused: an online prior has moved on."""
+    logits, target = batch(8)
+    smooth = DynamicLabelSmoothing(0.2, total_steps=4)
+    smooth.step()
+    loss = checkpoint(smooth, logits, target, use_reentrant=reentrant)
+    (ours,) = torch.autograd.grad(loss, logits) if not reentrant else (None,)
+    if reentrant:
+        loss.backward()
+        ours = logits.grad
+    (wanted,) = torch.autograd.grad(F.cross_entropy(logits, target, label_smoothing=0.05), logits)
+    torch.testing.assert_close(ours, wanted)
+
+    smooth = DynamicLabelSmoothing(0.2, schedule="constant", prior="online")
+    loss = checkpoint(smooth, logits, target, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match="keep the loss out of torch.utils.checkpoint"):
+        loss.backward()
+    smooth.eval()
+    checkpoint(smooth, logits, target, use_reentrant=reentrant).backward()

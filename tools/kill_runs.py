@@ -1,8 +1,8 @@
 """Kills training runs and goes on with them: do they end with the bits of a run that nobody killed?
 
-    python tools/kill_runs.py [--kills 20] [--out FOLDER]
+    python tools/kill_runs.py [--kills 20] [--data digits] [--out FOLDER]
 
-Runs of six epochs on scikit-learn's digits, with dropout, SFR, and the two priors of label smoothing in turn, are
+Runs of six epochs on 192 images, with dropout, SFR, and the two priors of label smoothing in turn, are
 stopped in these ways and then resumed:
 
 * SIGKILL at random moments, `--kills` of them;
@@ -43,8 +43,9 @@ from sfr_ext.train.config import LAST_CHECKPOINT
 from sfr_ext.train.models import ResNet
 
 PRIORS = ("uniform", "online")
+EPOCHS = 6
 OPTIONS = (
-    "--data digits --limit 192 --batch-size 64 --epochs 6 --arm sfr --emd-warmup 2 --no-progress --accelerator cpu"
+    f"--limit 192 --batch-size 64 --epochs {EPOCHS} --arm sfr --emd-warmup 2 --no-progress --accelerator cpu"
 ).split()
 
 
@@ -52,9 +53,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill training runs, resume them, compare the bits.")
     parser.add_argument("--kills", type=int, default=20, help="random moments")
     parser.add_argument("--every", type=int, default=1, help="of the steps of writing, take each so-manieth")
+    parser.add_argument("--data", choices=("digits", "fashion-mnist"), default="digits", help="whose images")
     parser.add_argument("--out", type=Path, help="folder for the runs (default: a temporary one, removed)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    OPTIONS.extend(["--data", arguments.data])
     mock.patch.object(run, "build_model", network_with_dropout).start()
     with tempfile.TemporaryDirectory(dir=arguments.out, prefix="kill-runs-") as folder:
         return Trials(Path(folder)).all(arguments.kills, arguments.every)
@@ -108,7 +111,7 @@ class Trials:
         for i in range(kills):
             prior, out = PRIORS[i % 2], folder / f"random-{i}"
             begun = start(out, prior)
-            begun.wait_or_kill(moments.uniform(0.0, 1.1) * self.seconds)
+            begun.kill_in_epoch(i % EPOCHS, moments.uniform(0.0, 1.2), out)
             resumed += (out / LAST_CHECKPOINT).exists()
             self.finish(f"{name} {i}", out, prior)
         self.tell(name, f"{kills} kills, {resumed} with a checkpoint to go on from")
@@ -168,10 +171,20 @@ class Started:
         _, status = os.waitpid(self.pid, 0)
         return Outcome(os.waitstatus_to_exitcode(status), self.log.read_text(), time.perf_counter() - self.begin)
 
-    def wait_or_kill(self, seconds: float) -> Outcome:
-        time.sleep(seconds)
+    def kill_in_epoch(self, epoch: int, part: float, out: Path) -> Outcome:
+        """Kills the run when it has written the rows of so many epochs, and that part of one more has gone by.
+
+        By the run's own pace, not by the clock: a busy machine would kill all runs before their first checkpoint.
+        """
+        while (rows := rows_of(out)) < epoch and not self.ended():
+            time.sleep(0.005)
+        time.sleep(part * (time.perf_counter() - self.begin) / (rows + 1))
         os.kill(self.pid, signal.SIGKILL)
         return self.wait()
+
+    def ended(self) -> bool:
+        """Whether the process is there to be waited for only."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def start(out: Path, prior: str, resume: bool = False, before: Callable[[], None] = lambda: None) -> Started:
@@ -264,6 +277,12 @@ def small_disk(folder: Path, size: int) -> Iterator[SmallDisk]:
         yield SmallDisk(folder)
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def rows_of(out: Path) -> int:
+    """Of metrics.csv: the epochs that a run has told of."""
+    path = out / "metrics.csv"
+    return len(path.read_text().splitlines()) - 1 if path.exists() else 0
 
 
 def begun_before(out: Path) -> bool:

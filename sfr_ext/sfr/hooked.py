@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,10 @@ class HookedLoss(nn.Module):
     A subclass hands its hooks to `_watch` and says in `_read` what they have caught.
     """
 
-    steps: Tensor
+    if TYPE_CHECKING:  # torch.jit.script, of a module that this one is part of, reads annotations and not strings
+        steps: Tensor
+    __jit_ignored_attributes__ = ("_values",)
+    __jit_unused_properties__ = ("current_weight", "detach_teacher")
 
     def __init__(self, options: Options, pairs: tuple[Pair, ...], weight: float, warmup_steps: int) -> None:
         super().__init__()
@@ -55,6 +58,11 @@ class HookedLoss(nn.Module):
 
     def loss(self) -> Tensor:
         """The loss of the last forward, a scalar; the features are dropped afterwards."""
+        if counters.recomputing():
+            raise RuntimeError(
+                f"sfr_ext.{self.options.name}.loss: called in backward, by a torch.utils.checkpoint that computes its "
+                "part again; checkpoint the model or its layers, and call loss() outside"
+            )
         students, teachers, training = self._read(*(hooks.take() for hooks in self._hooks))
         self._check_gradient(students, training)
         if self.projections is not None and not self.projections.made:
@@ -178,3 +186,5 @@ def _check_values(name: str, weight: float, warmup_steps: int) -> None:
     checks.an_int(name, "warmup_steps", warmup_steps)
     if warmup_steps < 0:
         raise ValueError(f"{where}: expected warmup_steps >= 0, got {warmup_steps}")
+    if warmup_steps > counters.MOST:
+        raise ValueError(f"{where}: expected warmup_steps < 2**63, got {warmup_steps}")

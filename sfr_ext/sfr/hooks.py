@@ -162,7 +162,7 @@ class _LayerEnd(Hook):
 
 
 class _Scriptable:
-    """Lets ``torch.jit.script`` take a module, whose hooks it would compile: it is given a twin without them."""
+    """Lets ``torch.jit.script`` take a module, whose hooks it would compile: it is given a twin that lists none."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = weakref.ref(module)
@@ -207,13 +207,26 @@ class _Nothing:
 
 
 class _Twin:
-    """The module with its own parameters, buffers and other hooks, without those of this file."""
+    """The module with its own parameters, buffers and hooks, those of this file unlisted.
+
+    They are called all the same: what scripts a module that the hooked one is part of puts the twin into its place.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def __call__(self) -> nn.Module:
         return _twin(self.module, {})
+
+
+class _Unlisted(collections.OrderedDict[int, Callable[..., Any]]):
+    """Hooks as a module calls them, by ``items``; in ``values``, which ``torch.jit`` compiles, without ours."""
+
+    def values(self) -> Any:
+        return [hook for hook in super().values() if not isinstance(hook, Hook)]
+
+    def __reduce__(self) -> Any:
+        return (collections.OrderedDict, (list(self.items()),))
 
 
 def _hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
@@ -229,9 +242,7 @@ def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
     twin.__dict__ = dict(module.__dict__)
     twin.__dict__.pop(_SCRIPT, None)
     for name in ("_forward_hooks", "_forward_pre_hooks"):
-        hooks = module.__dict__[name].items()
-        kept = ((key, hook) for key, hook in hooks if not isinstance(hook, Hook))
-        twin.__dict__[name] = collections.OrderedDict(kept)
+        twin.__dict__[name] = _Unlisted(module.__dict__[name])
     children = module._modules.items()
     twin.__dict__["_modules"] = {key: child if child is None else _twin(child, made) for key, child in children}
     return twin
@@ -280,6 +291,7 @@ def _explain_missing(where: str, missing: list[str], seen: list[str]) -> str:
         f"{', '.join(map(repr, missing))}{others}. Usual causes: loss() was called before, for the same forward; a "
         "condition in the model skips the layer; the layer's parts are called and not the layer itself (gradient "
         "checkpointing of its children, a graph of torch.fx, quantisation-aware training); a copy of the model ran "
-        "(weight averaging, torch.jit, torch.export, nn.DataParallel); torch.compile: the model was compiled and "
-        "called before this object was created"
+        "(weight averaging, torch.jit, torch.export, nn.DataParallel); the layer was replaced after this object was "
+        "created (adapters, quantisation); torch.compile: the model was compiled and called before this object was "
+        "created"
     )

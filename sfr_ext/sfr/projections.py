@@ -17,6 +17,8 @@ class Projections(nn.Module):
         count: of pairs. The parameters are called ``pair0``, ``pair1``, ...
     """
 
+    __jit_unused_properties__ = ("made",)
+
     def __init__(self, count: int) -> None:
         super().__init__()
         for i in range(count):

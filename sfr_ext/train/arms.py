@@ -48,7 +48,8 @@ def build_regularizer(
             layers,
             pairs=config.pairs,
             weight=config.emd_weight,
-            warmup_steps=round(config.emd_warmup * steps_per_epoch),
+            # More steps than anyone runs stand for a warm-up without end.
+            warmup_steps=round(min(config.emd_warmup * steps_per_epoch, 2.0**53)),
             channel_mode=config.channel_mode,
             **options,
         )

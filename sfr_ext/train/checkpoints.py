@@ -79,6 +79,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise foreign from error
     ours = isinstance(content, dict) and isinstance(content.get("sfr_ext"), dict)
-    if not ours or not isinstance(content.get("epoch"), int):
+    whole = ours and isinstance(content.get("epoch"), int) and {"state_dict", "optimizer_states"} <= content.keys()
+    if not whole:
         raise foreign
     return dict(content)

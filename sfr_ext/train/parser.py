@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from argparse import ArgumentTypeError
@@ -12,6 +13,7 @@ from typing import Any, Literal, NoReturn, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, set_parsing_settings
 
 from .config import KEPT_OPTIONS, LAST_CHECKPOINT, TrainConfig, flag, near_misses, options
+from .errors import TrainError
 
 _PROGRAM = "sfr-ext train"
 
@@ -34,18 +36,23 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
             checkpoint = _checkpoint(given)
             kept = checkpoint.with_name(KEPT_OPTIONS.name)
             if kept.is_file():  # flags win over what comes before them
+                _check_kept(kept)
                 given = vars(parser.parse_args(["--config", str(kept), *arguments]))
             given["resume"] = checkpoint
             if given["out"] is None and checkpoint.parent.name == LAST_CHECKPOINT.parent.name:
                 given["out"] = checkpoint.parent.parent
     except ArgumentError as error:
         _refuse(str(error), parser)
+    except UnicodeDecodeError as error:
+        _refuse(f"--config: expected a text in UTF-8 ({error})", parser)
     values = {name: given[name] for name in options()}
     for name in ("precision", "devices"):
         values[name] = str(values[name])
     if values["layers"] is not None:
         values["layers"] = tuple(values["layers"])
     for name in ("data_dir", "out", "resume"):
+        if values[name] == "":
+            raise TrainError(f"{flag(name)} must name a {'checkpoint' if name == 'resume' else 'folder'}, got ''")
         if values[name] is not None:
             values[name] = Path(values[name])
     return TrainConfig(**values)
@@ -58,6 +65,16 @@ def _checkpoint(given: dict[str, Any]) -> Path:
         return Path(out) / LAST_CHECKPOINT
     path = Path(given["resume"])
     return path / LAST_CHECKPOINT if path.is_dir() else path
+
+
+def _check_kept(path: Path) -> None:
+    """What a run has left of its options is text that can be read."""
+    try:
+        whole = isinstance(json.loads(path.read_text()), dict)
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        raise TrainError(f"--resume: {path} is damaged; remove it, and give the run's options beside --resume")
 
 
 def _parser() -> ArgumentParser:

@@ -22,7 +22,7 @@ from .checkpoints import KeepingIO, find_checkpoint
 from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag
 from .data import FolderData, ImageData, load_data
 from .engine import CSVLogger, L, MisconfigurationException, ModelCheckpoint, process_rank
-from .errors import TrainError
+from .errors import EveryProcessError, TrainError
 from .files import alone_in, atomic_write, refuses_writing, remove_partial
 from .loader import ImageModule
 from .models import build_model
@@ -46,6 +46,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if first:
             _protect_earlier_run(config)
         checkpoint, content = (None, None) if config.resume is None else _resume_from(config, config.resume, first)
+        if checkpoint is not None and first:
+            _protect_another_run(config, checkpoint)
         data = load_data(config)
         if checkpoint is not None:
             _check_same_data(config, data, checkpoint, content)
@@ -92,6 +94,23 @@ def _protect_earlier_run(config: TrainConfig) -> None:
         raise TrainError(f"--out: {config.out} holds a finished run; {ways}")
     if any((config.out / name).exists() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
         raise TrainError(f"--out: {config.out} holds a run that has not finished; {ways}")
+
+
+def _protect_another_run(config: TrainConfig, checkpoint: Path) -> None:
+    """The folder of one run does not get the rest of another, of which it may be the only copy."""
+    if not any((config.out / name).exists() for name in ("result.json", LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
+        return
+    try:
+        kept = json.loads((config.out / KEPT_OPTIONS).read_text())
+        held = {name: kept[name] for name in config.identity() if name in kept}
+    except (OSError, ValueError, TypeError):
+        return  # of a version that left no options, or not to be read: nothing says that it is another one
+    for name, value in json.loads(json.dumps(config.identity())).items():
+        if held.get(name, value) != value:
+            raise TrainError(
+                f"--out: {config.out} holds another run than {checkpoint}, with {flag(name)} {held[name]} instead of "
+                f"{value}; give this one a folder of its own"
+            )
 
 
 def _clear(config: TrainConfig) -> None:
@@ -156,6 +175,8 @@ def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkp
             # Of 1 x 1 convolutions, whose strides can be written in two ways.
             warnings.filterwarnings("ignore", ".*Grad strides do not match bucket view strides.*")
             warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+            # The steps are made here; with --accumulate they may be fewer than half of the batches.
+            warnings.filterwarnings("ignore", ".*times in training without .step.*")
             warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
             trainer.fit(module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint))
     except SystemExit:
@@ -166,8 +187,12 @@ def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkp
         # The processes that this one started would wait for it.
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)
-        if isinstance(error, OSError) and refuses_writing(error):
+        if isinstance(error, OSError) and (refuses_writing(error) or _lies_in(out, error.filename)):
             raise TrainError(f"--out: {error.filename or out} cannot be written: {error.strerror}") from error
+        if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
+            lines = [line.strip() for line in str(error).strip().splitlines()]
+            said = f"--resume: {checkpoint} does not fit {flag('arch')} {module.config.arch} ({' '.join(lines[1:2])})"
+            raise EveryProcessError(said) from error
         raise
     finally:
         if module.regularizer is not None:
@@ -176,6 +201,11 @@ def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkp
         saved = (out / LAST_CHECKPOINT).exists()
         how = "the same command with --resume goes on after the last whole epoch" if saved else "no epoch was finished"
         raise KeyboardInterrupt(how)
+
+
+def _lies_in(folder: Path, name: Any) -> bool:
+    """Whether this file that the system complains of is one of the folder's, which somebody may have removed."""
+    return isinstance(name, (str, Path)) and Path(name).absolute().is_relative_to(folder.absolute())
 
 
 def _workers(config: TrainConfig, data: ImageData | FolderData) -> int:
