@@ -342,6 +342,7 @@ OTHER = {
     "nodes": 1,
     "workers": 1,
     "progress": None,
+    "monitor": True,
 }
 
 

@@ -166,6 +166,9 @@ class TrainConfig:
     )
     nodes: int = option(1, "run", "machines", FREE, check=whole(1))
     progress: bool | None = option(None, "run", "a bar (default: on a terminal)", FREE)
+    monitor: bool = option(
+        False, "run", "save how an image's patches are matched between layers, by epoch: OUT/monitor.png", FREE
+    )
 
     def __post_init__(self) -> None:
         out: Any = self.out

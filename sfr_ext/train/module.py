@@ -18,6 +18,7 @@ from .engine import L
 from .errors import EveryProcessError
 from .loader import IGNORED, Batch, ImageModule
 from .stopwatch import TimedRegularizer
+from .trained import images_of
 
 WARMUP_SHARE = 0.1  # of all steps, over which the learning rate rises
 LOOK_EVERY = 20  # steps after which the loss is looked at where looking makes devices wait
@@ -57,6 +58,7 @@ class Classifier(L.LightningModule):
         """Leaves the options and the data of the run in its checkpoints."""
         checkpoint["sfr_ext"] = self.config.identity()
         checkpoint["sfr_ext_data"] = self.data.identity()
+        checkpoint["sfr_ext_images"] = images_of(self.data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Counts the finished epochs in steps of this run: another number of devices has other steps."""

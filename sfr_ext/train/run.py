@@ -27,6 +27,7 @@ from .files import alone_in, atomic_write, refuses_writing, remove_partial
 from .loader import ImageModule
 from .models import build_model
 from .module import Classifier
+from .monitor import FOLDER, STRIP, Monitor, first_test_image
 from .plots import plot_curves
 from .records import Records
 
@@ -58,7 +59,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         module = Classifier(config, model, stages)
         progress = sys.stderr.isatty() if config.progress is None else config.progress
         records = Records(config.out / "metrics.csv", say=not progress)
-        trainer = _build_trainer(config, records, progress)
+        looks = [_monitor(config, data, model, stages)] if config.monitor else []
+        trainer = _build_trainer(config, [records, *looks], progress)
         if first:
             print(f"{config.arm} on {config.data} ({len(data.train_labels)} images from {data.source}), {config.arch}")
             _clear(config)
@@ -98,8 +100,9 @@ def _clear(config: TrainConfig) -> None:
     """Takes away what must not be mixed with this run: all of an earlier one, or its end and what was half written."""
     old: list[str | Path] = ["result.json"]
     if config.resume is None:
-        old += ["metrics.csv", "curves.png", LAST_CHECKPOINT, PREVIOUS_CHECKPOINT]
-        shutil.rmtree(config.out / "steps", ignore_errors=True)
+        old += ["metrics.csv", "curves.png", STRIP, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT]
+        for folder in ("steps", FOLDER):
+            shutil.rmtree(config.out / folder, ignore_errors=True)
     try:
         for name in old:
             (config.out / name).unlink(missing_ok=True)
@@ -184,7 +187,16 @@ def _workers(config: TrainConfig, data: ImageData | FolderData) -> int:
     return min(8, os.cpu_count() or 1) if isinstance(data, FolderData) else 0
 
 
-def _build_trainer(config: TrainConfig, records: Records, progress: bool) -> L.Trainer:
+def _monitor(
+    config: TrainConfig, data: ImageData | FolderData, model: torch.nn.Module, stages: tuple[str, ...] | None
+) -> Monitor:
+    layers = config.layers or stages
+    if layers is None:
+        raise TrainError(f"--monitor with --arch {config.arch} needs --layers, shallow to deep")
+    return Monitor(config, model, layers, first_test_image(data), data.mean, data.std)
+
+
+def _build_trainer(config: TrainConfig, callbacks: list[L.Callback], progress: bool) -> L.Trainer:
     last = ModelCheckpoint(
         dirpath=config.out / LAST_CHECKPOINT.parent,
         filename=LAST_CHECKPOINT.stem,
@@ -199,7 +211,7 @@ def _build_trainer(config: TrainConfig, records: Records, progress: bool) -> L.T
             precision=_PRECISION[config.precision],  # type: ignore[arg-type]
             max_epochs=config.epochs,
             accumulate_grad_batches=config.accumulate,
-            callbacks=[records, last],
+            callbacks=[*callbacks, last],
             plugins=[KeepingIO()],
             logger=CSVLogger(config.out, name="steps"),
             log_every_n_steps=20,
