@@ -343,6 +343,11 @@ OTHER = {
     "workers": 1,
     "progress": None,
     "monitor": True,
+    "compile": True,
+    "tensorboard": True,
+    "mixup": 0.2,
+    "validation": 0.2,
+    "ema": 0.9,
 }
 
 

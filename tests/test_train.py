@@ -37,6 +37,7 @@ def quick(out, **options):
             "batch_size": 64,
             "epochs": 1,
             "progress": False,
+            "tensorboard": False,
             "out": out,
             **options,
         }

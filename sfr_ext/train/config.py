@@ -83,6 +83,11 @@ def share(value: Any) -> str | None:
     return None if 0 <= value <= 1 else "in [0, 1]"
 
 
+def less_than_1(value: Any) -> str | None:
+    """A number from 0 on, below 1."""
+    return None if 0 <= value < 1 else "in [0, 1)"
+
+
 def devices(value: Any) -> str | None:
     """A count in the digits that ``int`` takes everywhere, or "auto"."""
     count = value.isascii() and value.isdecimal() and int(value) >= 1
@@ -104,6 +109,17 @@ class TrainConfig:
     limit: int | None = option(None, "data", "train on N images only", SAME, check=whole(1), metavar="N")
     image_size: int = option(64, "data", "of imagefolder, in pixels", SAME, check=whole(1))
     augment: bool = option(True, "data", "random crops and mirroring", SAME)
+    mixup: float = option(
+        0.0, "data", "mix pairs of images, by a share from Beta(X, X); 0: none", SAME, check=finite(0)
+    )
+    validation: float = option(
+        0.0,
+        "data",
+        "share of the training images to hold out: the best epoch by them is tested, once",
+        SAME,
+        check=less_than_1,
+        metavar="SHARE",
+    )
 
     arch: str = option("resnet8", "model and method", "resnet8, 14, 20, 26, 32, 18; torchvision's, timm's", SAME)
     pretrained: bool = option(False, "model and method", "begin with timm's weights, downloaded", SAME)
@@ -142,6 +158,14 @@ class TrainConfig:
     optimizer: str = option("sgd", "training", "sgd (Nesterov momentum 0.9) or adamw", SAME, choices=("sgd", "adamw"))
     lr: float = option(0.1, "training", "largest learning rate", SAME, check=finite(0, above=True))
     weight_decay: float = option(5e-4, "training", "of all parameters", SAME, check=finite(0))
+    ema: float | None = option(
+        None,
+        "training",
+        "test a moving average of the weights, which keeps this share of itself in each step (0.999, say)",
+        SAME,
+        check=less_than_1,
+        metavar="SHARE",
+    )
     precision: str = option("32", "training", "bits of the network's arithmetic", SAME, choices=PRECISIONS)
     seed: int = option(0, "training", "of everything that is random", SAME, check=whole(0, 2**32 - 1))
 
@@ -165,7 +189,11 @@ class TrainConfig:
         metavar="N",
     )
     nodes: int = option(1, "run", "machines", FREE, check=whole(1))
+    compile: bool = option(False, "run", "compile the network by torch.compile", FREE)
     progress: bool | None = option(None, "run", "a bar (default: on a terminal)", FREE)
+    tensorboard: bool | None = option(
+        None, "run", "also write OUT/tensorboard (default: where TensorBoard is installed)", FREE
+    )
     monitor: bool = option(
         False, "run", "save how an image's patches are matched between layers, by epoch: OUT/monitor.png", FREE
     )
@@ -182,6 +210,8 @@ class TrainConfig:
                 raise TrainError(f"{flag(name)} must be {wanted}, got {value!r}")
         if self.resume is not None and self.overwrite:
             raise TrainError("--resume continues a run and --overwrite begins it anew: give one of them")
+        if self.mixup > 0 and self.prior == "online":
+            raise TrainError("--mixup makes probabilities of the labels, from which --prior online cannot learn")
 
     def to_keep(self) -> dict[str, Any]:
         """What is left beside the checkpoints, as values of JSON: the options without those of one start of the run."""

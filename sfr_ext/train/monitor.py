@@ -112,7 +112,7 @@ class Monitor(L.Callback):
         modes = {module: module.training for module in self.model.modules()}
         handles = [self.model.get_submodule(name).register_forward_hook(keep(name)) for name in self.layers]
         try:
-            self.model.eval()(image)
+            self.model.eval().forward(image)  # not what --compile made of it, which has not these hooks
         finally:
             for handle in handles:
                 handle.remove()

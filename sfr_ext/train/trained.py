@@ -15,6 +15,7 @@ from .errors import TrainError
 from .models import build_model
 
 WEIGHTS = "model."  # what names of the network's weights begin with in a checkpoint
+AVERAGE = "average.module."  # those of the averaged one, where there is one
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def load_trained(path: Path) -> Trained:
     if images is None:
         raise TrainError(f"--checkpoint: {path} does not say what its images were like; it is of an older version")
     model, stages = build_model(options["arch"], images["channels"], images["num_classes"])
-    weights = {k.removeprefix(WEIGHTS): v for k, v in content["state_dict"].items() if k.startswith(WEIGHTS)}
+    state = content["state_dict"]
+    prefix = AVERAGE if any(name.startswith(AVERAGE) for name in state) else WEIGHTS
+    weights = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
