@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import TrainError
 
-DATA = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder")
+DATA = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "hf")
 ARMS = {
     "ce": "cross-entropy",
     "ls": "cross-entropy with constant label smoothing",
@@ -104,10 +104,14 @@ class TrainConfig:
 
     data: str = option("digits", "data", "data set", SAME, choices=DATA)
     data_dir: Path | None = option(
-        None, "data", "folder that holds it, or into which it is downloaded", FREE, metavar="DIR"
+        None,
+        "data",
+        "folder that holds it, or into which it is downloaded; of hf a folder or a name",
+        FREE,
+        metavar="DIR",
     )
     limit: int | None = option(None, "data", "train on N images only", SAME, check=whole(1), metavar="N")
-    image_size: int = option(64, "data", "of imagefolder, in pixels", SAME, check=whole(1))
+    image_size: int = option(64, "data", "of imagefolder and hf, in pixels", SAME, check=whole(1))
     augment: bool = option(True, "data", "random crops and mirroring", SAME)
     mixup: float = option(
         0.0, "data", "mix pairs of images, by a share from Beta(X, X); 0: none", SAME, check=finite(0)

@@ -15,6 +15,7 @@ from . import fashion_mnist, folder
 from .config import TrainConfig
 from .errors import TrainError
 from .folder import Files, find_files
+from .hub import Rows, load_rows
 from .optional import import_optional
 
 
@@ -63,14 +64,14 @@ class ImageData:
 
 @dataclass(frozen=True)
 class FolderData:
-    """A classification data set in files: what :class:`ImageData` says of it, but the images."""
+    """A classification data set in files or rows of a table: what :class:`ImageData` says of it, but the images."""
 
-    train: Files
-    test: Files
+    train: Files | Rows
+    test: Files | Rows
     class_names: tuple[str, ...]
     size: int
     source: str
-    held_out: Files | None = None
+    held_out: Files | Rows | None = None
     mean = folder.MEAN
     std = folder.STD
     channels = 3
@@ -124,6 +125,7 @@ def load_data(config: TrainConfig) -> ImageData | FolderData:
         "cifar10": _cifar,
         "cifar100": _cifar,
         "imagefolder": _image_folder,
+        "hf": _hugging_face,
     }
     data = loaders[config.data](config)
     generator = torch.Generator().manual_seed(config.seed)
@@ -197,6 +199,11 @@ def _image_folder(config: TrainConfig) -> FolderData:
     if classes != test_classes:
         raise TrainError(f"imagefolder: {root / 'train'} and {held_out} do not have the same classes")
     return FolderData(train, test, classes, config.image_size, str(root))
+
+
+def _hugging_face(config: TrainConfig) -> FolderData:
+    train, test, classes, source = load_rows(config.data_dir)
+    return FolderData(train, test, classes, config.image_size, source)
 
 
 def _torchvision_datasets(name: str) -> Any:
