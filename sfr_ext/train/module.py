@@ -44,10 +44,15 @@ class Classifier(L.LightningModule):
         if config.ema is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
             self.average.requires_grad_(False)
-        # Sums over the epoch: loss, cross-entropy, feature loss, hits, images. In float64, so that they hardly depend
-        # on how many processes share them.
-        self.register_buffer("train_sums", torch.zeros(5, dtype=torch.float64), persistent=False)
-        self.register_buffer("test_sums", torch.zeros(3, dtype=torch.float64), persistent=False)
+
+    def on_fit_start(self) -> None:
+        """Makes the sums over an epoch: loss, cross-entropy, feature loss, hits, images.
+
+        In float64, so that they hardly depend on how many processes share them; no buffers, which
+        DistributedDataParallel would overwrite in each step with those of the first process.
+        """
+        self.train_sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        self.test_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
