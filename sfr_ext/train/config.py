@@ -47,6 +47,7 @@ class Option:
     check: Check | None = None
     choices: tuple[str, ...] | None = None
     metavar: str | None = None
+    before: Any = None  # what runs had that are older than the option; None: its default
 
 
 def option(default: Any, group: str, help: str, on_resume: str, **more: Any) -> Any:
@@ -145,8 +146,22 @@ class TrainConfig:
         SAME,
         choices=("match", "mean", "crop"),
     )
-    eps: float = option(
-        0.05, "model and method", "of the EMD, in standard deviations of cost", SAME, check=finite(0, above=True)
+    solver: str = option(
+        "exact",
+        "model and method",
+        "of the EMD: exact, or sinkhorn with --eps",
+        SAME,
+        choices=("exact", "sinkhorn"),
+        before="sinkhorn",
+    )
+    eps: float | None = option(
+        None,
+        "model and method",
+        "regularisation of sinkhorn, in standard deviations of cost (default: 0.05)",
+        SAME,
+        check=finite(0, above=True),
+        metavar="X",
+        before=0.05,
     )
     smoothing: float = option(0.1, "model and method", "largest label smoothing", SAME, check=share)
     schedule: str = option(
@@ -214,6 +229,10 @@ class TrainConfig:
                 raise TrainError(f"{flag(name)} must be {wanted}, got {value!r}")
         if self.resume is not None and self.overwrite:
             raise TrainError("--resume continues a run and --overwrite begins it anew: give one of them")
+        if self.solver == "exact" and self.eps is not None:
+            raise TrainError(f"--eps is for --solver sinkhorn, got {self.eps} with --solver exact")
+        if self.solver == "sinkhorn" and self.eps is None:
+            object.__setattr__(self, "eps", 0.05)
         if self.mixup > 0 and self.prior == "online":
             raise TrainError("--mixup makes probabilities of the labels, from which --prior online cannot learn")
 
@@ -222,6 +241,10 @@ class TrainConfig:
         once = ("out", "resume", "overwrite", "progress")
         kept = {name: getattr(self, name) for name in options() if name not in once}
         return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
+
+    def emd_options(self) -> dict[str, Any]:
+        """Of the EMD between feature maps, for those who compute it."""
+        return {"solver": "exact"} if self.solver == "exact" else {"eps": self.eps}
 
     def identity(self) -> dict[str, Any]:
         """The options that a resumed run must share with its beginning, as plain values."""

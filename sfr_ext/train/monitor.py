@@ -46,7 +46,7 @@ class Monitor(L.Callback):
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> None:
-        self.out, self.eps = config.out, config.eps
+        self.out, self.emd_options = config.out, config.emd_options()
         self.model, self.layers, self.image = model, layers, image
         self.mean, self.std = (torch.tensor(x).view(1, -1, 1, 1) for x in (mean, std))
         known = [name for name, _ in model.named_modules()]
@@ -95,7 +95,7 @@ class Monitor(L.Callback):
         except (TypeError, ValueError) as error:
             raise TrainError(f"--monitor with --layers {','.join(self.layers)}: {error}") from error
         for (shallow, deep), (student, teacher) in zip(self.pairs, sides, strict=True):
-            result = solve_sample(student, teacher, eps=self.eps)
+            result = solve_sample(student, teacher, **self.emd_options)
             plan = result.plan.flatten(0, -3).mean(0)
             seen[shallow, deep] = plan, float(result.transport_cost.mean()), (student.shape[2], student.shape[3])
         return seen

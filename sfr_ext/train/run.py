@@ -21,7 +21,7 @@ import sfr_ext
 
 from .best import BEST_CHECKPOINT, Best, evaluate
 from .checkpoints import KeepingIO, find_checkpoint
-from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag
+from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag, options
 from .data import FolderData, ImageData, load_data
 from .engine import (
     CSVLogger,
@@ -140,8 +140,8 @@ def _resume_from(config: TrainConfig, path: Path, first: bool) -> tuple[Path, di
     if "loops" not in content:
         raise TrainError(f"--resume: {found} holds the weights of the best epoch alone; last.ckpt beside it goes on")
     for name, value in config.identity().items():
-        # An option that the checkpoint does not have is younger than it, and had no effect then.
-        then = before.get(name, TrainConfig.__dataclass_fields__[name].default)
+        older = options()[name].before
+        then = before.get(name, TrainConfig.__dataclass_fields__[name].default if older is None else older)
         if then != value:
             raise TrainError(f"--resume: {found} was trained with {flag(name)} {then}, got {value}")
     done = content["epoch"] + 1
