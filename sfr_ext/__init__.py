@@ -33,6 +33,7 @@ __all__ = [
     "group_channels",
     "layouts",
     "linear_assignment",
+    "plot",
     "reference",
     "self_feature_loss",
     "self_term",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 
-_MODULES = ("layouts", "reference")
+_MODULES = ("layouts", "plot", "reference")
 
 
 def __getattr__(name: str) -> Any:

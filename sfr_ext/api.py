@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401
 
-from . import layouts, reference
+from . import layouts, plot, reference
 from .assignment import linear_assignment
 from .build import build_info
 from .channels import group_channels

@@ -82,6 +82,14 @@ def _layers(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _match(arguments: argparse.Namespace) -> int:
+    from .train.match import match
+
+    options = {name: getattr(arguments, name) for name in ("patches", "checkpoint", "layer", "eps")}
+    print(match(arguments.a, arguments.b, arguments.out, **options))
+    return 0
+
+
 def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
@@ -112,6 +120,16 @@ def _positive(text: str) -> int:
     return number
 
 
+def _above_0(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sfr-ext", description="Optimal transport between feature maps.")
     parser.add_argument("--version", action="version", version=f"sfr-ext {__version__}")
@@ -131,6 +149,19 @@ def _parser() -> argparse.ArgumentParser:
     layers.add_argument("--channels", type=_positive, default=3, help="channels of the images (3)")
     layers.add_argument("--all", action="store_true", help="also single convolutions, normalisations, activations")
     layers.set_defaults(function=_layers)
+    match = commands.add_parser("match", help="which patch of one image is matched to which of another, as a picture")
+    match.add_argument("a", metavar="A.png", type=Path, help="an image")
+    match.add_argument("b", metavar="B.png", type=Path, help="another one")
+    match.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.png", help="the picture")
+    match.add_argument("--patches", type=_positive, default=10, metavar="N", help="along the longer side, at most (10)")
+    match.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="--out of a run, or its checkpoint: compare features, not pixels"
+    )
+    match.add_argument("--layer", metavar="NAME", help="of the checkpoint's network (default: the last stage)")
+    match.add_argument(
+        "--eps", type=_above_0, metavar="X", help="of an entropic plan, in standard deviations of cost (default: exact)"
+    )
+    match.set_defaults(function=_match)
     bench = commands.add_parser(
         "bench", add_help=False, help="speed beside other libraries (options: those of python -m benchmarks)"
     )

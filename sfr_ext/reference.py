@@ -112,8 +112,8 @@ def _transport(cost: Tensor, a: Tensor, b: Tensor) -> float:
     if not (a.any() and b.any()):
         return 0.0
     n, m = cost.shape
-    # The plan is one vector, row by row; these are its row sums and its column sums, but for the last one, which follows
-    # from the others, and which rounding would contradict.
+    # The plan is one vector, row by row; these are its row sums and its column sums. The last follows from the others,
+    # and rounding would contradict it.
     sums = vstack([kron(identity(n), np.ones((1, m))), kron(np.ones((1, n)), identity(m))])
     allowed = np.isfinite(cost.numpy().ravel())
     if not allowed.any():

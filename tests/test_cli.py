@@ -115,6 +115,9 @@ def test_options_from_a_file(tmp_path, capsys):
 @needs_extra
 def test_defaults_are_those_of_the_configuration():
     assert parse([]) == TrainConfig()
+    assert (parse([]).solver, parse([]).eps, parse([]).ema) == ("exact", None, None)
+    config = parse(["--solver", "sinkhorn", "--eps", "1e-2", "--ema", "0.99"])
+    assert (config.eps, config.ema) == (0.01, 0.99) and parse(["--solver", "sinkhorn"]).eps == 0.05
 
 
 @needs_extra

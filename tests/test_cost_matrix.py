@@ -90,6 +90,63 @@ def test_memory_layouts_are_read_in_place_and_agree_to_the_bit(dtype: torch.dtyp
         assert torch.equal(grad, results[0][1])
 
 
+# A gradient of the costs that is nearly all zeros, as that of exact transport is
+
+
+def few_entries(shape: tuple[int, ...], of_each_row: int) -> Tensor:
+    """So many entries of each row that are not 0, at random columns."""
+    chosen = torch.rand(shape).argsort(-1) < of_each_row
+    return torch.randn(shape) * chosen
+
+
+@pytest.mark.parametrize("of_each_row", [0, 1, 2, 4, 5, 9])
+@pytest.mark.parametrize("metric", METRICS)
+def test_gradients_of_few_entries(metric: str, of_each_row: int) -> None:
+    """None, one, as many as there are slots for, and more; both sides, groups, more channels than a panel has."""
+    for n, m, channels, groups in ((19, 23, 60, 3), (49, 49, 16, 1), (70, 7, 5, 2)):
+        x, y = features(2, n, channels, grad=True), features(2, groups, m, channels, grad=True)
+        upstream = few_entries((2, groups, n, m), of_each_row)
+        upstream[1, groups - 1] = torch.randn(n, m)  # one of the groups is dense
+        _, grads = weighted(cost_matrix, x, y, metric, upstream)
+        _, expected = weighted(reference.cost_matrix, x.double(), y.double(), metric, upstream)
+        for grad, wanted in zip(grads, expected, strict=True):
+            assert error(grad, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
+def test_few_entries_in_any_layout(dtype: torch.dtype) -> None:
+    x, y = features(2, 70, 5, 7, dtype=dtype), features(2, 70, 4, 6, dtype=dtype)
+    upstream = few_entries((2, 35, 24), 1).to(torch.promote_types(dtype, torch.float32))
+    gradients = []
+    for layout in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        leaf = layout.detach().requires_grad_()
+        gradients += torch.autograd.grad(cost_matrix(leaf, y), leaf, upstream)
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize("metric", ["l2", "sqeuclidean", "l1"])
+def test_patches_without_an_entry_are_not_looked_at(metric: str) -> None:
+    """Whatever they hold: the pairs of the others have their gradients."""
+    x, y = features(1, 6, 4), features(1, 6, 4)
+    upstream = torch.diag(torch.randn(6)).unsqueeze(0)
+    upstream[0, 0, 0] = upstream[0, 5, 5] = 0
+    _, (wanted,) = value_and_gradients(lambda x: cost_matrix(x, y, metric=metric) * upstream, x.requires_grad_())
+    bad_x, bad_y = x.detach().clone(), y.clone()
+    bad_x[0, 5], bad_y[0, 0] = float("nan"), float("inf")
+    (grad,) = torch.autograd.grad(cost_matrix(bad_x.requires_grad_(), bad_y, metric=metric), bad_x, upstream)
+    assert torch.equal(grad[0, :5], wanted[0, :5]) and torch.equal(grad[0, 5], torch.zeros(4))
+
+
+def test_gradients_of_few_entries_by_several_threads(threads: None) -> None:
+    gradients = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        torch.manual_seed(0)
+        x, y = features(1, 300, 130, grad=True), features(1, 300, 130, grad=True)
+        gradients.append(torch.autograd.grad(cost_matrix(x, y), (x, y), few_entries((1, 300, 300), 1)))
+    assert all(torch.equal(one, three) for one, three in zip(*gradients, strict=True))
+
+
 def test_channels_last_gradient_keeps_its_layout() -> None:
     x = features(2, 8, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
     cost_matrix(x, features(2, 8, 4, 4)).sum().backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 import sfr_ext
 from sfr_ext import layouts
 from sfr_ext.train.models import build_model
+from sfr_ext.train.optional import import_optional
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "integrations.md").read_text()
@@ -33,8 +35,14 @@ def scope(tmp_path: Path) -> dict[str, Any]:
     return {"model": model, "loader": loader, "steps": 4, "torch": torch, "sfr_ext": sfr_ext, "folder": str(tmp_path)}
 
 
-def run(heading: str, tmp_path: Path) -> dict[str, Any]:
+def run(heading: str, tmp_path: Path, with_a_copy: bool = False) -> dict[str, Any]:
+    """The page's code of one section; with a copy, ``plain`` is the model as it was before."""
     names = scope(tmp_path)
+    if with_a_copy:
+        names["plain"] = copy.deepcopy(names["model"])
+    for package in ("timm", "torchdistill"):  # which a torchvision of another torch keeps from being imported
+        if f"from {package}." in str(blocks(heading)) and (reason := import_optional(package)[1]):
+            pytest.skip(reason)
     for package in ("lightning", "transformers", "accelerate"):
         if re.search(
             rf"(?:import|from) {package if package != 'accelerate' else 'transformers'}\b", str(blocks(heading))
@@ -50,6 +58,8 @@ def test_sections_with_code() -> None:
         "A loop of your own",
         "Lightning",
         "Hugging Face Trainer",
+        "timm's task",
+        "torchdistill",
     ]
 
 
@@ -154,3 +164,51 @@ def test_evaluation_is_the_models_own(tmp_path: Path) -> None:
     steps = int(names["sfr"].steps)
     metrics = names["trainer"].evaluate(names["data"])
     assert isinstance(names["vit"], nn.Module) and metrics["eval_loss"] > 0 and int(names["sfr"].steps) == steps
+
+
+def plain_steps(names: dict[str, Any], loss: Any) -> list[torch.Tensor]:
+    """The weights of the page's model after plain steps with that loss, without momentum."""
+    model = names["plain"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for images, labels in names["loader"]:
+        optimizer.zero_grad()
+        loss(model, images, labels).backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def test_timms_task(tmp_path: Path) -> None:
+    """The steps are those of a plain loop; validation is left alone."""
+    names = run("timm's task", tmp_path, with_a_copy=True)
+    assert int(names["smooth"].steps) == 4 == int(names["sfr"].steps) and names["result"]["sfr"] > 0
+    sfr = sfr_ext.SelfFeatureRegularizer(names["plain"], ["layer1", "layer2", "layer3"])
+    smooth = sfr_ext.DynamicLabelSmoothing(0.1, total_steps=4)
+
+    def loss(model, images, labels):
+        value = smooth(model(images), labels) + sfr.loss()
+        smooth.step()
+        return value
+
+    for ours, theirs in zip(names["model"].parameters(), plain_steps(names, loss), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    names["task"].eval()
+    with torch.no_grad():
+        assert set(names["task"](torch.rand(2, 1, 16, 16), torch.tensor([0, 1]))) == {"loss", "output"}
+    assert int(names["sfr"].steps) == 4
+
+
+def test_torchdistill(tmp_path: Path) -> None:
+    """The steps are those of a plain loop."""
+    names = run("torchdistill", tmp_path, with_a_copy=True)
+    features: dict[str, torch.Tensor] = {}
+    for name in ("layer1", "layer2", "layer3"):
+        getattr(names["plain"], name).register_forward_hook(
+            lambda module, arguments, output, name=name: features.__setitem__(name, output)
+        )
+
+    def loss(model, images, labels):
+        entropy = nn.functional.cross_entropy(model(images), labels)
+        return entropy + sfr_ext.self_feature_loss(features, pairs="last")
+
+    for ours, theirs in zip(names["model"].parameters(), plain_steps(names, loss), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -343,6 +343,7 @@ OTHER = {
     "layers": ("layer1", "layer2"),
     "pairs": "last",
     "channel_mode": "mean",
+    "solver": "exact",
     "eps": 0.1,
     "smoothing": 0.2,
     "schedule": "cosine",
@@ -361,13 +362,19 @@ OTHER = {
     "nodes": 1,
     "workers": 1,
     "progress": None,
+    "monitor": True,
+    "compile": True,
+    "tensorboard": True,
+    "mixup": 0.2,
+    "validation": 0.2,
+    "ema": 0.9,
 }
 
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory):
     """A run of one epoch whose result.json was not written any more."""
-    config = quick(tmp_path_factory.mktemp("unfinished"), epochs=1)
+    config = quick(tmp_path_factory.mktemp("unfinished"), epochs=1, solver="sinkhorn")
     run(config)
     (config.out / "result.json").unlink()
     return config
@@ -376,7 +383,8 @@ def unfinished(tmp_path_factory):
 @pytest.mark.parametrize("name", sorted(set(options()) - {"out", "resume", "overwrite"}))
 def test_each_option_on_resume(name, unfinished, tmp_path, monkeypatch):
     """Whether the check lets the change pass; nothing is trained."""
-    changed = resumed(unfinished, out=tmp_path, **{name: OTHER[name]})
+    more = {"eps": None} if name == "solver" else {}  # which the exact one has not
+    changed = resumed(unfinished, out=tmp_path, **{name: OTHER[name]}, **more)
     monkeypatch.setattr(run_module, "load_data", lambda config: load_data(replace(config, data="digits", limit=192)))
     monkeypatch.setattr(run_module, "_build_trainer", lambda *arguments: (_ for _ in ()).throw(PowerCut))
     load_data = sys.modules["sfr_ext.train.data"].load_data
@@ -388,6 +396,25 @@ def test_each_option_on_resume(name, unfinished, tmp_path, monkeypatch):
     else:
         with pytest.raises(PowerCut):
             run(changed)
+
+
+def test_a_checkpoint_without_an_option(tmp_path):
+    """It is younger than the checkpoint, whose run had what was the only way then."""
+    config = quick(tmp_path, epochs=1, solver="sinkhorn")
+    run(config)
+    path = tmp_path / LAST_CHECKPOINT
+    content = torch.load(path, weights_only=True)
+    for name in ("solver", "eps", "ema", "validation"):
+        del content["sfr_ext"][name]
+    torch.save(content, path)
+    assert run(resumed(config, epochs=2))["epochs"] == 2
+    torch.save(content, path)
+    for changed, message in (
+        ({"solver": "exact", "eps": None}, "was trained with --solver sinkhorn, got exact"),
+        ({"ema": 0.9}, "was trained with --ema None, got 0.9"),
+    ):
+        with pytest.raises(TrainError, match=message):
+            run(resumed(config, epochs=3, **changed))
 
 
 def test_other_classes(unfinished, tmp_path, monkeypatch):

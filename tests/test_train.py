@@ -37,6 +37,7 @@ def quick(out, **options):
             "batch_size": 64,
             "epochs": 1,
             "progress": False,
+            "tensorboard": False,
             "out": out,
             **options,
         }
@@ -165,6 +166,8 @@ def test_out_that_cannot_be_made(tmp_path):
         ({"lr": 0.0}, "--lr must be above 0"),
         ({"lr": float("nan")}, "--lr must be above 0"),
         ({"eps": 0.0}, "--eps must be above 0"),
+        ({"eps": 0.1}, "--eps is for --solver sinkhorn, got 0.1 with --solver exact"),
+        ({"solver": "simplex"}, "--solver must be one of exact, sinkhorn, got 'simplex'"),
         ({"smoothing": 1.5}, r"--smoothing must be in \[0, 1\], got 1.5"),
         ({"emd_weight": -1.0}, "--emd-weight must be at least 0"),
         ({"devices": "none"}, "--devices must be a number from 1 or 'auto', got 'none'"),

@@ -1,6 +1,7 @@
 #include "../contracts/cost.h"
 
 #include "ground.h"
+#include "sparse.h"
 #include "variant.h"
 
 namespace sfr::cpu::SFR_ISA {
@@ -17,11 +18,15 @@ template <class T>
 struct Backward {
   Ground<T> ground;
   GroundGrad<T> ground_grad;
+  Slots<T> of_x, of_y;
+  bool few;  // whether the entries of the gradient that are not 0 fit into the slots
   T* grad;
 
   Backward(Arena& arena, const CostBackwardParams& p) {
     ground.reserve(arena, p);
     ground_grad.reserve(arena, p, p.grad_x, p.grad_y);
+    of_x.reserve(arena, p.N());
+    of_y.reserve(arena, p.M());
     grad = arena.take<T>(p.N() * padded<T>(p.M()));
   }
 };
@@ -49,8 +54,18 @@ void backward(const CostBackwardParams& p) {
   for_each_problem_in<Backward<T>>(workload, p, [&](const Team& team, int64_t b, Backward<T>& work) {
     Ground<T>& ground = work.ground;
     for (int64_t g = 0; g < p.G; ++g) {
-      if (team.rank == 0) ground.set(b, g, nullptr, N, nullptr, M);
+      if (team.rank == 0) {
+        ground.set(b, g, nullptr, N, nullptr, M);
+        const int64_t first = (b * p.G + g) * N * M;
+        work.few = p.patch == 1 && p.metric != Metric::cosine &&
+                   find_entries(p.metric, static_cast<const T*>(p.grad_cost) + first,
+                                static_cast<const T*>(p.cost) + first, N, M, work.of_x, work.of_y);
+      }
       team.barrier();
+      if (work.few) {
+        entries_backward(team, ground, work.ground_grad, work.of_x, work.of_y);
+        continue;
+      }
       if (p.metric == Metric::cosine) ground_norms(team, ground);
       team.blocks(N, [&](int64_t i) {
         const int64_t row = ((b * p.G + g) * N + i) * M;

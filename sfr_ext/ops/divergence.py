@@ -250,7 +250,7 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
     masses = _masses(pair, options, lead)
     if masses is not None:
         value = value + used / 2 * masses.square()
-    value = value.to(dtype)
+    value = value.to(used.dtype)
     n_iter = between.n_iter + with_x.n_iter + with_y.n_iter
     error = torch.maximum(between.error, torch.maximum(with_x.error, with_y.error))
     empty = _empty(pair, lead)

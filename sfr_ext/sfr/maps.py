@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +14,43 @@ def pool(x: Tensor, height: int, width: int) -> Tensor:
     if x.shape[2:] == (height, width):
         return x
     if x.shape[2] % height == 0 and x.shape[3] % width == 0:
-        return F.avg_pool2d(x, (x.shape[2] // height, x.shape[3] // width))
+        window = x.shape[2] // height, x.shape[3] // width
+        by_slices = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+        if by_slices and max(window) <= _MOST_SLICES and not torch.compiler.is_compiling():
+            mean: Tensor = _BlockMean.apply(x, *window)
+            return mean
+        return F.avg_pool2d(x, window)
     return F.adaptive_avg_pool2d(x, (height, width))
+
+
+# With more, the slices would be read in more passes than they save.
+_MOST_SLICES = 4
+
+
+class _BlockMean(torch.autograd.Function):
+    """``F.avg_pool2d(x, (down, across))`` in whole rows: half the time of it on a CPU, forward and backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, down: int, across: int) -> Tensor:
+        rows = x[..., ::down, :]
+        for i in range(1, down):
+            rows = rows + x[..., i::down, :]
+        blocks = rows[..., ::across]
+        for i in range(1, across):
+            blocks = blocks + rows[..., i::across]
+        return blocks * (1 / (down * across))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
+        _, ctx.down, ctx.across = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        share = (grad * (1 / (ctx.down * ctx.across))).unsqueeze(-1)
+        rows = share.expand(*grad.shape, ctx.across).flatten(-2).unsqueeze(-2)
+        return rows.expand(*rows.shape[:-2], ctx.down, -1).flatten(-3, -2), None, None
 
 
 def unit(x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def build_regularizer(
     layers = config.layers or stages
     if layers is None:
         raise TrainError(f"--arm {config.arm} with --arch {config.arch} needs --layers, shallow to deep")
-    options = {} if config.arm == "l2" else {"eps": config.eps}
+    options = {} if config.arm == "l2" else config.emd_options()
     kind = PointwiseL2 if config.arm == "l2" else TimedRegularizer
     try:
         return kind(

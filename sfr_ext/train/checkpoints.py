@@ -52,15 +52,15 @@ def find_checkpoint(path: Path) -> tuple[Path, dict[str, Any], str | None]:
         return before, content, f"{error}; going on from the one before it, {before}, after epoch {done}"
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of ``sfr-ext train``; every byte is checked.
+def read_checkpoint(path: Path, flag: str = "--resume") -> dict[str, Any]:
+    """The content of a checkpoint of ``sfr-ext train``; every byte is checked. ``flag`` is named by errors.
 
     Raises:
         TrainError: the file does not exist, is damaged, or is something else.
     """
     if not path.is_file():
-        raise TrainError(f"--resume: {path} does not exist")
-    foreign = TrainError(f"--resume: {path} is not a checkpoint of sfr-ext train")
+        raise TrainError(f"{flag}: {path} does not exist")
+    foreign = TrainError(f"{flag}: {path} is not a checkpoint of sfr-ext train")
     try:
         with path.open("rb") as file:
             start = file.read(4)
@@ -69,11 +69,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise foreign
         with zipfile.ZipFile(path) as file:
             if (member := file.testzip()) is not None:
-                raise TrainError(f"--resume: {path} is damaged (wrong checksum of {member})")
+                raise TrainError(f"{flag}: {path} is damaged (wrong checksum of {member})")
     except OSError as error:
-        raise TrainError(f"--resume: {path} cannot be read: {error.strerror or error}") from error
+        raise TrainError(f"{flag}: {path} cannot be read: {error.strerror or error}") from error
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error) as error:
-        raise TrainError(f"--resume: {path} is damaged (it ends early, or bytes in it were changed)") from error
+        raise TrainError(f"{flag}: {path} is damaged (it ends early, or bytes in it were changed)") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import TrainError
 
-DATA = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder")
+DATA = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "hf")
 ARMS = {
     "ce": "cross-entropy",
     "ls": "cross-entropy with constant label smoothing",
@@ -47,6 +47,7 @@ class Option:
     check: Check | None = None
     choices: tuple[str, ...] | None = None
     metavar: str | None = None
+    before: Any = None  # what runs had that are older than the option; None: its default
 
 
 def option(default: Any, group: str, help: str, on_resume: str, **more: Any) -> Any:
@@ -83,6 +84,11 @@ def share(value: Any) -> str | None:
     return None if 0 <= value <= 1 else "in [0, 1]"
 
 
+def less_than_1(value: Any) -> str | None:
+    """A number from 0 on, below 1."""
+    return None if 0 <= value < 1 else "in [0, 1)"
+
+
 def devices(value: Any) -> str | None:
     """A count in the digits that ``int`` takes everywhere, or "auto"."""
     count = value.isascii() and value.isdecimal() and int(value) >= 1
@@ -99,11 +105,26 @@ class TrainConfig:
 
     data: str = option("digits", "data", "data set", SAME, choices=DATA)
     data_dir: Path | None = option(
-        None, "data", "folder that holds it, or into which it is downloaded", FREE, metavar="DIR"
+        None,
+        "data",
+        "folder that holds it, or into which it is downloaded; of hf a folder or a name",
+        FREE,
+        metavar="DIR",
     )
     limit: int | None = option(None, "data", "train on N images only", SAME, check=whole(1), metavar="N")
-    image_size: int = option(64, "data", "of imagefolder, in pixels", SAME, check=whole(1))
+    image_size: int = option(64, "data", "of imagefolder and hf, in pixels", SAME, check=whole(1))
     augment: bool = option(True, "data", "random crops and mirroring", SAME)
+    mixup: float = option(
+        0.0, "data", "mix pairs of images, by a share from Beta(X, X); 0: none", SAME, check=finite(0)
+    )
+    validation: float = option(
+        0.0,
+        "data",
+        "share of the training images to hold out: the best epoch by them is tested, once",
+        SAME,
+        check=less_than_1,
+        metavar="SHARE",
+    )
 
     arch: str = option("resnet8", "model and method", "resnet8, 14, 20, 26, 32, 18; torchvision's, timm's", SAME)
     pretrained: bool = option(False, "model and method", "begin with timm's weights, downloaded", SAME)
@@ -125,8 +146,22 @@ class TrainConfig:
         SAME,
         choices=("match", "mean", "crop"),
     )
-    eps: float = option(
-        0.05, "model and method", "of the EMD, in standard deviations of cost", SAME, check=finite(0, above=True)
+    solver: str = option(
+        "exact",
+        "model and method",
+        "of the EMD: exact, or sinkhorn with --eps",
+        SAME,
+        choices=("exact", "sinkhorn"),
+        before="sinkhorn",
+    )
+    eps: float | None = option(
+        None,
+        "model and method",
+        "regularisation of sinkhorn, in standard deviations of cost (default: 0.05)",
+        SAME,
+        check=finite(0, above=True),
+        metavar="X",
+        before=0.05,
     )
     smoothing: float = option(0.1, "model and method", "largest label smoothing", SAME, check=share)
     schedule: str = option(
@@ -142,6 +177,14 @@ class TrainConfig:
     optimizer: str = option("sgd", "training", "sgd (Nesterov momentum 0.9) or adamw", SAME, choices=("sgd", "adamw"))
     lr: float = option(0.1, "training", "largest learning rate", SAME, check=finite(0, above=True))
     weight_decay: float = option(5e-4, "training", "of all parameters", SAME, check=finite(0))
+    ema: float | None = option(
+        None,
+        "training",
+        "test a moving average of the weights, which keeps this share of itself in each step (0.999, say)",
+        SAME,
+        check=less_than_1,
+        metavar="SHARE",
+    )
     precision: str = option("32", "training", "bits of the network's arithmetic", SAME, choices=PRECISIONS)
     seed: int = option(0, "training", "of everything that is random", SAME, check=whole(0, 2**32 - 1))
 
@@ -165,7 +208,14 @@ class TrainConfig:
         metavar="N",
     )
     nodes: int = option(1, "run", "machines", FREE, check=whole(1))
+    compile: bool = option(False, "run", "compile the network by torch.compile", FREE)
     progress: bool | None = option(None, "run", "a bar (default: on a terminal)", FREE)
+    tensorboard: bool | None = option(
+        None, "run", "also write OUT/tensorboard (default: where TensorBoard is installed)", FREE
+    )
+    monitor: bool = option(
+        False, "run", "save how an image's patches are matched between layers, by epoch: OUT/monitor.png", FREE
+    )
 
     def __post_init__(self) -> None:
         out: Any = self.out
@@ -179,12 +229,22 @@ class TrainConfig:
                 raise TrainError(f"{flag(name)} must be {wanted}, got {value!r}")
         if self.resume is not None and self.overwrite:
             raise TrainError("--resume continues a run and --overwrite begins it anew: give one of them")
+        if self.solver == "exact" and self.eps is not None:
+            raise TrainError(f"--eps is for --solver sinkhorn, got {self.eps} with --solver exact")
+        if self.solver == "sinkhorn" and self.eps is None:
+            object.__setattr__(self, "eps", 0.05)
+        if self.mixup > 0 and self.prior == "online":
+            raise TrainError("--mixup makes probabilities of the labels, from which --prior online cannot learn")
 
     def to_keep(self) -> dict[str, Any]:
         """What is left beside the checkpoints, as values of JSON: the options without those of one start of the run."""
         once = ("out", "resume", "overwrite", "progress")
         kept = {name: getattr(self, name) for name in options() if name not in once}
         return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
+
+    def emd_options(self) -> dict[str, Any]:
+        """Of the EMD between feature maps, for those who compute it."""
+        return {"solver": "exact"} if self.solver == "exact" else {"eps": self.eps}
 
     def identity(self) -> dict[str, Any]:
         """The options that a resumed run must share with its beginning, as plain values."""

@@ -15,6 +15,7 @@ from . import fashion_mnist, folder
 from .config import TrainConfig
 from .errors import TrainError
 from .folder import Files, find_files
+from .hub import Rows, load_rows
 from .optional import import_optional
 
 
@@ -38,30 +39,39 @@ class ImageData:
     flip: bool
     source: str
     class_names: tuple[str, ...]
+    held_out: tuple[Tensor, Tensor] | None = None  # images and labels to validate by
 
     @property
     def channels(self) -> int:
         return int(self.train_images.shape[1])
 
-    def identity(self) -> dict[str, int]:
+    @property
+    def held_out_labels(self) -> Tensor | None:
+        return None if self.held_out is None else self.held_out[1]
+
+    def at(self, kept: Tensor) -> ImageData:
+        """With the training images at these places."""
+        return replace(self, train_images=self.train_images[kept], train_labels=self.train_labels[kept])
+
+    def holding_out(self, places: Tensor) -> ImageData:
+        """These training images to validate by."""
+        return replace(self, held_out=(self.train_images[places], self.train_labels[places]))
+
+    def identity(self) -> dict[str, Any]:
         """What a resumed run must find as it was, in words."""
-        return {
-            "classes": self.num_classes,
-            "channels": self.channels,
-            "training images": len(self.train_labels),
-            "test images": len(self.test_labels),
-        }
+        return {"classes": self.num_classes, "channels": self.channels, **_counts(self)}
 
 
 @dataclass(frozen=True)
 class FolderData:
-    """A classification data set in files: what :class:`ImageData` says of it, but the images."""
+    """A classification data set in files or rows of a table: what :class:`ImageData` says of it, but the images."""
 
-    train: Files
-    test: Files
+    train: Files | Rows
+    test: Files | Rows
     class_names: tuple[str, ...]
     size: int
     source: str
+    held_out: Files | Rows | None = None
     mean = folder.MEAN
     std = folder.STD
     channels = 3
@@ -78,13 +88,26 @@ class FolderData:
     def test_labels(self) -> Tensor:
         return self.test.labels
 
+    @property
+    def held_out_labels(self) -> Tensor | None:
+        return None if self.held_out is None else self.held_out.labels
+
+    def at(self, kept: Tensor) -> FolderData:
+        """With the training images at these places."""
+        return replace(self, train=self.train.at(kept))
+
+    def holding_out(self, places: Tensor) -> FolderData:
+        """These training images to validate by."""
+        return replace(self, held_out=self.train.at(places))
+
     def identity(self) -> dict[str, Any]:
         """What a resumed run must find as it was, in words."""
-        return {
-            "classes": ", ".join(self.class_names),
-            "training images": len(self.train_labels),
-            "test images": len(self.test_labels),
-        }
+        return {"classes": ", ".join(self.class_names), **_counts(self)}
+
+
+def _counts(data: ImageData | FolderData) -> dict[str, int]:
+    counts = {"training images": len(data.train_labels), "test images": len(data.test_labels)}
+    return counts if data.held_out_labels is None else {**counts, "validation images": len(data.held_out_labels)}
 
 
 def load_data(config: TrainConfig) -> ImageData | FolderData:
@@ -102,15 +125,20 @@ def load_data(config: TrainConfig) -> ImageData | FolderData:
         "cifar10": _cifar,
         "cifar100": _cifar,
         "imagefolder": _image_folder,
+        "hf": _hugging_face,
     }
     data = loaders[config.data](config)
-    if config.limit is None or config.limit >= len(data.train_labels):
+    generator = torch.Generator().manual_seed(config.seed)
+    if config.limit is not None and config.limit < len(data.train_labels):
+        data = data.at(torch.randperm(len(data.train_labels), generator=generator)[: config.limit])
+    if config.validation == 0:
         return data
-    order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(config.seed))
-    kept = order[: config.limit]
-    if isinstance(data, FolderData):
-        return replace(data, train=data.train.at(kept))
-    return replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
+    count = len(data.train_labels)
+    held_out = round(config.validation * count)
+    if not 0 < held_out < count:
+        raise TrainError(f"--validation {config.validation} of {count} training images leaves one of both without any")
+    order = torch.randperm(count, generator=generator)
+    return data.holding_out(order[:held_out]).at(order[held_out:].sort().values)
 
 
 def _digits(config: TrainConfig) -> ImageData:
@@ -171,6 +199,11 @@ def _image_folder(config: TrainConfig) -> FolderData:
     if classes != test_classes:
         raise TrainError(f"imagefolder: {root / 'train'} and {held_out} do not have the same classes")
     return FolderData(train, test, classes, config.image_size, str(root))
+
+
+def _hugging_face(config: TrainConfig) -> FolderData:
+    train, test, classes, source = load_rows(config.data_dir)
+    return FolderData(train, test, classes, config.image_size, source)
 
 
 def _torchvision_datasets(name: str) -> Any:

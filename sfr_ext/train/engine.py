@@ -6,13 +6,22 @@ from .optional import without_broken_torchvision
 
 with without_broken_torchvision():
     import lightning as L
-    from lightning.pytorch.callbacks import ModelCheckpoint
-    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
     from lightning.pytorch.utilities import rank_zero_only
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-__all__ = ["CSVLogger", "L", "MisconfigurationException", "ModelCheckpoint", "TorchCheckpointIO", "process_rank"]
+__all__ = [
+    "CSVLogger",
+    "L",
+    "MisconfigurationException",
+    "ModelCheckpoint",
+    "RichProgressBar",
+    "TensorBoardLogger",
+    "TorchCheckpointIO",
+    "process_rank",
+]
 
 
 def process_rank() -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .errors import TrainError
+from .hub import Rows
 from .images import read_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -54,6 +55,10 @@ class Files:
         """Those at these places."""
         return Files(self.folder, self.names.at(kept), self.labels[kept])
 
+    def image(self, place: int) -> Any:
+        """As ``PIL.Image`` of mode RGB."""
+        return read_image(self.folder / self.names[place])
+
 
 def find_files(folder: Path) -> tuple[Files, tuple[str, ...]]:
     """All images below ``folder/<class>/``, sorted by class and name, and the names of the classes.
@@ -83,13 +88,13 @@ def find_files(folder: Path) -> tuple[Files, tuple[str, ...]]:
 
 
 class FileImages(Dataset[Any]):
-    """Images of ``size`` pixels a side from their files, a batch at a time.
+    """Images of ``size`` pixels a side from their files or rows, a batch at a time.
 
     An index is a pair of epoch and place: what is random of an image depends on seed, epoch and place alone, and not on
     the worker that reads it. Place -1 gives a place filler.
     """
 
-    def __init__(self, files: Files, size: int, seed: int, augment: bool, filler_label: int) -> None:
+    def __init__(self, files: Files | Rows, size: int, seed: int, augment: bool, filler_label: int) -> None:
         self.files, self.size, self.seed = files, size, seed
         self.augment = augment
         self.filler_label = filler_label
@@ -111,7 +116,7 @@ class FileImages(Dataset[Any]):
         return images, labels
 
     def _image(self, epoch: int, place: int) -> Tensor:
-        image = read_image(self.files.folder / self.files.names[place])
+        image = self.files.image(place)
         width, height = image.size
         random = np.random.default_rng((self.seed, epoch, place)) if self.augment else None
         box = centre_box(width, height) if random is None else random_box(width, height, random)

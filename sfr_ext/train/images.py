@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 from .errors import TrainError
 
 
-def read_image(path: Path | str) -> Any:
-    """The image as ``PIL.Image`` of mode RGB, whatever its own.
+def read_image(path: Path | str | io.BytesIO, name: str | None = None) -> Any:
+    """The image as ``PIL.Image`` of mode RGB, whatever its own. ``name``: for errors, where it has no path.
 
     Of 16-bit grey levels the upper eight bits are taken, as Pillow itself does for 16-bit colours; its conversion of
     grey ones cuts them off at 255, which leaves white. Transparency is dropped.
@@ -21,10 +22,11 @@ def read_image(path: Path | str) -> Any:
     """
     from PIL import Image
 
+    name = name or str(path)
     try:
         with Image.open(path) as image:
             if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-                raise TrainError(f"{path} has levels of no known range (mode {image.mode}); store it with 8 or 16 bits")
+                raise TrainError(f"{name} has levels of no known range (mode {image.mode}); store it with 8 or 16 bits")
             if image.mode.startswith("I"):
                 levels = np.asarray(image).astype(np.uint32) >> 8
                 return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
@@ -33,4 +35,4 @@ def read_image(path: Path | str) -> Any:
         raise
     except Exception as error:  # decoders raise whatever their parts raise: OSError, SyntaxError, struct.error, ...
         reason = str(error).replace(str(path), "it").replace("\n", " ")
-        raise TrainError(f"{path} cannot be read: {reason or type(error).__name__}") from error
+        raise TrainError(f"{name} cannot be read: {reason or type(error).__name__}") from error

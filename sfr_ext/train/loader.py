@@ -102,14 +102,26 @@ class ImageModule(L.LightningDataModule):
         return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch]:
+        """What is looked at after each epoch: the images that are held out, or the test images where none are."""
         trainer = self._trainer()
-        dataset: Dataset[Any]
-        if isinstance(self.data, FolderData):
-            dataset = FileImages(self.data.test, self.data.size, self.seed, False, IGNORED)
+        data = self.data
+        if data.held_out is None:
+            dataset = self._test_images()
+        elif isinstance(data, FolderData):
+            dataset = FileImages(data.held_out, data.size, self.seed, False, IGNORED)
         else:
-            dataset = TensorImages(self.data.test_images, self.data.test_labels)
-        length = len(self.data.test_labels)
-        return self._loader(dataset, Share(length, trainer.world_size, trainer.global_rank), drop_last=False)
+            dataset = TensorImages(*data.held_out)
+        share = Share(len(dataset), trainer.world_size, trainer.global_rank)  # type: ignore[arg-type]
+        return self._loader(dataset, share, drop_last=False)
+
+    def test_batches(self) -> DataLoader[Batch]:
+        """All test images, for one process alone."""
+        return self._loader(self._test_images(), Share(len(self.data.test_labels), 1, 0), drop_last=False)
+
+    def _test_images(self) -> Dataset[Any]:
+        if isinstance(self.data, FolderData):
+            return FileImages(self.data.test, self.data.size, self.seed, False, IGNORED)
+        return TensorImages(self.data.test_images, self.data.test_labels)
 
     def _loader(self, dataset: Dataset[Any], sampler: Sampler[Any], drop_last: bool) -> DataLoader[Batch]:
         return DataLoader(
@@ -137,9 +149,12 @@ class ImageModule(L.LightningDataModule):
             step = place * trainer.world_size + trainer.global_rank
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             images = crop_and_flip(images, self.data.padding, self.data.flip, generator)
-        dtype = torch.float64 if trainer.precision == "64-true" else torch.float32
+        return self.normalised(images, torch.float64 if trainer.precision == "64-true" else torch.float32), labels
+
+    def normalised(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the network takes, of bytes ``[B, C, H, W]``."""
         mean, std = self.mean.to(images.device, dtype), self.std.to(images.device, dtype)
-        return (images.to(dtype) / 255 - mean) / std, labels
+        return (images.to(dtype) / 255 - mean) / std
 
     def _trainer(self) -> L.Trainer:
         if self.trainer is None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..smoothing import DynamicLabelSmoothing
 from .arms import build_regularizer, build_smoothing
@@ -17,7 +18,9 @@ from .config import TrainConfig
 from .engine import L
 from .errors import EveryProcessError
 from .loader import IGNORED, Batch, ImageModule
+from .mixing import mixup
 from .stopwatch import TimedRegularizer
+from .trained import images_of
 
 WARMUP_SHARE = 0.1  # of all steps, over which the learning rate rises
 LOOK_EVERY = 20  # steps after which the loss is looked at where looking makes devices wait
@@ -37,10 +40,19 @@ class Classifier(L.LightningModule):
         self.stages = stages
         self.fits = False  # whether a batch of these images has passed through the network
         self.regularizer: TimedRegularizer | None = None
-        # Sums over the epoch: loss, cross-entropy, feature loss, hits, images. In float64, so that they hardly depend
-        # on how many processes share them.
-        self.register_buffer("train_sums", torch.zeros(5, dtype=torch.float64), persistent=False)
-        self.register_buffer("test_sums", torch.zeros(3, dtype=torch.float64), persistent=False)
+        self.average: AveragedModel | None = None
+        if config.ema is not None:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            self.average.requires_grad_(False)
+
+    def on_fit_start(self) -> None:
+        """Makes the sums over an epoch: loss, cross-entropy, feature loss, hits, images.
+
+        In float64, so that they hardly depend on how many processes share them; no buffers, which
+        DistributedDataParallel would overwrite in each step with those of the first process.
+        """
+        self.train_sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        self.test_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -52,11 +64,14 @@ class Classifier(L.LightningModule):
         self.total_steps = self.steps_per_epoch * self.config.epochs
         self.smoothing = build_smoothing(self.config, self.total_steps)
         self.regularizer = build_regularizer(self.config, self.model, self.stages, self.batches_per_epoch)
+        if self.config.compile:
+            self.model.compile()  # after the hooks are on, which become part of it
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the options and the data of the run in its checkpoints."""
         checkpoint["sfr_ext"] = self.config.identity()
         checkpoint["sfr_ext_data"] = self.data.identity()
+        checkpoint["sfr_ext_images"] = images_of(self.data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Counts the finished epochs in steps of this run: another number of devices has other steps."""
@@ -82,9 +97,9 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         options: dict[str, Any] = {"lr": self.config.lr, "weight_decay": self.config.weight_decay}
         optimizer = (
-            torch.optim.SGD(self.parameters(), momentum=0.9, nesterov=True, **options)
+            torch.optim.SGD(self.model.parameters(), momentum=0.9, nesterov=True, **options)
             if self.config.optimizer == "sgd"
-            else torch.optim.AdamW(self.parameters(), **options)
+            else torch.optim.AdamW(self.model.parameters(), **options)
         )
         rise = max(1, round(WARMUP_SHARE * self.total_steps))
 
@@ -98,6 +113,9 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
+        if self.config.mixup > 0:
+            seed = (self.config.seed, self.current_epoch, batch_idx, self.global_rank)
+            images, labels = mixup(images, labels, self.data.num_classes, self.config.mixup, seed)
         logits = self._logits(images)
         entropy: Tensor = self.smoothing(logits, labels)
         loss, feature = entropy, entropy.new_zeros(())
@@ -106,9 +124,13 @@ class Classifier(L.LightningModule):
             loss = entropy + feature
         with torch.no_grad():
             count = len(labels)
-            hits = (logits.argmax(1) == labels).sum()
+            found = logits.argmax(1)
+            # Of mixed labels, the share that was found.
+            hits = (found == labels).sum() if labels.dim() == 1 else labels.gather(1, found[:, None]).sum()
             means = torch.stack((loss.double(), entropy.double(), feature.double())) * count
-            self.train_sums += torch.cat((means, torch.stack((hits, hits.new_tensor(count))).double()))
+            self.train_sums += torch.cat(
+                (means, torch.stack((hits.double(), hits.new_tensor(count, dtype=torch.float64))))
+            )
         self.log("train_loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -149,6 +171,8 @@ class Classifier(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if (batch_idx + 1) % self.config.accumulate == 0 or batch_idx + 1 == self.batches_per_epoch:
             self.smoothing.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
         waits = self.device.type != "cpu" or self.trainer.world_size > 1
         if not waits or (batch_idx + 1) % LOOK_EVERY == 0:
             loss = self.trainer.strategy.reduce(self.train_sums[0].clone(), reduce_op="sum")
@@ -167,11 +191,16 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        logits = self.model(images)
+        logits = self.tested()(images)
         loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
         real = labels != IGNORED
         hits = ((logits.argmax(1) == labels) & real).sum()
         self.test_sums += torch.stack((loss.double(), hits.double(), real.sum().double()))
+
+    def tested(self) -> nn.Module:
+        """The network whose accuracy counts: the averaged one, if there is one."""
+        network: nn.Module = self.model if self.average is None else self.average.module
+        return network
 
     def take_means(self) -> dict[str, float]:
         """The epoch's means over all devices; the sums start again at 0."""
@@ -181,14 +210,15 @@ class Classifier(L.LightningModule):
         self.train_sums.zero_()
         self.test_sums.zero_()
         self._require_finite("training loss", loss)
-        self._require_finite("test loss", test_loss)
+        part = "test" if self.data.held_out is None else "val"
+        self._require_finite("test loss" if part == "test" else "validation loss", test_loss)
         return {
             "train_loss": loss / count,
             "train_cross_entropy": entropy / count,
             "train_feature_loss": feature / count,
             "train_accuracy": hits / count,
-            "test_loss": test_loss / test_count,
-            "test_accuracy": test_hits / test_count,
+            f"{part}_loss": test_loss / test_count,
+            f"{part}_accuracy": test_hits / test_count,
         }
 
     def emd_seconds(self) -> float:

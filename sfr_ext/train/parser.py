@@ -107,7 +107,13 @@ def _argument(name: str) -> dict[str, Any]:
         return {**told, "action": ActionYesNo(no_prefix="no-")}
     if name == "resume":  # the name of the checkpoint may be left out
         return {**told, "nargs": "?", "const": "", "type": str, "metavar": declared.metavar}
-    kinds: dict[Any, Any] = {float: _number, tuple[str, ...] | None: _names, Path: str | None, Path | None: str | None}
+    kinds: dict[Any, Any] = {
+        float: _number,
+        float | None: _number_or_none,
+        tuple[str, ...] | None: _names,
+        Path: str | None,
+        Path | None: str | None,
+    }
     if name == "devices":
         kinds[str] = str | int
     metavar = declared.metavar or {float: "X", int: "N"}.get(hint, "NAME")
@@ -120,6 +126,10 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise _Unfit(f"expected a number, got {value!r}") from error
+
+
+def _number_or_none(value: Any) -> float | None:
+    return None if value is None else _number(value)
 
 
 def _names(value: Any) -> list[str] | None:

@@ -25,9 +25,10 @@ def plot_curves(path: Path, runs: dict[str, list[dict[str, float]]]) -> None:
         losses.plot(epochs, curve("train_cross_entropy"), f"{colour}.-", label=f"{name}: training cross-entropy")
         if any(row["train_feature_loss"] for row in rows):
             losses.plot(epochs, curve("train_feature_loss"), f"{colour}.:", label=f"{name}: feature loss, weighted")
-        losses.plot(epochs, curve("test_loss"), f"{colour}.--", label=f"{name}: test cross-entropy")
+        part, words = ("test", "test") if "test_loss" in rows[0] else ("val", "validation")
+        losses.plot(epochs, curve(f"{part}_loss"), f"{colour}.--", label=f"{name}: {words} cross-entropy")
         accuracies.plot(epochs, curve("train_accuracy", scale=100), f"{colour}.-", label=f"{name}: training")
-        accuracies.plot(epochs, curve("test_accuracy", scale=100), f"{colour}.--", label=f"{name}: test")
+        accuracies.plot(epochs, curve(f"{part}_accuracy", scale=100), f"{colour}.--", label=f"{name}: {words}")
         seconds.plot(epochs, curve("seconds"), f"{colour}.-", label=f"{name}: all")
         if any(row["emd_seconds"] for row in rows):
             seconds.plot(epochs, curve("emd_seconds"), f"{colour}.:", label=f"{name}: feature loss")

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .best import Best
 from .engine import L
 from .files import atomic_write
 from .module import Classifier
@@ -15,9 +16,10 @@ from .module import Classifier
 class Records(L.Callback):
     """Collects, prints and writes the rows; a resumed run continues the list."""
 
-    def __init__(self, path: Path, say: bool) -> None:
+    def __init__(self, path: Path, say: bool, best: Best | None = None) -> None:
         self.path = path
         self.say = say
+        self.best = best
         self.rows: list[dict[str, float]] = []
         self._begin = 0.0
         self._emd_before = 0.0
@@ -42,15 +44,20 @@ class Records(L.Callback):
         }
         self._emd_before = emd
         self.rows.append(row)
+        part, words = ("test", "test") if "test_accuracy" in row else ("val", "validation")
+        if self.best is not None:
+            self.best.look(pl_module, int(row["epoch"]), row[f"{part}_accuracy"])
         if trainer.is_global_zero:
             write_rows(self.path, self.rows)
+            for board in trainer.loggers[1:]:  # the first one logs steps
+                board.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
             if self.say:
                 # Apart: their sum rises while the factor on the feature loss does.
                 feature = "" if regularizer is None else f"feature loss {row['train_feature_loss']:.3f}  "
                 print(
                     f"epoch {row['epoch']}/{trainer.max_epochs}  cross-entropy {row['train_cross_entropy']:.3f}  "
                     f"{feature}"
-                    f"test accuracy {100 * row['test_accuracy']:.2f} %  {row['seconds']:.1f} s",
+                    f"{words} accuracy {100 * row[f'{part}_accuracy']:.2f} %  {row['seconds']:.1f} s",
                     flush=True,
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -18,15 +19,25 @@ import torch
 
 import sfr_ext
 
+from .best import BEST_CHECKPOINT, Best, evaluate
 from .checkpoints import KeepingIO, find_checkpoint
-from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag
+from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag, options
 from .data import FolderData, ImageData, load_data
-from .engine import CSVLogger, L, MisconfigurationException, ModelCheckpoint, process_rank
+from .engine import (
+    CSVLogger,
+    L,
+    MisconfigurationException,
+    ModelCheckpoint,
+    RichProgressBar,
+    TensorBoardLogger,
+    process_rank,
+)
 from .errors import EveryProcessError, TrainError
 from .files import alone_in, atomic_write, refuses_writing, remove_partial
 from .loader import ImageModule
 from .models import build_model
 from .module import Classifier
+from .monitor import FOLDER, STRIP, Monitor, first_test_image
 from .plots import plot_curves
 from .records import Records
 
@@ -59,8 +70,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
         )
         module = Classifier(config, model, stages)
         progress = sys.stderr.isatty() if config.progress is None else config.progress
-        records = Records(config.out / "metrics.csv", say=not progress)
-        trainer = _build_trainer(config, records, progress)
+        best = Best() if config.validation > 0 else None
+        records = Records(config.out / "metrics.csv", say=not progress, best=best)
+        looks = [_monitor(config, data, model, stages)] if config.monitor else []
+        trainer = _build_trainer(config, [records, *looks, *([] if best is None else [best])], progress)
         if first:
             print(f"{config.arm} on {config.data} ({len(data.train_labels)} images from {data.source}), {config.arch}")
             _clear(config)
@@ -70,13 +83,20 @@ def run(config: TrainConfig) -> dict[str, Any]:
         datamodule.first_epoch = 0 if content is None else content["epoch"] + 1
         _fit(trainer, module, datamodule, checkpoint)
         result = _result(config, data, model, records, trainer)
+        if best is not None and first:
+            best.save(config.out, module)
+            device = trainer.strategy.root_device
+            result["test_loss"], result["test_accuracy"] = evaluate(config, model, best.weights, datamodule, device)
+            result["best_epoch"], result["val_accuracy"] = best.epoch, best.accuracy
+            result["validation_images"] = data.identity()["validation images"]
         if first:
             plot_curves(config.out / "curves.png", {config.arm: records.rows})
             # Last: it stands for a run that is complete.
             with atomic_write(config.out / "result.json") as path:
                 path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
             seconds, emd = result["seconds"], result["emd_seconds"]
-            print(f"test accuracy {100 * result['test_accuracy']:.2f} %")
+            of_best = "" if best is None else f", of epoch {best.epoch}, the best by validation"
+            print(f"test accuracy {100 * result['test_accuracy']:.2f} %{of_best}")
             print(f"{seconds:.1f} s, of which {emd:.1f} s ({100 * emd / seconds:.1f} %) in the feature loss")
             print(f"wrote {config.out / 'result.json'}, metrics.csv and curves.png")
     return result
@@ -117,8 +137,9 @@ def _clear(config: TrainConfig) -> None:
     """Takes away what must not be mixed with this run: all of an earlier one, or its end and what was half written."""
     old: list[str | Path] = ["result.json"]
     if config.resume is None:
-        old += ["metrics.csv", "curves.png", LAST_CHECKPOINT, PREVIOUS_CHECKPOINT]
-        shutil.rmtree(config.out / "steps", ignore_errors=True)
+        old += ["metrics.csv", "curves.png", STRIP, BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT]
+        for folder in ("steps", "tensorboard", FOLDER):
+            shutil.rmtree(config.out / folder, ignore_errors=True)
     try:
         for name in old:
             (config.out / name).unlink(missing_ok=True)
@@ -135,10 +156,13 @@ def _resume_from(config: TrainConfig, path: Path, first: bool) -> tuple[Path, di
     """The checkpoint to go on from; one that is damaged is said to be, and is set aside if it is the run's own."""
     found, content, note = find_checkpoint(path)
     before = content["sfr_ext"]
+    if "loops" not in content:
+        raise TrainError(f"--resume: {found} holds the weights of the best epoch alone; last.ckpt beside it goes on")
     for name, value in config.identity().items():
-        # An option that the checkpoint does not have is younger than it.
-        if name in before and before[name] != value:
-            raise TrainError(f"--resume: {found} was trained with {flag(name)} {before[name]}, got {value}")
+        older = options()[name].before
+        then = before.get(name, TrainConfig.__dataclass_fields__[name].default if older is None else older)
+        if then != value:
+            raise TrainError(f"--resume: {found} was trained with {flag(name)} {then}, got {value}")
     done = content["epoch"] + 1
     finished = (config.out / "result.json").exists()
     if done > config.epochs or (done == config.epochs and finished):
@@ -214,13 +238,37 @@ def _workers(config: TrainConfig, data: ImageData | FolderData) -> int:
     return min(8, os.cpu_count() or 1) if isinstance(data, FolderData) else 0
 
 
-def _build_trainer(config: TrainConfig, records: Records, progress: bool) -> L.Trainer:
+def _monitor(
+    config: TrainConfig, data: ImageData | FolderData, model: torch.nn.Module, stages: tuple[str, ...] | None
+) -> Monitor:
+    layers = config.layers or stages
+    if layers is None:
+        raise TrainError(f"--monitor with --arch {config.arch} needs --layers, shallow to deep")
+    return Monitor(config, model, layers, first_test_image(data), data.mean, data.std)
+
+
+def _is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _tensorboard(config: TrainConfig) -> TensorBoardLogger:
+    try:
+        return TensorBoardLogger(config.out, name="tensorboard", version="")
+    except ModuleNotFoundError as error:
+        raise TrainError("--tensorboard needs tensorboard, not installed here: pip install tensorboard") from error
+
+
+def _build_trainer(config: TrainConfig, callbacks: list[L.Callback], progress: bool) -> L.Trainer:
     last = ModelCheckpoint(
         dirpath=config.out / LAST_CHECKPOINT.parent,
         filename=LAST_CHECKPOINT.stem,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+    loggers: list[Any] = [CSVLogger(config.out, name="steps")]
+    if _is_installed("tensorboard") if config.tensorboard is None else config.tensorboard:
+        loggers.append(_tensorboard(config))
+    bar = [RichProgressBar(leave=True)] if progress and _is_installed("rich") else []
     try:
         return L.Trainer(
             accelerator=config.accelerator,
@@ -229,9 +277,9 @@ def _build_trainer(config: TrainConfig, records: Records, progress: bool) -> L.T
             precision=_PRECISION[config.precision],  # type: ignore[arg-type]
             max_epochs=config.epochs,
             accumulate_grad_batches=config.accumulate,
-            callbacks=[records, last],
+            callbacks=[*callbacks, *bar, last],
             plugins=[KeepingIO()],
-            logger=CSVLogger(config.out, name="steps"),
+            logger=loggers,
             log_every_n_steps=20,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -259,7 +307,7 @@ def _result(
         "arch": config.arch,
         "parameters": sum(p.numel() for p in model.parameters()),
         "epochs": int(rows[-1]["epoch"]),
-        "test_accuracy": rows[-1]["test_accuracy"],
+        "test_accuracy": rows[-1].get("test_accuracy"),
         "train_accuracy": rows[-1]["train_accuracy"],
         "seconds": sum(row["seconds"] for row in rows),
         "emd_seconds": sum(row["emd_seconds"] for row in rows),
