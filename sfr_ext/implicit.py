@@ -174,7 +174,7 @@ def _log(weight: Tensor) -> Tensor:
 
 
 def _deviation(cost: Tensor, kept: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Standard deviation of the costs under a (x) b on the pairs that are kept, with derivative 0 where they are all equal.
+    """Standard deviation of the costs under a (x) b on pairs that are kept; derivative 0 where they are all equal.
 
     In units of the largest distance from the mean, so that no square overflows or underflows.
     """

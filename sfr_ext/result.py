@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, implicit, ops
 from .versions import Inputs
 
 Grid = tuple[int, ...]
@@ -184,6 +185,80 @@ class OTResult:
         n, m = self.f.shape[-1], self.g.shape[-1]
         lead = list(self.eps.shape)
         return f"OTResult(problems={lead}, N={n}, M={m}, converged={int(self.converged.sum())})"
+
+
+def of_sinkhorn(
+    solved: ops.Solved,
+    options: ops.SolverOptions,
+    inputs: Inputs,
+    as_solved: Callable[..., ops.Given],
+    grids: tuple[Grid, Grid],
+) -> OTResult:
+    """Of what a Sinkhorn operator returned.
+
+    ``as_solved`` makes costs and weights, as `implicit.solution` takes them, of the inputs.
+    """
+
+    def couple(*now: Tensor | None) -> Coupling:
+        found = implicit.solution(*as_solved(*now), ops.saved(solved), options)
+        return Coupling(found.plan.to(solved.f.dtype), found.a, found.b)
+
+    # The solver's potentials are those of the centred costs, without what both sides exchange. Where there is no plan,
+    # the centre is inf, and they are 0.
+    half, shift = solved.centre.masked_fill(solved.centre == math.inf, 0)[..., None] / 2, solved.shift[..., None]
+    return OTResult(
+        transport_cost=solved.transport,
+        entropic_cost=solved.entropic,
+        f=solved.f + (half + shift),
+        g=solved.g + (half - shift),
+        eps=solved.eps,
+        n_iter=solved.n_iter,
+        marginal_error=solved.error,
+        tol=options.tol,
+        couple=couple,
+        inputs=inputs,
+        balanced=not (options.reach_a or options.reach_b),
+        grids=grids,
+    )
+
+
+def of_exact(
+    solved: ops.ExactSolved,
+    lead: tuple[int, ...],
+    options: ops.SolverOptions,
+    inputs: Inputs,
+    weights_as_solved: Callable[..., tuple[Tensor | None, Tensor | None]],
+    grids: tuple[Grid, Grid],
+) -> OTResult:
+    """Of what `ops.exact_forward` returned, for problems of any leading axes.
+
+    ``weights_as_solved`` makes both sides' weights of the inputs.
+    """
+    n, m = solved.f.shape[-1], solved.g.shape[-1]
+    value, f, g = solved.value.view(lead), solved.f.view(*lead, n), solved.g.view(*lead, m)
+    proved = solved.gap <= (1e-9 if value.dtype == torch.float64 else 1e-5) * solved.magnitude
+
+    def couple(*now: Tensor | None) -> Coupling:
+        a, b = weights_as_solved(*now)
+        plan = ops.exact_plan(solved.rows, solved.columns, solved.mass, n, m).view(*lead, n, m)
+        return Coupling(plan, implicit.marginal(a, f.double()), implicit.marginal(b, g.double()))
+
+    return OTResult(
+        transport_cost=value,
+        entropic_cost=value,
+        f=f,
+        g=g,
+        eps=torch.zeros_like(value),
+        n_iter=solved.n_iter.view(lead),
+        marginal_error=solved.error.view(lead),
+        tol=options.tol,
+        couple=couple,
+        inputs=inputs,
+        balanced=not (options.reach_a or options.reach_b),
+        grids=grids,
+        dual_gap=solved.gap.view(lead),
+        converged=(proved & (solved.error <= options.tol)).view(lead),
+    )
 
 
 def _at_most_one(wanted: Tensor, found: Tensor) -> Tensor:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import checks, implicit, ops
-from .result import Coupling, Grid, OTResult
+from .result import OTResult, of_exact, of_sinkhorn
 from .versions import Inputs
 
 Reach = float | tuple[float | None, float | None] | None
@@ -141,84 +139,16 @@ def solve(
     given, grids = (_four_axes(cost, 2), _four_axes(a, 1), _four_axes(b, 1)), ((n,), (m,))
     if solver == "exact":
         exact = ops.ExactSolved(*ops.exact_forward(*given, *prices(options), where))
-        return _exact_result(exact, lead, options, inputs, lambda *now: broadcast(*now)[1:], grids)
+        return of_exact(exact, lead, options, inputs, lambda *now: broadcast(*now)[1:], grids)
     flat = ops.sinkhorn_forward(*given, init_g, *options, where)
     solved = ops.Solved(*(t.view((*lead, *t.shape[2:])) for t in flat))
-    return _result(solved, options, inputs, broadcast, grids)
-
-
-def _result(
-    solved: ops.Solved,
-    options: ops.SolverOptions,
-    inputs: Inputs,
-    as_solved: Callable[..., ops.Given],
-    grids: tuple[Grid, Grid],
-) -> OTResult:
-    """``as_solved`` makes costs and weights, as `implicit.solution` takes them, of the inputs."""
-
-    def couple(*now: Tensor | None) -> Coupling:
-        found = implicit.solution(*as_solved(*now), ops.saved(solved), options)
-        return Coupling(found.plan.to(solved.f.dtype), found.a, found.b)
-
-    # The solver's potentials are those of the centred costs, without what both sides exchange. Where there is no plan,
-    # the centre is inf, and they are 0.
-    half, shift = solved.centre.masked_fill(solved.centre == math.inf, 0)[..., None] / 2, solved.shift[..., None]
-    return OTResult(
-        transport_cost=solved.transport,
-        entropic_cost=solved.entropic,
-        f=solved.f + (half + shift),
-        g=solved.g + (half - shift),
-        eps=solved.eps,
-        n_iter=solved.n_iter,
-        marginal_error=solved.error,
-        tol=options.tol,
-        couple=couple,
-        inputs=inputs,
-        balanced=not (options.reach_a or options.reach_b),
-        grids=grids,
-    )
+    return of_sinkhorn(solved, options, inputs, broadcast, grids)
 
 
 def prices(options: ops.SolverOptions, features: bool = False) -> ops.ExactOptions:
     """Of mass left behind, for the exact solver: half of a side's reach."""
     price_a, price_b = (reach / 2 if reach else math.inf for reach in (options.reach_a, options.reach_b))
     return ops.ExactOptions(price_a, price_b, features)
-
-
-def _exact_result(
-    solved: ops.ExactSolved,
-    lead: tuple[int, ...],
-    options: ops.SolverOptions,
-    inputs: Inputs,
-    weights_as_solved: Callable[..., tuple[Tensor | None, Tensor | None]],
-    grids: tuple[Grid, Grid],
-) -> OTResult:
-    """For problems of any leading axes."""
-    n, m = solved.f.shape[-1], solved.g.shape[-1]
-    value, f, g = solved.value.view(lead), solved.f.view(*lead, n), solved.g.view(*lead, m)
-    proved = solved.gap <= (1e-9 if value.dtype == torch.float64 else 1e-5) * solved.magnitude
-
-    def couple(*now: Tensor | None) -> Coupling:
-        a, b = weights_as_solved(*now)
-        plan = ops.exact_plan(solved.rows, solved.columns, solved.mass, n, m).view(*lead, n, m)
-        return Coupling(plan, implicit.marginal(a, f.double()), implicit.marginal(b, g.double()))
-
-    return OTResult(
-        transport_cost=value,
-        entropic_cost=value,
-        f=f,
-        g=g,
-        eps=torch.zeros_like(value),
-        n_iter=solved.n_iter.view(lead),
-        marginal_error=solved.error.view(lead),
-        tol=options.tol,
-        couple=couple,
-        inputs=inputs,
-        balanced=not (options.reach_a or options.reach_b),
-        grids=grids,
-        dual_gap=solved.gap.view(lead),
-        converged=(proved & (solved.error <= options.tol)).view(lead),
-    )
 
 
 def _shared(weight: Tensor | None, lead: tuple[int, ...], n: int, cost: Tensor) -> Tensor | None:
@@ -287,13 +217,13 @@ def solve_sample(
     grids, costs = ops.patch_grids(x, y, patch_size), ground(metric, patch_size)
     if solver == "exact":
         exact = exact_between(where, pair, costs, options)
-        return _exact_result(exact, ops.problems(x, y), options, inputs, lambda *now: paired(*now)[2:], grids)
+        return of_exact(exact, ops.problems(x, y), options, inputs, lambda *now: paired(*now)[2:], grids)
 
     def as_solved(*now: Any) -> ops.Given:
         pair = paired(*now)
         return ops.Given(costs_between(pair, costs), pair.a, pair.b)
 
-    return _result(solved_between(where, pair, costs, options, init), options, inputs, as_solved, grids)
+    return of_sinkhorn(solved_between(where, pair, costs, options, init), options, inputs, as_solved, grids)
 
 
 def ground(metric: str, patch_size: int) -> ops.Ground:

@@ -14,11 +14,21 @@ from torch import Tensor
 
 from .. import _C
 
-# Places in the lists below.
+# Numbers of the choices that _C lists.
 DType: TypeAlias = int
 Metric: TypeAlias = int
 Method: TypeAlias = int
 Strategy: TypeAlias = int
+
+# Tensors that a solver returns: what shape and type they have (`solved.room`). Of N x M patches, with the axes of the
+# problems in front; of the type that is computed in, but for counts.
+Value: TypeAlias = Tensor  # [...]
+Count: TypeAlias = Tensor  # [...], int64
+OfRows: TypeAlias = Tensor  # [..., N]
+OfColumns: TypeAlias = Tensor  # [..., M]
+Entries: TypeAlias = Tensor  # [..., N + M - 1]
+EntryIndices: TypeAlias = Tensor  # [..., N + M - 1], int32
+OUTPUTS = ("Value", "Count", "OfRows", "OfColumns", "Entries", "EntryIndices")
 
 
 def _numbered(choice: str) -> dict[str, int]:
@@ -74,18 +84,18 @@ class SolverOptions(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """What a solver returns, `[B]` or `[B, G]`, and potentials `[..., N]`, `[..., M]`."""
+    """What a solver returns, for problems `[B]` or `[B, G]`."""
 
-    transport: Tensor
-    entropic: Tensor
-    f: Tensor
-    g: Tensor
-    eps: Tensor
-    centre: Tensor
-    shift: Tensor
-    excess: Tensor
-    n_iter: Tensor
-    error: Tensor
+    transport: Value
+    entropic: Value
+    f: OfRows
+    g: OfColumns
+    eps: Value
+    centre: Value
+    shift: Value
+    excess: Value
+    n_iter: Count
+    error: Value
 
 
 class Solve(NamedTuple):
@@ -186,18 +196,18 @@ class ExactParams(NamedTuple):
 
 
 class ExactSolved(NamedTuple):
-    """`[B, G]`; potentials and the entries of a plan, `[B, G, N + M - 1]`."""
+    """What the exact solver returns, for problems `[B, G]`: the entries of a plan among it."""
 
-    value: Tensor
-    f: Tensor
-    g: Tensor
-    rows: Tensor
-    columns: Tensor
-    mass: Tensor
-    n_iter: Tensor
-    gap: Tensor
-    magnitude: Tensor
-    error: Tensor
+    value: Value
+    f: OfRows
+    g: OfColumns
+    rows: EntryIndices
+    columns: EntryIndices
+    mass: Entries
+    n_iter: Count
+    gap: Value
+    magnitude: Value
+    error: Value
 
 
 class ExactSaved(NamedTuple):
@@ -244,10 +254,15 @@ class Where(NamedTuple):
     scratch_bytes: int = 0
 
 
+def written(of: Any) -> dict[str, str]:
+    """Names and annotations of a NamedTuple's members."""
+    annotations = of.__annotations__
+    return {name: getattr(annotations[name], "__forward_arg__", annotations[name]) for name in of._fields}
+
+
 def kinds(of: Any) -> dict[str, str]:
-    """Names and kinds of a NamedTuple's members, as they are written."""
-    written = of.__annotations__
-    return {name: getattr(written[name], "__forward_arg__", written[name]) for name in of._fields}
+    """The same with every output as the Tensor that it is: what _C and schemas call them."""
+    return {name: "Tensor" if kind in OUTPUTS else kind for name, kind in written(of).items()}
 
 
 def check(fields: dict[str, tuple[tuple[str, str, Any], ...]]) -> None:

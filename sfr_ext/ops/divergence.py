@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from ..implicit import marginal, total
-from .contracts import Solved, SolverOptions
+from .contracts import Count, OfColumns, OfRows, Solved, SolverOptions, Value
 from .derivatives import differentiable, no_second_derivative
 from .emd import features_backward, solve_features
 from .gradients import NeedPair, feature_gradients, fold_groups, named, weight_gradients
 from .operator import Operator
-from .solved import Saved, Upstream
+from .solved import Saved, Upstream, room
 from .views import Ground, Pair, compute_dtype, patch_grids, problems
 
 
@@ -51,18 +51,18 @@ class DivergenceSaved(NamedTuple):
 class Divergence(NamedTuple):
     """What is returned: the value, what `DivergenceSaved` names, and how the three problems ended."""
 
-    value: Tensor
-    f: Tensor
-    g: Tensor
-    eps: Tensor
-    centre: Tensor
-    shift: Tensor
-    x_potential: Tensor
-    x_centre: Tensor
-    y_potential: Tensor
-    y_centre: Tensor
-    n_iter: Tensor
-    error: Tensor
+    value: Value
+    f: OfRows
+    g: OfColumns
+    eps: Value
+    centre: Value
+    shift: Value
+    x_potential: OfRows
+    x_centre: Value
+    y_potential: OfColumns
+    y_centre: Value
+    n_iter: Count
+    error: Value
 
 
 class SelfSolved(NamedTuple):
@@ -198,26 +198,8 @@ def _empty(pair: Pair, lead: tuple[int, ...]) -> Tensor | None:
 
 
 def _room(x: Tensor, y: Tensor, patch_size: int) -> Divergence:
-    lead, dtype = problems(x, y), compute_dtype(x, y)
     n, m = (torch.Size(grid).numel() for grid in patch_grids(x, y, patch_size))
-
-    def empty(*shape: int) -> Tensor:
-        return x.new_empty(shape, dtype=dtype)
-
-    return Divergence(
-        value=empty(*lead),
-        f=empty(*lead, n),
-        g=empty(*lead, m),
-        eps=empty(*lead),
-        centre=empty(*lead),
-        shift=empty(*lead),
-        x_potential=empty(*lead, n),
-        x_centre=empty(*lead),
-        y_potential=empty(*lead, m),
-        y_centre=empty(*lead),
-        n_iter=x.new_empty(lead, dtype=torch.int64),
-        error=empty(*lead),
-    )
+    return room(Divergence, x, problems(x, y), n, m, compute_dtype(x, y))
 
 
 @FORWARD.kernel

@@ -35,7 +35,7 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def _room(pair: Pair, ground: Ground, *others: Tensor) -> Solved:
     n, m = map(math.prod, patch_grids(pair.x, pair.y, ground.patch_size))
-    return room(pair.x, problems(pair.x, pair.y), n, m, compute_dtype(pair.x, pair.y, *others))
+    return room(Solved, pair.x, problems(pair.x, pair.y), n, m, compute_dtype(pair.x, pair.y, *others))
 
 
 @FORWARD.fake

@@ -20,7 +20,7 @@ from .derivatives import differentiable
 from .gradients import NeedGiven, fold_groups, named, nothing, weight_gradients
 from .launch import run
 from .operator import Operator
-from .solved import Given
+from .solved import Given, room
 from .views import compute_dtype, cost_view, weight_view
 from .weights import check_status
 
@@ -42,21 +42,8 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 @FORWARD.fake
 def _room(given: Given, *_: Any) -> ExactSolved:
-    b, g, n, m = given.cost.shape
-    value = given.cost.new_empty((b, g), dtype=compute_dtype(given.cost))
-    mass = value.new_empty((b, g, n + m - 1))
-    return ExactSolved(
-        value=value,
-        f=value.new_empty((b, g, n)),
-        g=value.new_empty((b, g, m)),
-        rows=torch.empty_like(mass, dtype=torch.int32),
-        columns=torch.empty_like(mass, dtype=torch.int32),
-        mass=mass,
-        n_iter=torch.empty_like(value, dtype=torch.int64),
-        gap=torch.empty_like(value),
-        magnitude=torch.empty_like(value),
-        error=torch.empty_like(value),
-    )
+    lead, (n, m) = tuple(given.cost.shape[:2]), given.cost.shape[2:]
+    return room(ExactSolved, given.cost, lead, n, m, compute_dtype(given.cost))
 
 
 def _problem(f: Tensor, g: Tensor, a: Tensor | None, b: Tensor | None, options: ExactOptions) -> ExactParams:
@@ -124,8 +111,7 @@ def _(
 
 def _save(ctx: Any, solved: ExactSolved, given: Given, options: ExactOptions, caller: str) -> None:
     ctx.cost_dtype, ctx.options = given.cost.dtype, options
-    kept = ExactSaved(solved.f, solved.g, solved.rows, solved.columns, solved.mass)
-    ctx.save_for_backward(*given, *kept)
+    ctx.save_for_backward(*given, *(getattr(solved, name) for name in ExactSaved._fields))
 
 
 def _pull(ctx: Any, grad_value: Tensor, *others: None) -> tuple[Tensor | None, ...]:

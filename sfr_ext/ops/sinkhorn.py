@@ -47,7 +47,7 @@ def _problem(cost: Tensor, compute: torch.dtype) -> SinkhornParams:
 @FORWARD.fake
 def _room(given: Given, *_: Any) -> Solved:
     lead, (n, m) = tuple(given.cost.shape[:2]), given.cost.shape[2:]
-    return room(given.cost, lead, n, m, compute_dtype(given.cost))
+    return room(Solved, given.cost, lead, n, m, compute_dtype(given.cost))
 
 
 @FORWARD.kernel

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .contracts import Solved
+from .contracts import Solved, written
+
+Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
 
 VALUES = 2  # of `Solved` carry gradients: transport and entropic
 
@@ -38,27 +43,32 @@ class Upstream(NamedTuple):
 
 
 def saved(solved: Solved) -> Saved:
-    return Saved(solved.f, solved.g, solved.eps, solved.centre, solved.shift)
+    return Saved(*_SAVED(solved))
 
 
 def again(saved: Saved) -> Solved:
     """What backward's kernel is given of `Solved`."""
-    absent: Any = None
-    return Solved(absent, absent, saved.f, saved.g, saved.eps, saved.centre, saved.shift, absent, absent, absent)
+    return _ABSENT._replace(**saved._asdict())
 
 
-def room(like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype) -> Solved:
-    """For the outputs of problems of shape ``lead``, by name."""
+_SAVED = operator.attrgetter(*Saved._fields)
+_ABSENT = Solved(*[None] * len(Solved._fields))  # type: ignore[arg-type]
+
+
+def room(outputs: type[Outputs], like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype) -> Outputs:
+    """Tensors for all that is listed in ``outputs``, of problems of shape ``lead`` with n x m patches."""
     value = like.new_empty(lead, dtype=dtype)
-    return Solved(
-        transport=value,
-        entropic=torch.empty_like(value),
-        f=value.new_empty((*lead, n)),
-        g=value.new_empty((*lead, m)),
-        eps=torch.empty_like(value),
-        centre=torch.empty_like(value),
-        shift=torch.empty_like(value),
-        excess=torch.empty_like(value),
-        n_iter=torch.empty_like(value, dtype=torch.int64),
-        error=torch.empty_like(value),
-    )
+    make: dict[str, Callable[[], Tensor]] = {
+        "Value": lambda: torch.empty_like(value),
+        "Count": lambda: torch.empty_like(value, dtype=torch.int64),
+        "OfRows": lambda: value.new_empty((*lead, n)),
+        "OfColumns": lambda: value.new_empty((*lead, m)),
+        "Entries": lambda: value.new_empty((*lead, n + m - 1)),
+        "EntryIndices": lambda: value.new_empty((*lead, n + m - 1), dtype=torch.int32),
+    }
+    return outputs(*(make[kind]() for kind in _written(outputs)))
+
+
+@functools.cache
+def _written(outputs: Any) -> tuple[str, ...]:
+    return tuple(written(outputs).values())
