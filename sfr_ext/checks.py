@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .errors import refuse as refuse
 from .ops import DTYPES, METRICS, SolverOptions, compute_dtype, forced_method
 
 INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -27,10 +28,6 @@ _MOST = 2**63 - 1  # what kernels count with
 
 def shape_of(tensor: Tensor) -> str:
     return str(list(tensor.shape))
-
-
-def refuse(error: type[Exception], where: str, argument: str, wanted: str, came: Any) -> NoReturn:
-    raise error(f"sfr_ext.{where}: expected {argument} {wanted}, got {came}")
 
 
 @functools.cache

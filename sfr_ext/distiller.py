@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from . import checks
 from .layouts import Transform
 from .sfr.features import features_of
 from .sfr.hooked import Features, HookedLoss
@@ -84,9 +85,9 @@ class FeatureDistiller(HookedLoss):
         **emd_options: Any,
     ) -> None:
         where = f"sfr_ext.{_NAME}"
-        _check_pairs(where, pairs)
-        self_transforms = _transforms(where, "student_transforms", student_transforms, list(pairs))
-        their_transforms = _transforms(where, "teacher_transforms", teacher_transforms, list(pairs.values()))
+        _check_pairs(pairs)
+        self_transforms = _transforms("student_transforms", student_transforms, list(pairs))
+        their_transforms = _transforms("teacher_transforms", teacher_transforms, list(pairs.values()))
         options = Options(_NAME, channel_mode, max_grid, normalize, weighting, detach_teacher, distance, emd_options)
         super().__init__(options, tuple(pairs.items()), weight, warmup_steps)
         self._student_transforms, self._teacher_transforms = self_transforms, their_transforms
@@ -110,25 +111,25 @@ class FeatureDistiller(HookedLoss):
         return students, features_of(f"{where} (teacher)", theirs, self._teacher_transforms), training
 
 
-def _check_pairs(where: str, pairs: Mapping[str, str]) -> None:
+def _check_pairs(pairs: Mapping[str, str]) -> None:
     if not isinstance(pairs, Mapping):
-        raise TypeError(f"{where}: expected pairs to be a dict of names, got {type(pairs).__name__}")
+        checks.refuse(TypeError, _NAME, "pairs", "to be a dict of names", type(pairs).__name__)
     if not pairs:
-        raise ValueError(f"{where}: expected pairs to hold at least one pair, got an empty dict")
+        checks.refuse(ValueError, _NAME, "pairs", "to hold at least one pair", "an empty dict")
     for name in (*pairs, *pairs.values()):
         if not isinstance(name, str):
-            raise TypeError(f"{where}: expected pairs to hold names (str), got {type(name).__name__}")
+            checks.refuse(TypeError, _NAME, "pairs", "to hold names (str)", type(name).__name__)
 
 
 def _transforms(
-    where: str, argument: str, transforms: Mapping[str, Transform | None] | None, layers: list[str]
+    argument: str, transforms: Mapping[str, Transform | None] | None, layers: list[str]
 ) -> dict[str, Transform | None]:
     if transforms is None:
         return {}
     if not isinstance(transforms, Mapping):
-        raise TypeError(f"{where}: expected {argument} to be a dict, got {type(transforms).__name__}")
+        checks.refuse(TypeError, _NAME, argument, "to be a dict", type(transforms).__name__)
     for name in transforms:
         if name not in layers:
-            raise ValueError(f"{where}: expected {argument} for layers of pairs {layers}, got {name!r}")
-    check_transforms(where, argument, transforms)
+            checks.refuse(ValueError, _NAME, argument, f"for layers of pairs {layers}", repr(name))
+    check_transforms(f"sfr_ext.{_NAME}", argument, transforms)
     return dict(transforms)

@@ -57,10 +57,8 @@ def self_feature_loss(
         checks.refuse(TypeError, _NAME, "features", "to be a dict or a list", type(features).__name__)
     named = dict(features) if isinstance(features, Mapping) else {str(i): x for i, x in enumerate(features)}
     if channel_mode == "project":
-        raise ValueError(
-            f'{where}: expected channel_mode "match", "mean" or "crop", got "project", which has parameters: use '
-            "sfr_ext.SelfFeatureRegularizer"
-        )
+        came = '"project", which has parameters: use sfr_ext.SelfFeatureRegularizer'
+        checks.refuse(ValueError, _NAME, "channel_mode", '"match", "mean" or "crop"', came)
     options = Options(_NAME, channel_mode, max_grid, normalize, weighting, detach_teacher, distance, emd_options)
     checks.number(_NAME, "weight", weight, positive=False)
     chosen = shallow_to_deep(where, pairs, list(named))

@@ -227,10 +227,8 @@ class DynamicLabelSmoothing(nn.Module):
             with counters.writable(), counters.lasting():
                 self.class_prior = torch.full((count, count), 1.0 / count, device=log_p.device)
         elif self.class_prior.shape[0] != count:
-            raise ValueError(
-                f"sfr_ext.{_NAME}: expected logits of shape [B, K] with "
-                f"K = {self.class_prior.shape[0]} (from earlier batches), got K = {count}"
-            )
+            wanted = f"of shape [B, K] with K = {self.class_prior.shape[0]} (from earlier batches)"
+            checks.refuse(ValueError, _NAME, "logits", wanted, f"K = {count}")
         return counters.read(self.class_prior[classes].to(log_p.dtype)).movedim(-1, 1)
 
     @torch.no_grad()
@@ -304,22 +302,21 @@ def _per_class(weight: Tensor, log_p: Tensor) -> Tensor:
 
 
 def _check_arguments(smoothing: float, total_steps: int | None, schedule: Schedule, prior: str) -> None:
-    where = f"sfr_ext.{_NAME}"
     checks.a_number(_NAME, "smoothing", smoothing)
     if not 0.0 <= smoothing <= 1.0:
-        raise ValueError(f"{where}: expected smoothing in [0, 1], got {smoothing}")
+        checks.refuse(ValueError, _NAME, "smoothing", "in [0, 1]", smoothing)
     if total_steps is not None:
         checks.an_int(_NAME, "total_steps", total_steps)
         if total_steps < 1:
-            raise ValueError(f"{where}: expected total_steps >= 1, got {total_steps}")
+            checks.refuse(ValueError, _NAME, "total_steps", ">= 1", total_steps)
         if total_steps > counters.MOST:
-            raise ValueError(f"{where}: expected total_steps < 2**63, got {total_steps}")
+            checks.refuse(ValueError, _NAME, "total_steps", "< 2**63", total_steps)
     if not callable(schedule) and schedule not in ("linear", "cosine", "constant"):
-        raise ValueError(f'{where}: expected schedule "linear", "cosine", "constant" or a function, got {schedule!r}')
+        checks.refuse(ValueError, _NAME, "schedule", '"linear", "cosine", "constant" or a function', repr(schedule))
     if prior not in ("uniform", "online"):
-        raise ValueError(f'{where}: expected prior "uniform" or "online", got {prior!r}')
+        checks.refuse(ValueError, _NAME, "prior", '"uniform" or "online"', repr(prior))
     if schedule != "constant" and total_steps is None:
-        raise ValueError(f"{where}: schedule {schedule!r} needs total_steps, the number of steps it rises over")
+        raise ValueError(f"sfr_ext.{_NAME}: schedule {schedule!r} needs total_steps, the number of steps it rises over")
 
 
 def _check_cross_entropy(weight: Tensor | None, ignore_index: int, reduction: str) -> None:
@@ -343,29 +340,32 @@ def _check_fraction(fraction: Tensor) -> None:
         checks.refuse(ValueError, _NAME, "schedule", "to return a fraction in [0, 1]", float(fraction))
 
 
+def _kinds(*values: Any) -> str:
+    return " and ".join(type(value).__name__ for value in values)
+
+
 def _check_batch(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> bool:
     """Whether the target holds probabilities."""
-    where = f"sfr_ext.{_NAME}"
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
-        raise TypeError(f"{where}: expected two Tensors, got {type(logits).__name__} and {type(target).__name__}")
+        checks.refuse(TypeError, _NAME, "logits and target", "to be Tensors", _kinds(logits, target))
     if not logits.is_floating_point():
-        raise TypeError(f"{where}: expected floating point logits, got {logits.dtype}")
+        checks.refuse(TypeError, _NAME, "logits", "to be floating point", logits.dtype)
     if logits.dim() < 2 or logits.shape[1] < 1:
-        raise ValueError(f"{where}: expected logits of shape [B, K] or [B, K, ...], got {list(logits.shape)}")
+        checks.refuse(ValueError, _NAME, "logits", "of shape [B, K] or [B, K, ...]", checks.shape_of(logits))
     if weight is not None and weight.shape[0] != logits.shape[1]:
-        raise ValueError(f"{where}: expected logits with K = {weight.shape[0]} (from weight), got {list(logits.shape)}")
+        wanted = f"with K = {weight.shape[0]} (from weight)"
+        checks.refuse(ValueError, _NAME, "logits", wanted, checks.shape_of(logits))
     if target.shape == logits.shape and target.is_floating_point():
         if ignore_index >= 0:
-            raise ValueError(f"{where}: expected class numbers for ignore_index = {ignore_index}, got probabilities")
+            wanted = f"to hold class numbers for ignore_index = {ignore_index}"
+            checks.refuse(ValueError, _NAME, "target", wanted, "probabilities")
         return True
     if target.dtype not in (torch.int64, torch.uint8):
-        raise TypeError(
-            f"{where}: expected target of int64 class indices, got {target.dtype} of shape {list(target.shape)} "
-            f"(probabilities are of the logits' shape, {list(logits.shape)}, and floating point)"
-        )
+        came = f"{target.dtype} of shape {checks.shape_of(target)}"
+        hint = f"(probabilities are of the logits' shape, {checks.shape_of(logits)}, and floating point)"
+        checks.refuse(TypeError, _NAME, "target", "of int64 class indices", f"{came} {hint}")
     if target.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ValueError(
-            f"{where}: expected target of shape [B] with B = {logits.shape[0]} for logits of shape [B, K], or [B, ...] "
-            f"for [B, K, ...], got {list(target.shape)} for logits of {list(logits.shape)}"
-        )
+        wanted = f"of shape [B] with B = {logits.shape[0]} for logits of shape [B, K], or [B, ...] for [B, K, ...]"
+        came = f"{checks.shape_of(target)} for logits of {checks.shape_of(logits)}"
+        checks.refuse(ValueError, _NAME, "target", wanted, came)
     return False

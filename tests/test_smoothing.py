@@ -156,8 +156,8 @@ def test_bad_options(options, error, message):
         (torch.zeros(2, 3, 4), torch.zeros(2, dtype=torch.long), ValueError, r"logits of shape \[B, K\]"),
         (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), ValueError, r"\[B\] with B = 2 .* got \[3\]"),
         (torch.zeros(2, 3), torch.zeros(2), TypeError, "int64 class indices, got torch.float32"),
-        (torch.zeros(2, 3).int(), torch.zeros(2, dtype=torch.long), TypeError, "floating point logits"),
-        ([0.0], torch.zeros(2, dtype=torch.long), TypeError, "two Tensors, got list"),
+        (torch.zeros(2, 3).int(), torch.zeros(2, dtype=torch.long), TypeError, "logits to be floating point"),
+        ([0.0], torch.zeros(2, dtype=torch.long), TypeError, "to be Tensors, got list"),
     ],
 )
 def test_bad_batches(logits, target, error, message):

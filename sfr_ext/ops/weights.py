@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import refuse
+
 _WEIGHT_NAMES = {"emd_l2": ("student_weight", "teacher_weight")}
 
 
@@ -17,4 +19,4 @@ def check_status(status: int, caller: str, a: Tensor | None, b: Tensor | None) -
     assert weight is not None
     index = (~(torch.isfinite(weight) & (weight >= 0))).nonzero()[0].tolist()
     came = f"{weight[tuple(index)].item():g} at {index}"
-    raise ValueError(f"sfr_ext.{caller}: expected {name} to be finite and non-negative, got {came}")
+    refuse(ValueError, caller, name, "to be finite and non-negative", came)
