@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ACTIONS = "finish evaluate restart narrow update iterate newton undo".split()
+ACTIONS = "finish evaluate restart anneal update iterate newton undo".split()
 FROM = "columns halfway potentials scalings".split()
 STOPS = "reached at_edge ended".split()
 METHODS = "automatic relaxed plain".split()
@@ -40,7 +40,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     calls.strategy_new.restype = ctypes.c_void_p
     whole = ctypes.c_int
     calls.strategy_new.argtypes = [ctypes.c_double, ctypes.c_int64, whole, whole, ctypes.c_double, whole, whole]
-    calls.strategy_width.restype = calls.strategy_observe.restype = ctypes.c_double
+    calls.strategy_annealed_eps.restype = calls.strategy_observe.restype = ctypes.c_double
     calls.strategy_observe.argtypes = [ctypes.c_void_p, ctypes.c_double]
     calls.strategy_n_iter.restype = ctypes.POINTER(ctypes.c_int64)
     number = ctypes.c_double
@@ -90,8 +90,8 @@ class Strategy:
         return FROM[self.library.strategy_stepped(self.handle, int(cut))]
 
     @property
-    def width(self) -> float:
-        return self.library.strategy_width(self.handle)
+    def annealed_eps(self) -> float:
+        return self.library.strategy_annealed_eps(self.handle)
 
     @property
     def n_iter(self) -> int:
@@ -127,33 +127,42 @@ def strategy(library: ctypes.CDLL) -> Iterator[object]:
 
 
 @pytest.mark.parametrize(
-    ("spread", "width"), [(0.0, 1.0), (11.1, 2.0), (11.2, 4.0), (22.2, 4.0), (22.3, 8.0), (1e6, 2.0**18)]
+    ("spread", "annealed_eps"), [(0.0, 1.0), (11.1, 2.0), (11.2, 4.0), (22.2, 4.0), (22.3, 8.0), (1e6, 2.0**18)]
 )
-def test_width_is_below_a_third_of_the_deviation(strategy, spread: float, width: float) -> None:
-    assert strategy(spread=spread).width == width
-    assert strategy(spread=spread, method="relaxed").width == strategy(spread=spread, symmetric=True).width == 1.0
-    assert strategy(spread=spread, max_iter=0).width == 1.0
+def test_annealing_starts_below_a_third_of_the_deviation(strategy, spread: float, annealed_eps: float) -> None:
+    assert strategy(spread=spread).annealed_eps == annealed_eps
+    assert (
+        strategy(spread=spread, method="relaxed").annealed_eps
+        == strategy(spread=spread, symmetric=True).annealed_eps
+        == 1.0
+    )
+    assert strategy(spread=spread, max_iter=0).annealed_eps == 1.0
 
 
 def test_annealing(strategy) -> None:
     s = strategy(spread=12.0)
-    assert s.start == "columns" and s.width == 4
+    assert s.start == "columns" and s.annealed_eps == 4
     first = Step("iterate", error=0.003, gate=1e-2, limit=1000)
     assert s.next(0.5) == first
-    assert s.iterated("at_edge", 10) == "potentials" and s.width == 4  # the same eps goes on
+    assert s.iterated("at_edge", 10) == "potentials" and s.annealed_eps == 4  # the same eps goes on
     assert s.next(0.4) == first
-    assert s.iterated("ended", 10) == "scalings" and s.width == 4  # below the gate
+    assert s.iterated("ended", 10) == "scalings" and s.annealed_eps == 4  # below the gate
     assert s.next(0.009, exact=False).action == "newton"
     assert s.stepped(n=5) == "scalings"
-    assert s.next(0.002, exact=False).action == "narrow" and s.after == "columns" and s.width == 2
+    assert s.next(0.002, exact=False).action == "anneal" and s.after == "columns" and s.annealed_eps == 2
     assert s.next(0.4) == first._replace(limit=1000)
-    assert s.iterated("reached", 10) == "columns" and s.width == 1
+    assert s.iterated("reached", 10) == "columns" and s.annealed_eps == 1
     assert s.next(0.4) == Step("iterate", error=1e-6, gate=1e-2, limit=1000)
 
 
 def test_annealing_takes_the_log_domain_where_it_underflows(strategy) -> None:
     s = strategy(spread=12.0)
-    assert s.next(0.5, underflow=True).action == "update" and s.after == "columns" and s.width == 4 and s.n_iter == 1
+    assert (
+        s.next(0.5, underflow=True).action == "update"
+        and s.after == "columns"
+        and s.annealed_eps == 4
+        and s.n_iter == 1
+    )
 
 
 @pytest.mark.parametrize("fixed", [False, True])
@@ -164,24 +173,24 @@ def test_the_last_eps(strategy, why: str, fixed: bool) -> None:
     s.n_iter = 1000 if why == "iterations" else 0
     rounding = 0.011 if why == "rounding" else 0.0
     assert s.next(0.002, rounding=rounding).action == (
-        "narrow" if fixed else "newton" if why == "rounding" else "finish"
+        "anneal" if fixed else "newton" if why == "rounding" else "finish"
     )
-    assert s.width == (2 if fixed else 4)
+    assert s.annealed_eps == (2 if fixed else 4)
     if why == "rounding" and not fixed:
         other = strategy(spread=12.0)
         other.next(0.5)
-        assert other.iterated("reached", 8, rounding=rounding) == "potentials" and other.width == 4
+        assert other.iterated("reached", 8, rounding=rounding) == "potentials" and other.annealed_eps == 4
 
 
 @pytest.mark.parametrize("why", ["error", "nan", "underflow", "rounding"])
 def test_a_bad_start_is_forgotten(strategy, why: str) -> None:
     s = strategy(spread=12.0, warm=True)
-    assert s.width == 1
+    assert s.annealed_eps == 1
     error = {"error": 0.5, "nan": math.nan}.get(why, 0.1)
     assert s.next(error, underflow=why == "underflow", rounding=0.021 * (why == "rounding")).action == "restart"
-    assert s.after == "columns" and s.width == 4
+    assert s.after == "columns" and s.annealed_eps == 4
     good = strategy(spread=12.0, warm=True)
-    assert good.next(0.4) == Step("iterate", error=1e-6, gate=1e-2, limit=1000) and good.width == 1
+    assert good.next(0.4) == Step("iterate", error=1e-6, gate=1e-2, limit=1000) and good.annealed_eps == 1
 
 
 @pytest.mark.parametrize("error", [0.5, 1e-2 + 1e-9])
@@ -356,12 +365,12 @@ def solve(strategy: Strategy, cost: np.ndarray, eps: float, max_rounds: int = 50
     plan = np.empty_like(cost)
     taken: set[str] = set()
     kept = f, g
-    where, width = strategy.start, 1.0
+    where, annealed_eps = strategy.start, 1.0
     for _ in range(max_rounds):
-        if strategy.width != width:
-            g *= width / strategy.width
-            width = strategy.width
-        scale = eps * width
+        if strategy.annealed_eps != annealed_eps:
+            g *= annealed_eps / strategy.annealed_eps
+            annealed_eps = strategy.annealed_eps
+        scale = eps * annealed_eps
         if where == "columns":
             top = (g[None] - cost / scale).max(1)
             f = -top - np.log(np.exp(g[None] - cost / scale - top[:, None]).sum(1) / m)
@@ -373,8 +382,8 @@ def solve(strategy: Strategy, cost: np.ndarray, eps: float, max_rounds: int = 50
         u, v = np.ones(n), np.ones(m)
         rows, columns = plan.sum(1), plan.sum(0)
         error = abs(rows - 1 / n).sum() + abs(columns - 1 / m).sum()
-        cold = bool((rows < 1e-6 / n).any() or (columns < 1e-6 / m).any())
-        step = strategy.next(error, underflow=cold, exact=where != "scalings", rounding=1e-14)
+        underflow = bool((rows < 1e-6 / n).any() or (columns < 1e-6 / m).any())
+        step = strategy.next(error, underflow=underflow, exact=where != "scalings", rounding=1e-14)
         taken.add(step.action)
         where = strategy.after
         if step.action == "finish":
@@ -428,4 +437,4 @@ def test_problems_are_solved_by_what_it_says(strategy, method: str, eps: float) 
         found |= taken
     assert "finish" in found and "iterate" in found
     assert ("newton" in found) == (method == "automatic")
-    assert ("narrow" in found or eps == 1.0) or method != "automatic" or one.width == 1
+    assert ("anneal" in found or eps == 1.0) or method != "automatic" or one.annealed_eps == 1

@@ -23,7 +23,8 @@
 //   shift     [B, G]         out: public potentials are f + centre/2 + shift, g + centre/2 - shift. 0 without a reach;
 //                            with one it grows with the reach where the masses differ, and would round the potentials
 //                            away
-//   excess    [B, G]         out: |P| - |a| |b| of the plan of the returned potentials: with f and g it makes an entropic
+//   excess    [B, G]         out: |P| - |a| |b| of the plan of the returned potentials: with f and g it makes an
+//   entropic
 //                            value of more digits than the type has
 //   n_iter    [B, G]         out: iterations that this problem took: updates of both potentials, or steps of the
 //                            conjugate gradients inside a Newton step, which cost as much

@@ -54,17 +54,17 @@ struct Match : Forward<T> {
   }
 };
 
-struct Sight {
+struct CostKinds {
   bool sound = true, forbidden = false, large = false;
 };
 
 // What kinds of costs there are.
 template <class T>
-Sight look(const Costs<T>& cost, int64_t rows, int64_t columns) {
-  Places finite_or_inf = every(-1), infinite{}, large{};
+CostKinds kinds_of(const Costs<T>& cost, int64_t rows, int64_t columns) {
+  Indices finite_or_inf = every(-1), infinite{}, large{};
   for (int64_t i = 0; i < rows; ++i) {
     const T* row = cost.row(i);
-    const auto see = [&](Vec<double> x, Places counted) {
+    const auto see = [&](Vec<double> x, Indices counted) {
       finite_or_inf &= (x > -infinity) | ~counted;
       infinite |= (x == infinity) & counted;
       large |= (vabs<double>(x) > largest_cost) & (x < infinity) & counted;
@@ -136,10 +136,10 @@ bool read_cost(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T*
   } else {
     copy_costs(p, item, work, room(), counts);
   }
-  const Sight sight = look(cost, rows.count, columns.count);
-  cost.forbidden = sight.forbidden;
-  if (!sight.sound || (p.options.features && sight.forbidden)) return false;
-  if (sight.large) {
+  const CostKinds found = kinds_of(cost, rows.count, columns.count);
+  cost.forbidden = found.forbidden;
+  if (!found.sound || (p.options.features && found.forbidden)) return false;
+  if (found.large) {
     copy_costs(p, item, work, room(), [&](T x) { return counts(x) * T(scaled_down); });
     work.scale = 1 / scaled_down;
   }

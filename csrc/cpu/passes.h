@@ -101,16 +101,16 @@ Evaluation<T> Plan<T>::evaluate_from() {
   const auto target_now = [](const Marginal<T>& side, int64_t i) {
     if (side.has_reach()) {
       const Vec<T> log = load(side.log() + i) + (exact ? Vec<T>{} : log2<T>(load(side.scale() + i)));
-      store(side.bent + i, bias(side, i) > 0 ? splat<T>(1) : side.bend(log_weight(side, i), log));
+      store(side.reach_target + i, bias(side, i) > 0 ? splat<T>(1) : side.target_under_reach(log_weight(side, i), log));
     }
     return load(side.target() + i);
   };
   // Error, relative error, underflow.
   const auto judge = [](const Marginal<T>& side, Vec<T> sum, Vec<T> target, Vec<T>* found) {
-    const T bent = side.has_reach() ? Rules<T>::least_mass : T(0);
+    const T least = side.has_reach() ? Rules<T>::least_mass : T(0);
     const Vec<T> apart = vabs<T>(sum - target);
     const auto matters = (sum > side.nothing()) | (target > side.nothing());
-    const auto under = ((sum < target * Rules<T>::least_mass) | (target < sum * bent)) & matters;
+    const auto under = ((sum < target * Rules<T>::least_mass) | (target < sum * least)) & matters;
     found[0] += apart;
     found[1] += matters ? apart / target : Vec<T>{};
     found[2] += under ? splat<T>(1) : Vec<T>{};

@@ -290,7 +290,7 @@ struct Plan {
     side.stride = size;
     side.weight = memory;
     side.vectors = memory + size;
-    side.bent = side.vectors + (Extra<T>::of_side - 1) * size;
+    side.reach_target = side.vectors + (Extra<T>::of_side - 1) * size;
   }
   static void pad(const Marginal<T>& side) {
     for (int64_t i = side.count; i < side.stride; ++i) side.weight[i] = 1;

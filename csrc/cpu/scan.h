@@ -69,14 +69,14 @@ SFR_INLINE double to_double(E x) {
 
 namespace sfr::cpu::SFR_ISA {
 
-using Places = Int<double>;
+using Indices = Int<double>;
 
-SFR_INLINE Places every(int64_t x) {
-  return x - Places{};
+SFR_INLINE Indices every(int64_t x) {
+  return x - Indices{};
 }
 
-SFR_INLINE Places lane_numbers() {
-  Places out{};
+SFR_INLINE Indices lane_numbers() {
+  Indices out{};
   for (int i = 0; i < lanes<double>; ++i) out[i] = i;
   return out;
 }
@@ -90,7 +90,7 @@ SFR_INLINE V rotate(V v) {
   for (int i = 0; i < L; ++i) out[i] = v[(i + shift) % L];
   return out;
 #else
-  Places index{};
+  Indices index{};
   for (int i = 0; i < L; ++i) index[i] = (i + shift) % L;
   return __builtin_shuffle(v, index);
 #endif
@@ -107,17 +107,17 @@ SFR_INLINE V least_lane(V v) {
   }
 }
 
-SFR_INLINE bool any_lane(Places x) {
+SFR_INLINE bool any_lane(Indices x) {
   return least_lane(x)[0] != 0;  // comparisons give -1 where they hold
 }
 
-SFR_INLINE Places load_places(const int64_t* p) {
-  Places out;
+SFR_INLINE Indices load_indices(const int64_t* p) {
+  Indices out;
   std::memcpy(&out, p, sizeof out);
   return out;
 }
 
-SFR_INLINE void store_places(int64_t* p, Places x) {
+SFR_INLINE void store_indices(int64_t* p, Indices x) {
   std::memcpy(p, &x, sizeof x);
 }
 
@@ -175,7 +175,7 @@ struct Nearest {
 // The least of a row's values as they come, and where it is.
 struct Running {
   Vec<double> least = splat<double>(infinity);
-  Places at, where;
+  Indices at, where;
 
   SFR_INLINE explicit Running(int64_t begin) : at(lane_numbers() + begin), where(at) {}
 
@@ -188,7 +188,7 @@ struct Running {
 
   SFR_INLINE Nearest nearest() const {
     const Vec<double> value = least_lane(least);
-    const Places first = least_lane(least == value ? where : every(std::numeric_limits<int64_t>::max()));
+    const Indices first = least_lane(least == value ? where : every(std::numeric_limits<int64_t>::max()));
     return {value[0], first[0]};
   }
 };
@@ -248,7 +248,7 @@ inline Nearest relax(Lanes, const S* row, const double* v, double shift, double*
     const auto less = x < before;
     const Vec<double> after = less ? x : before;
     store(distance + j, after);
-    store_places(from + j, less ? every(i) : load_places(from + j));
+    store_indices(from + j, less ? every(i) : load_indices(from + j));
     running.observe(after);
   });
   return running.nearest();
@@ -264,7 +264,7 @@ inline void column_minima(Lanes, const Costs<S>& cost, double* least, int64_t* f
     for (int64_t k = 0; k < together; ++k) first[k] = cost.row(i + (k < rows ? k : 0));
     over_row(first[0], 0, cost.width, [&](Vec<double> x, int64_t j) {
       Vec<double> value = i == 0 ? x : load(least + j);
-      Places where = i == 0 ? Places{} : load_places(from + j);
+      Indices where = i == 0 ? Indices{} : load_indices(from + j);
       const auto observe = [&](Vec<double> x, int64_t row) {
         const auto less = x < value;
         value = less ? x : value;
@@ -278,7 +278,7 @@ inline void column_minima(Lanes, const Costs<S>& cost, double* least, int64_t* f
         else
           over_row(first[k], j, cost.width, [&](Vec<double> y, int64_t) { observe(y, i + k); });
       store(least + j, value);
-      store_places(from + j, where);
+      store_indices(from + j, where);
     });
   }
 }

@@ -1,9 +1,9 @@
 // Threads: several problems at once, and several threads to a problem when there are fewer problems than threads.
 //
-// One thread solves a problem from its first step to its last, and puts up the blocks of each longer phase for others to
-// help with. It waits for no helper that has not begun: one that does not get a processor holds nobody up. Work is cut
-// into blocks by a problem's shape alone and every sum over blocks is taken in order, so that results have the same bits
-// whatever the number of threads.
+// One thread solves a problem from its first step to its last, and puts up the blocks of each longer phase for others
+// to help with. It waits for no helper that has not begun: one that does not get a processor holds nobody up. Work is
+// cut into blocks by a problem's shape alone and every sum over blocks is taken in order, so that results have the same
+// bits whatever the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -74,8 +74,8 @@ struct alignas(64) Share {
   }
   bool any() const { return (left.load(std::memory_order_relaxed) & unmarked) != 0; }
 
-  // Calls f for what is left, in ever smaller pieces: who comes late finds something, and nobody waits long for the last
-  // one. Returns for how much.
+  // Calls f for what is left, in ever smaller pieces: who comes late finds something, and nobody waits long for the
+  // last one. Returns for how much.
   int64_t take(char* own) {
     int64_t taken = 0;
     uint64_t seen = left.load(std::memory_order_acquire);

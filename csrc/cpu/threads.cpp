@@ -60,8 +60,8 @@ int64_t processors() {
   return count < most ? count : most;
 }
 
-// How often in a row waiting was in vain, how long it was the last time, and until when that counts. Relaxed: that a call
-// in another thread misses a change costs little.
+// How often in a row waiting was in vain, how long it was the last time, and until when that counts. Relaxed: that a
+// call in another thread misses a change costs little.
 std::atomic<int> in_vain{0};
 std::atomic<Nanoseconds> last_wait{0}, wary_until{0};
 

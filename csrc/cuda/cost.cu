@@ -7,7 +7,7 @@ namespace {
 
 // A slab of rows is an item of its own, unless patches share pixels.
 template <class T>
-SFR_KERNEL cost_forward_kernel(const __grid_constant__ Work<CostForwardParams> p) {
+SFR_KERNEL cost_forward_kernel(const __grid_constant__ KernelParams<CostForwardParams> p) {
   TeamContext context{p.layout, p.operation, p.scratch, p.teams};
   const ProblemLayout& s = p.layout;
   const int64_t slabs = (s.N + s.slab - 1) / s.slab;
@@ -66,7 +66,7 @@ template <class T>
 
 // A whole batch entry at a time: the gradient of x sums over its groups.
 template <class T>
-SFR_KERNEL cost_backward_kernel(const __grid_constant__ Work<CostBackwardParams> p) {
+SFR_KERNEL cost_backward_kernel(const __grid_constant__ KernelParams<CostBackwardParams> p) {
   TeamContext context{p.layout, p.operation, p.scratch, p.teams};
 #pragma unroll 1
   for (int64_t b = context.team(); b < p.items; b += p.teams)
@@ -82,8 +82,8 @@ int64_t cost_forward(const CostForwardParams& p, const Where& where) {
   Operation operation = operation_of(p);
   operation.solved = false;
   const ProblemLayout layout = choose<T>(operation, where.strategy, limits(where.device));
-  return start<CostForwardParams>(cost_forward_kernel<T>, p, operation, layout,
-                                  p.B * p.G * ((layout.N + layout.slab - 1) / layout.slab), where);
+  return launch_items<CostForwardParams>(cost_forward_kernel<T>, p, operation, layout,
+                                         p.B * p.G * ((layout.N + layout.slab - 1) / layout.slab), where);
 }
 
 template <class T>
@@ -91,7 +91,7 @@ int64_t cost_backward(const CostBackwardParams& p, const Where& where) {
   Operation operation = operation_of(p);
   operation.solved = false;
   operation.backward = true;
-  return start_on<T>(cost_backward_kernel<T>, p, operation, p.B, where);
+  return lay_out_and_launch<T>(cost_backward_kernel<T>, p, operation, p.B, where);
 }
 
 template int64_t cost_forward<SFR_REAL>(const CostForwardParams&, const Where&);

@@ -15,7 +15,7 @@ SFR_DEVICE unsigned prepare(TeamContext context, const CostParams& p, const Solv
 }
 
 template <class T>
-SFR_KERNEL emd_forward_kernel(const __grid_constant__ Work<EmdForwardParams> p) {
+SFR_KERNEL emd_forward_kernel(const __grid_constant__ KernelParams<EmdForwardParams> p) {
   TeamContext context{p.layout, p.operation, p.scratch, p.teams};
 #pragma unroll 1
   for (int64_t item = context.team(); item < p.items; item += p.teams) {
@@ -42,7 +42,7 @@ template <class T>
 
 // A whole batch entry at a time: the gradient of x sums over its groups.
 template <class T>
-SFR_KERNEL emd_backward_kernel(const __grid_constant__ Work<EmdBackwardParams> p) {
+SFR_KERNEL emd_backward_kernel(const __grid_constant__ KernelParams<EmdBackwardParams> p) {
   TeamContext context{p.layout, p.operation, p.scratch, p.teams};
 #pragma unroll 1
   for (int64_t b = context.team(); b < p.items; b += p.teams)
@@ -59,14 +59,14 @@ SFR_KERNEL emd_backward_kernel(const __grid_constant__ Work<EmdBackwardParams> p
 
 template <class T>
 int64_t emd_forward(const EmdForwardParams& p, const Where& where) {
-  return start_on<T>(emd_forward_kernel<T>, p, solving(operation_of(p), p.solve), p.B * p.G, where);
+  return lay_out_and_launch<T>(emd_forward_kernel<T>, p, solving(operation_of(p), p.solve), p.B * p.G, where);
 }
 
 template <class T>
 int64_t emd_backward(const EmdBackwardParams& p, const Where& where) {
   Operation operation = solving(operation_of(p), p.solve);
   operation.backward = true;
-  return start_on<T>(emd_backward_kernel<T>, p, operation, p.B, where);
+  return lay_out_and_launch<T>(emd_backward_kernel<T>, p, operation, p.B, where);
 }
 
 template int64_t emd_forward<SFR_REAL>(const EmdForwardParams&, const Where&);

@@ -8,8 +8,8 @@
 namespace sfr::cuda {
 namespace {
 
-// A problem is one warp's: a scan over a row ends with the lanes' meeting, however many lanes there are, and between
-// two scans there is little to do.
+// A problem is one warp's: a scan over a row ends with a barrier of the lanes, however many lanes there are, and
+// between two scans there is little to do.
 //
 // What it needs lies in shared memory as far as it fits: the vectors, then the costs beside them.
 template <class T>
@@ -32,7 +32,7 @@ SFR_BOTH ExactWork<T> place_matching(const AssignmentForwardParams& p, Arena& ve
 }
 
 // What is in the costs between kept patches, over all lanes.
-struct Sight {
+struct CostKinds {
   bool sound, forbidden, large;
 };
 
@@ -65,10 +65,10 @@ SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64
   });
   const auto anywhere = [](bool x) { return over_lanes<Max>(x ? 1.0f : 0.0f, warp_threads) != 0; };
   lanes.sync();
-  const Sight sight{!anywhere(bad), anywhere(infinite), anywhere(large)};
-  if (!sight.sound || (p.options.features && sight.forbidden)) return false;
-  const double factor = sight.large ? scaled_down : 1;
-  if (sight.large)
+  const CostKinds found{!anywhere(bad), anywhere(infinite), anywhere(large)};
+  if (!found.sound || (p.options.features && found.forbidden)) return false;
+  const double factor = found.large ? scaled_down : 1;
+  if (found.large)
 #pragma unroll 1
     for (int64_t i = 0; i < rows.count; ++i)
 #pragma unroll 1
@@ -81,14 +81,14 @@ SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64
     lanes.each(width, [&](int64_t j) { last[j] = T(j < columns.count ? column_price * factor : 0); });
   }
   work.scale = 1 / factor;
-  work.cost = {out, width, nullptr, rows.count + more, width, width, width, sight.forbidden};
-  lanes.sync();  // mutant: the shuffles above are meetings too, but order no memory
+  work.cost = {out, width, nullptr, rows.count + more, width, width, width, found.forbidden};
+  lanes.sync();  // mutant: the shuffles above are barriers too, but order no memory
   return true;
 }
 
 template <class T>
 __global__ void __launch_bounds__(warp_threads)
-    exact_forward_kernel(const __grid_constant__ Work<ExactForwardParams> p) {
+    exact_forward_kernel(const __grid_constant__ KernelParams<ExactForwardParams> p) {
   const Lanes lanes(int(threadIdx.x));
   const ProblemLayout& s = p.layout;
 #pragma unroll 1
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(warp_threads)
 
 template <class T>
 __global__ void __launch_bounds__(warp_threads)
-    assignment_forward_kernel(const __grid_constant__ Work<AssignmentForwardParams> p) {
+    assignment_forward_kernel(const __grid_constant__ KernelParams<AssignmentForwardParams> p) {
   const Lanes lanes(int(threadIdx.x));
   const ProblemLayout& s = p.layout;
 #pragma unroll 1
@@ -132,7 +132,7 @@ template <class T>
 SFR_DEVICE void weight_gradient(Team& team, const ReductionBuffer<T>& buffer, const WeightView& view, int64_t b,
                                 int64_t g, int n, bool keeps_its_sum, const T* potential, T up, T* out) {
   if (!out) return;
-  Side<T> side(view, b, g, n);
+  Weights<T> side(view, b, g, n);
   int kept;
   side.read(team, buffer, kept);
   const bool plain = keeps_its_sum || kept == 0;  // where nothing is kept, potentials are 0
@@ -151,7 +151,7 @@ SFR_DEVICE void weight_gradient(Team& team, const ReductionBuffer<T>& buffer, co
 }
 
 template <class T>
-SFR_KERNEL exact_backward_kernel(const __grid_constant__ Work<ExactBackwardParams> p) {
+SFR_KERNEL exact_backward_kernel(const __grid_constant__ KernelParams<ExactBackwardParams> p) {
   Team team;
   team.rank = int(threadIdx.x);
   team.size = p.layout.threads;
@@ -206,7 +206,7 @@ int64_t exact_forward(const ExactForwardParams& p, const Where& where) {
   T* cost;
   place<T>(p, vectors, costs, cost);
   const ProblemLayout layout = choose_exact(p.N, p.M, vectors, costs, where.strategy, limits(where.device));
-  return start<ExactForwardParams>(exact_forward_kernel<T>, p, {}, layout, p.B * p.G, where);
+  return launch_items<ExactForwardParams>(exact_forward_kernel<T>, p, {}, layout, p.B * p.G, where);
 }
 
 template <class T>
@@ -215,7 +215,7 @@ int64_t exact_backward(const ExactBackwardParams& p, const Where& where) {
   ProblemLayout layout;
   layout.threads = most_warps * warp_threads;
   layout.shared_bytes = buffer_entries * int64_t(sizeof(T));
-  return start<ExactBackwardParams>(exact_backward_kernel<T>, p, {}, layout, p.B * p.G, where);
+  return launch_items<ExactBackwardParams>(exact_backward_kernel<T>, p, {}, layout, p.B * p.G, where);
 }
 
 template <class T>
@@ -226,7 +226,7 @@ int64_t assignment_forward(const AssignmentForwardParams& p, const Where& where)
   Matching<T> most;
   place_matching<T>(p, vectors, costs, cost, most);
   const ProblemLayout layout = choose_exact(p.N, p.M, vectors, costs, where.strategy, limits(where.device));
-  return start<AssignmentForwardParams>(assignment_forward_kernel<T>, p, {}, layout, p.B * p.G, where);
+  return launch_items<AssignmentForwardParams>(assignment_forward_kernel<T>, p, {}, layout, p.B * p.G, where);
 }
 
 template int64_t assignment_forward<SFR_REAL>(const AssignmentForwardParams&, const Where&);

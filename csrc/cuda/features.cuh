@@ -82,7 +82,7 @@ struct Fetched {
 };
 
 // Where element e of a panel lies in it.
-struct Place {
+struct PanelEntry {
   int channel, pixel;
 };
 
@@ -115,7 +115,7 @@ struct Reader {
   SFR_DEVICE bool in_runs(int channels) const {
     return wide && (order == Order::pixels ? region.count * channels : channels) % run == 0;
   }
-  SFR_DEVICE int64_t offset(Place at, int c0) const {
+  SFR_DEVICE int64_t offset(PanelEntry at, int c0) const {
     return region.offset(at.pixel) + (c0 + at.channel) * region.view->stride_c;
   }
 };
@@ -128,15 +128,15 @@ struct Walk {
 
   SFR_DEVICE Walk(Order o, int count, int width)
       : order(o), pixels(count), channels(width), by(o == Order::pixels ? count : width) {}
-  SFR_DEVICE Place operator()(int e) const {
+  SFR_DEVICE PanelEntry operator()(int e) const {
     const int quotient = by(e);
     if (order == Order::pixels) return {quotient, e - quotient * pixels};
     return {e - quotient * channels, quotient};
   }
   // The place after this one, within a run of 16 bytes.
-  SFR_DEVICE Place next(Place at) const {
+  SFR_DEVICE PanelEntry next(PanelEntry at) const {
     if (order == Order::channels) return {at.channel + 1, at.pixel};
-    return at.pixel + 1 < pixels ? Place{at.channel, at.pixel + 1} : Place{at.channel + 1, 0};
+    return at.pixel + 1 < pixels ? PanelEntry{at.channel, at.pixel + 1} : PanelEntry{at.channel + 1, 0};
   }
 };
 
@@ -188,7 +188,7 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
   const Region& region = reader.region;
   const int total = region.count * channels;
   const Walk walk(reader.order, region.count, channels);
-  const auto put = [&](Place at, T x) {
+  const auto put = [&](PanelEntry at, T x) {
     const bool used = !reader.used || reader.used[region.first + at.pixel];
     panel[at.channel * ld + at.pixel] = used ? x : T(0);
   };
@@ -199,7 +199,7 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
         const E* data = static_cast<const E*>(region.view->data);
 #pragma unroll 4
         for (int e = team.rank; e < total; e += team.size) {
-          const Place at = walk(e);
+          const PanelEntry at = walk(e);
           put(at, T(to_float(data[reader.offset(at, c0)])));
         }
       }
@@ -215,7 +215,7 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
     for (int k = 0; k < Fetched<T>::words; ++k) {
       const int e = first_element(team, reader, round, k);
       if (k < fetched_elements / reader.run && e < total) {  // mutant: the next round puts it right
-        Place at = walk(e);
+        PanelEntry at = walk(e);
         each_element<T>(region.view->dtype, now.word[k], [&](T x) {
           put(at, x);
           at = walk.next(at);
@@ -236,7 +236,7 @@ SFR_DEVICE void store_panel(const Team& team, const Region& region, int c0, int 
       E* data = static_cast<E*>(view.data);
 #pragma unroll 4
       for (int e = team.rank; e < region.count * channels; e += team.size) {
-        const Place at = walk(e);
+        const PanelEntry at = walk(e);
         from_float(panel[at.channel * ld + at.pixel],
                    data[region.offset(at.pixel) + (c0 + at.channel) * view.stride_c]);
       }

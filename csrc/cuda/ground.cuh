@@ -432,7 +432,7 @@ SFR_DEVICE void pull_features(Ground<T>& ground, const T* W, int64_t ldw, const 
   }
 }
 
-// Gradients of both maps from the weights of pairs of patches, known to the whole team. Ends with a meeting.
+// Gradients of both maps from the weights of pairs of patches, known to the whole team. Ends with a barrier.
 template <class T>
 SFR_DEVICE void ground_backward(Ground<T>& ground, const T* W, int64_t ld, const FeatureView& grad_x,
                                 const FeatureView& grad_y) {

@@ -183,7 +183,7 @@ bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool til
   return s.shared_bytes <= shared;
 }
 
-// Threads that solve a problem of this size: few enough to meet quickly, a power of two of warps.
+// Threads that solve a problem of this size: few enough that a barrier is quick, a power of two of warps.
 inline int solvers_of(int64_t entries) {
   int warps = 1;
   while (warps < most_warps && int64_t(warps) * 640 < entries) warps *= 2;
@@ -252,13 +252,13 @@ ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLi
 
 // What a kernel gets: the operation's parameters, the layout, and the memory it was given.
 template <class Params>
-struct Work : Params {
+struct KernelParams : Params {
   Operation operation;
   ProblemLayout layout;
   int64_t items = 0, teams = 0;
   unsigned char* scratch = nullptr;
 
-  explicit Work(const Params& p) : Params(p) {}
+  explicit KernelParams(const Params& p) : Params(p) {}
 };
 
 // One launch: its problems, its blocks, and the global memory it needs beside its inputs and outputs.
@@ -296,12 +296,12 @@ LaunchLayout lay_out_launch(Kernel<Params> kernel, const ProblemLayout& layout, 
 
 // Launches `kernel` on `items` problems (or batch entries) of the given shape, or says how much scratch that takes.
 template <class Params>
-int64_t start(Kernel<Work<Params>> kernel, const Params& params, const Operation& operation,
-              const ProblemLayout& layout, int64_t items, const Where& where) {
+int64_t launch_items(Kernel<KernelParams<Params>> kernel, const Params& params, const Operation& operation,
+                     const ProblemLayout& layout, int64_t items, const Where& where) {
   if (items == 0) return 0;
   const LaunchLayout all = lay_out_launch(kernel, layout, items, where.device);
   if (all.scratch > where.scratch_bytes) return all.scratch;
-  Work<Params> work(params);
+  KernelParams<Params> work(params);
   work.operation = operation;
   work.layout = layout;
   work.items = items;
@@ -318,10 +318,11 @@ int64_t start(Kernel<Work<Params>> kernel, const Params& params, const Operation
 
 // The same for a problem that is laid out as its operation asks for.
 template <class T, class Params>
-int64_t start_on(Kernel<Work<Params>> kernel, const Params& params, const Operation& operation, int64_t items,
-                 const Where& where) {
+int64_t lay_out_and_launch(Kernel<KernelParams<Params>> kernel, const Params& params, const Operation& operation,
+                           int64_t items, const Where& where) {
   const OnDevice on(where.device);
-  return start(kernel, params, operation, choose<T>(operation, where.strategy, limits(where.device)), items, where);
+  return launch_items(kernel, params, operation, choose<T>(operation, where.strategy, limits(where.device)), items,
+                      where);
 }
 
 }  // namespace sfr::cuda

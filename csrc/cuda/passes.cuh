@@ -80,14 +80,15 @@ SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
   // Compares a sum with what it should be at the potentials and scalings as they are.
   const auto judge = [&](const Marginal<T>& side, int i, T sum, T log, T scale) {
     if (!(side.weight[i] > 0)) return;
-    if (side.has_reach()) side.bent[i] = side.bend(log2_of(side.weight[i]), exact ? log : log + log2_of(scale));
+    if (side.has_reach())
+      side.reach_target[i] = side.target_under_reach(log2_of(side.weight[i]), exact ? log : log + log2_of(scale));
     const T target = side.target()[i];
     const T apart = magnitude(sum - target);
     sums[2] += apart;
     if (!(sum > side.nothing() || target > side.nothing())) return;
     sums[3] += apart / target;
-    const T bent = side.has_reach() ? Rules<T>::least_mass : T(0);
-    if (sum < target * Rules<T>::least_mass || target < sum * bent) sums[4] += 1;
+    const T least = side.has_reach() ? Rules<T>::least_mass : T(0);
+    if (sum < target * Rules<T>::least_mass || target < sum * least) sums[4] += 1;
   };
   row_terms<Sum>(
       *this,

@@ -104,7 +104,7 @@ SFR_DEVICE void each_column_sum(const Plan<T>& plan, F&& f) {
     plan.each_column([&](int j) { f(j, of_slices<Op>(plan, j)); });
     return;
   }
-  const int turn = team.exchange() ^ 1;  // the one that the last meeting was about
+  const int turn = team.exchange() ^ 1;  // the one that the last barrier was about
   plan.each_column([&](int j) {
     T sum = plan.buffer.of_block(turn, team.blocks, 0)[j];
 #pragma unroll 1

@@ -15,7 +15,7 @@ namespace sfr::cuda {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-// What the first lane does alone is between two meetings; each of these functions ends with one.
+// What the first lane does alone is between two barriers; each of these functions ends with one.
 struct Lanes {
   int lane;
   bool first;
@@ -46,7 +46,7 @@ struct Lanes {
 #pragma unroll 1
     for (int64_t k = lane; k < count; k += warp_threads) total += f(k);
     total = over_lanes<Sum>(total, warp_threads);
-    sync();  // mutant: the shuffles above are meetings too, but order no memory
+    sync();  // mutant: the shuffles above are barriers too, but order no memory
     return total;
   }
 
@@ -60,7 +60,7 @@ struct Lanes {
       if (x < least) least = x;
     }
     least = -over_lanes<Max>(-least, warp_threads);
-    sync();  // mutant: the shuffles above are meetings too, but order no memory
+    sync();  // mutant: the shuffles above are barriers too, but order no memory
     return least;
   }
 
@@ -164,7 +164,7 @@ SFR_DEVICE void row_minima(const Lanes& lanes, const Costs<S>& cost, const doubl
     const double least = nearest(lanes, cost.row(i), AsTheyAre(), v, 0, cost.width).value;
     if (lanes.first) u[i] = least;
   }
-  sync_warp();  // mutant: callers meet again before they look
+  sync_warp();  // mutant: callers have another barrier before they look
 }
 
 struct TwoNearest {
@@ -223,7 +223,7 @@ SFR_DEVICE void column_minima(const Lanes& lanes, const Costs<S>& cost, double* 
     least[j] = double(value);
     from[j] = where;
   }
-  sync_warp();  // mutant: callers meet again before they look
+  sync_warp();  // mutant: callers have another barrier before they look
 }
 
 }  // namespace sfr::cuda

@@ -29,7 +29,7 @@ SFR_PHASE void read_cost(TeamContext context, const SinkhornParams& p, int64_t i
 }
 
 template <class T>
-SFR_KERNEL sinkhorn_forward_kernel(const __grid_constant__ Work<SinkhornForwardParams> p) {
+SFR_KERNEL sinkhorn_forward_kernel(const __grid_constant__ KernelParams<SinkhornForwardParams> p) {
   TeamContext context{p.layout, p.operation, p.scratch, p.teams};
 #pragma unroll 1
   for (int64_t item = context.team(); item < p.items; item += p.teams) {
@@ -55,7 +55,7 @@ SFR_PHASE void write_gradient(TeamContext context, T* out, bool sound) {
 }
 
 template <class T>
-SFR_KERNEL sinkhorn_backward_kernel(const __grid_constant__ Work<SinkhornBackwardParams> p) {
+SFR_KERNEL sinkhorn_backward_kernel(const __grid_constant__ KernelParams<SinkhornBackwardParams> p) {
   TeamContext context{p.layout, p.operation, p.scratch, p.teams};
 #pragma unroll 1
   for (int64_t item = context.team(); item < p.items; item += p.teams) {
@@ -79,12 +79,12 @@ Operation operation_of(const SinkhornParams& p) {
 
 template <class T>
 int64_t sinkhorn_forward(const SinkhornForwardParams& p, const Where& where) {
-  return start_on<T>(sinkhorn_forward_kernel<T>, p, solving(operation_of(p), p.solve), p.B * p.G, where);
+  return lay_out_and_launch<T>(sinkhorn_forward_kernel<T>, p, solving(operation_of(p), p.solve), p.B * p.G, where);
 }
 
 template <class T>
 int64_t sinkhorn_backward(const SinkhornBackwardParams& p, const Where& where) {
-  return start_on<T>(sinkhorn_backward_kernel<T>, p, solving(operation_of(p), p.solve), p.B * p.G, where);
+  return lay_out_and_launch<T>(sinkhorn_backward_kernel<T>, p, solving(operation_of(p), p.solve), p.B * p.G, where);
 }
 
 template int64_t sinkhorn_forward<SFR_REAL>(const SinkhornForwardParams&, const Where&);

@@ -36,7 +36,7 @@ struct Team {
   SFR_DEVICE int warp() const { return rank / warp_threads; }
   SFR_DEVICE int warps() const { return size / warp_threads; }
 
-  // Which half of the blocks' buffer is next: who writes it again has met everyone who read it.
+  // Which half of the blocks' buffer is next: between two writes all who read it have come to a barrier.
   SFR_DEVICE int exchange() const { return int(epoch & 1); }
 
   // The team's threads of this block.
@@ -128,7 +128,7 @@ SFR_DEVICE void over_block(Team& team, const ReductionBuffer<T>& buffer, T (&x)[
   }
 }
 
-// A block's values to the buffer of the blocks, and, once all have met, those of all blocks, combined in order.
+// A block's values to the buffer of the blocks, and, once all have arrived, those of all blocks, combined in order.
 template <int count, class T>
 SFR_DEVICE void put_scalars(const Team& team, const ReductionBuffer<T>& buffer, int turn, const T (&x)[count]) {
   T* mine = buffer.of_block(turn, team.blocks, team.block) + buffer.width;

@@ -15,7 +15,7 @@ inline Operation solving(Operation operation, const Solve& solve) {
 
 // What is known of one side's weights before they are normalised.
 template <class T>
-struct Side {
+struct Weights {
   const T* weight;  // null: uniform
   int64_t stride;
   int count;
@@ -23,7 +23,7 @@ struct Side {
   bool none = false;   // of an empty problem: nothing is kept on either side
   bool light = false;  // some kept weight is next to nothing
 
-  SFR_DEVICE Side(const WeightView& view, int64_t b, int64_t g, int n)
+  SFR_DEVICE Weights(const WeightView& view, int64_t b, int64_t g, int n)
       : weight(static_cast<const T*>(view.data)), stride(view.stride_n), count(n) {
     if (weight) weight += b * view.stride_b + g * view.stride_g;
   }
@@ -69,7 +69,8 @@ struct Side {
 
 // Which pixels of a map are in a patch that takes part.
 template <class T>
-SFR_DEVICE void mark_pixels(const Team& team, const FeatureView& view, int patch, const Side<T>& side, uint8_t* used) {
+SFR_DEVICE void mark_pixels(const Team& team, const FeatureView& view, int patch, const Weights<T>& side,
+                            uint8_t* used) {
   const int W = int(view.W), H = int(view.H), columns = W - patch + 1, patch_rows = H - patch + 1;
 #pragma unroll 1
   for (int p = team.rank; p < H * W; p += team.size) {
@@ -92,7 +93,7 @@ template <class T>
   Team& team = problem.team;
   const ProblemMemory<T>& at = problem.at;
   const ProblemLayout& s = problem.layout;
-  Side<T> a_side(solve.a, b, g, s.N), b_side(solve.b, b, g, s.M);
+  Weights<T> a_side(solve.a, b, g, s.N), b_side(solve.b, b, g, s.M);
   WeightSummary<T> summary;
   const bool a_sound = a_side.read(team, problem.buffer(), summary.kept_rows);
   const bool b_sound = b_side.read(team, problem.buffer(), summary.kept_columns);
@@ -136,8 +137,8 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach, 
   rows.weight = at.row_weight, columns.weight = at.column_weight;
   rows.vectors = at.row_vectors, columns.vectors = at.column_vectors;
   rows.stride = round_up(s.slab, 4), columns.stride = s.ld;
-  rows.bent = rows.vectors + Marginal<T>::of_rows * rows.stride;
-  columns.bent = columns.vectors + Marginal<T>::of_columns * columns.stride;
+  rows.reach_target = rows.vectors + Marginal<T>::of_rows * rows.stride;
+  columns.reach_target = columns.vectors + Marginal<T>::of_columns * columns.stride;
   plan.partial = at.partial;
   plan.buffer = problem.buffer();
 #pragma unroll 1

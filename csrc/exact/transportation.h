@@ -172,7 +172,7 @@ SFR_LANES Entering price(const Lanes& lanes, const Transportation<S>& work, Read
   Entering best;
   for (int64_t left = cost.n * ((cost.width + piece - 1) / piece); left > 0; --left) {
     const int64_t begin = place.column, end = cost.width - begin < piece ? cost.width : begin + piece;
-    const Twofold minus_u = work.twofold(place.row);  // before the lanes meet: a pivot may follow
+    const Twofold minus_u = work.twofold(place.row);  // before the lanes' barrier: a pivot may follow
     const S* row = cost.row(place.row);
     Nearest least;
     if (fine) {

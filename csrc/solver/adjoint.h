@@ -24,10 +24,10 @@ SFR_FN T weight_gradient(const Marginal<T>& side, Index i, Upstream<T> up, T eps
 }
 
 // Through eps = s std(C). With u = (C - mean) / std and on the pairs that are allowed, deps/dC = s a_i b_j u and
-// deps/da_i = s std / 2 sum_j b_j (u^2 - 1), where the masses a_i b_j sum to 1; `pull` is d/deps times s. Added to the
+// deps/da_i = s std / 2 sum_j b_j (u^2 - 1), where the masses a_i b_j sum to 1; `rate` is d/deps times s. Added to the
 // plan and to both gradients.
 template <class T>
-SFR_FN void spread_backward(Plan<T>& plan, const Spread<T>& spread, T pull) {
+SFR_FN void spread_backward(Plan<T>& plan, const Spread<T>& spread, T rate) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   const T unit = 1 / (rows.total * columns.total * spread.allowed), scale = 1 / spread.deviation;
   T *of_rows = rows.step(), *of_columns = columns.step();  // no longer needed
@@ -53,12 +53,14 @@ SFR_FN void spread_backward(Plan<T>& plan, const Spread<T>& spread, T pull) {
 
 // Through eps = s |mean(C)|, where all costs are equal: weights do not change their mean.
 template <class T>
-SFR_FN void mean_backward(Plan<T>& plan, const Spread<T>& spread, T pull) {
+SFR_FN void mean_backward(Plan<T>& plan, const Spread<T>& spread, T rate) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   const T unit = pull / (rows.total * columns.total * spread.allowed);
   T none[1];
   plan.template reduce_entries<Sum>(none, [&](Index i, Index j, Vec<T>(&)[1]) {
-    store(plan.at(i, j), load(plan.at(i, j)) + unit * rows.weight[i] * (plan.cost_at(i, j) < Number<T>::infinity ? mass_at(columns, j) : Vec<T>{}));
+    store(plan.at(i, j),
+          load(plan.at(i, j)) +
+              unit * rows.weight[i] * (plan.cost_at(i, j) < Number<T>::infinity ? mass_at(columns, j) : Vec<T>{}));
   });
 }
 

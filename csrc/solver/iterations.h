@@ -20,7 +20,7 @@ SFR_INLINE Vec<T> is_at_edge(Vec<T> x) {
 }
 
 // x (w / (x s))^omega by the [1/1] Pade approximant about 1, which needs no power; the plain w / s where the ratio is
-// far from 1. One division either way. Kept in range. A marginal that bends towards w as x grows takes a smaller power,
+// far from 1. One division either way. Kept in range. A target that comes towards w as x grows takes a smaller power,
 // by logarithms. Where both masses are next to nothing x stays: the plan does not show what they are.
 template <class T>
 SFR_INLINE Vec<T> relaxed(const Marginal<T>& side, Vec<T> x, Vec<T> s, Vec<T> w, T omega) {

@@ -8,9 +8,9 @@ namespace SFR_TARGET {
 // Vectors of a side, one after the other; everything in powers of two (see plan.h of the device).
 template <class T>
 struct Marginal {
-  Index count = 0;      // patches
-  T* weight = nullptr;  // the marginal a or b
-  T* bent = nullptr;    // where there is a reach: what the potentials make of it
+  Index count = 0;            // patches
+  T* weight = nullptr;        // the marginal a or b
+  T* reach_target = nullptr;  // where there is a reach: the target marginal, which follows the potentials
   T* vectors = nullptr;
   Index stride = 0;
 
@@ -53,14 +53,14 @@ struct Marginal {
   }
 
   // What the plan's sums should be.
-  SFR_INLINE const T* target() const { return has_reach() ? bent : weight; }
+  SFR_INLINE const T* target() const { return has_reach() ? reach_target : weight; }
   // ... once a scaling of x more has moved the potentials.
   SFR_INLINE Vec<T> target_at(Index i, Vec<T> x) const {
     const Vec<T> now = load(target() + i);
     return has_reach() ? now * exp2<T>(-eps_over_reach * log2<T>(x)) : now;
   }
-  // The marginal bent by a potential.
-  SFR_INLINE Vec<T> bend(Vec<T> log_weight, Vec<T> log) const {
+  // The target marginal at a potential of a side with a reach.
+  SFR_INLINE Vec<T> target_under_reach(Vec<T> log_weight, Vec<T> log) const {
     return exp2<T>(log_weight - eps_over_reach * (log - log_weight) - offset);
   }
   // The potential that makes 2^most * sum, a sum over the other side, what it should be; `most` is at least

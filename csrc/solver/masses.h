@@ -39,22 +39,22 @@ template <class T>
 SFR_FN void balance_masses(Plan<T>& plan) {
   const auto target = [](const Marginal<T>& side, Index i, Vec<T>(&sums)[1]) {
     const Vec<T> log = load(side.log() + i) + log2<T>(load(side.scale() + i));
-    sums[0] += side.has_reach() ? kept(side, i, side.bend(log_weight(side, i), log)) : mass_at(side, i);
+    sums[0] += side.has_reach() ? kept(side, i, side.target_under_reach(log_weight(side, i), log)) : mass_at(side, i);
   };
   T of_rows[1], of_columns[1];
   plan.template reduce_rows<Sum>(of_rows, [&](Index i, Vec<T>(&sums)[1]) { target(plan.rows, i, sums); });
   plan.template reduce_columns<Sum>(of_columns, [&](Index j, Vec<T>(&sums)[1]) { target(plan.columns, j, sums); });
-  const T softness = plan.rows.eps_over_reach + plan.columns.eps_over_reach;
-  const T by = (log2_of(of_rows[0]) - log2_of(of_columns[0])) / softness;
+  const T eps_over_reaches = plan.rows.eps_over_reach + plan.columns.eps_over_reach;
+  const T by = (log2_of(of_rows[0]) - log2_of(of_columns[0])) / eps_over_reaches;
   if (!finite(by)) return;
   shift_masses(plan, by);
-  const auto bend = [](const Marginal<T>& side, Index i, T moved) {
-    // Outside of the kept patches nothing bends.
+  const auto move_target = [](const Marginal<T>& side, Index i, T moved) {
+    // Outside of the kept patches no target moves.
     const Vec<T> inside = kept(side, i, splat<T>(1)), factor = exp2<T>(splat<T>(moved));
-    if (side.has_reach()) store(side.bent + i, load(side.bent + i) * (inside * factor + (1 - inside)));
+    if (side.has_reach()) store(side.reach_target + i, load(side.reach_target + i) * (inside * factor + (1 - inside)));
   };
-  plan.each_row([&](Index i) { bend(plan.rows, i, -plan.rows.eps_over_reach * by); });
-  plan.each_column([&](Index j) { bend(plan.columns, j, plan.columns.eps_over_reach * by); });
+  plan.each_row([&](Index i) { move_target(plan.rows, i, -plan.rows.eps_over_reach * by); });
+  plan.each_column([&](Index j) { move_target(plan.columns, j, plan.columns.eps_over_reach * by); });
   plan.sync();
 }
 

@@ -85,7 +85,7 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
     plan.sync();
     const T apart = far_apart(plan, spread, out.options, eps);
     solution = solve(plan, out.options, apart, out.init_g != nullptr, out.eps_given != nullptr);
-    eps *= solution.width;
+    eps *= solution.annealed_eps;
   }
 
   // A side's potentials, and what they add to the dual value.

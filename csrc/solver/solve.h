@@ -10,7 +10,7 @@ namespace SFR_TARGET {
 
 // The problem for eps times `by`, and columns' potentials for it.
 template <class T>
-SFR_FN void widen(Plan<T>& plan, T by) {
+SFR_FN void scale_eps(Plan<T>& plan, T by) {
   plan.factor /= by;
   plan.shift /= by;
   plan.rows.eps_over_reach *= by;
@@ -40,7 +40,7 @@ template <class T>
 struct Solution {
   int64_t n_iter = 0;
   Evaluation<T> plan;
-  T width = 1;  // the eps it is of, in units of the problem's own
+  T annealed_eps = 1;  // the eps it is of, in units of the problem's own
 };
 
 // From the columns' potentials to a plan within tol, or as far as max_iter goes. `spread`: the costs' deviation over
@@ -51,12 +51,12 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread, 
   Refinement<T> refinement(options, plan.light);
   const auto round_off = [&] { return rounding(plan); };
   From from = strategy.start();
-  T width = 1;
+  T annealed_eps = 1;
   SFR_ROLLED
   for (;;) {
-    if (strategy.width() != width) {
-      widen(plan, strategy.width() / width);
-      width = strategy.width();
+    if (strategy.annealed_eps() != annealed_eps) {
+      scale_eps(plan, strategy.annealed_eps() / annealed_eps);
+      annealed_eps = strategy.annealed_eps();
     }
     // Where the rows' potentials are still to follow, the masses are not known yet.
     if (plan.has_reach() && (from == From::potentials || from == From::scalings)) balance_masses(plan);
@@ -67,9 +67,9 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread, 
     from = refinement.begun() ? refinement.after(step) : strategy.after(step);
     switch (step.action) {
       case Action::finish:
-        return {strategy.n_iter, now, width};
+        return {strategy.n_iter, now, annealed_eps};
       case Action::evaluate:
-      case Action::narrow:
+      case Action::anneal:
         break;
       case Action::restart:
         start(plan, options.symmetric);

@@ -55,7 +55,7 @@ enum class Action {
   finish,
   evaluate,  // nothing but that
   restart,   // forget the start, which is a bad one
-  narrow,    // on to the next smaller eps
+  anneal,    // on to the next smaller eps
   update,    // both potentials in the log domain, where scalings would underflow
   iterate,
   newton,
@@ -126,11 +126,11 @@ class SolverStrategy {
         warm_(warm && newton_),
         fixed_(fixed),
         spread_(spread) {
-    if (!warm_ && max_iter_ > 0) widen();
+    if (!warm_ && max_iter_ > 0) begin_annealing();
   }
 
   // The eps to solve for at first, in units of the problem's own; what it is in the end, once that has been found.
-  SFR_FN T width() const { return width_; }
+  SFR_FN T annealed_eps() const { return annealed_eps_; }
   SFR_FN From start() const { return symmetric_ ? From::halfway : From::columns; }
 
   // `rounding()`: the error that rounding of the potentials leaves.
@@ -140,7 +140,7 @@ class SolverStrategy {
     if (warm_) {
       warm_ = false;
       if (now.underflow || !(error < bad_start) || rounding() > most_rounding) {
-        widen();
+        begin_annealing();
         return {Action::restart};
       }
     }
@@ -172,7 +172,7 @@ class SolverStrategy {
       }
     }
     if (!(error > tolerance()) || n_iter >= last()) {
-      if (annealing_ && narrow(rounding)) return {Action::narrow};
+      if (annealing_ && anneal(rounding)) return {Action::anneal};
       if (!(error > tol_) || n_iter >= last_) {
         if (now.exact) return {Action::finish};
         reached_ = true;
@@ -204,7 +204,7 @@ class SolverStrategy {
   // How the plan follows after an action ...
   SFR_FN From after(const Step<T>& step) const {
     switch (step.action) {
-      case Action::narrow:
+      case Action::anneal:
       case Action::restart:
         return From::columns;
       case Action::update:
@@ -219,7 +219,7 @@ class SolverStrategy {
     if (symmetric_) return From::potentials;
     if (correcting_) return scaled();
     if (annealing_ && (stop == Stop::reached || (stop == Stop::ended && n_iter >= until_)))
-      return narrow(rounding) ? From::columns : From::potentials;
+      return anneal(rounding) ? From::columns : From::potentials;
     reached_ = stop == Stop::reached && !annealing_;
     return stop == Stop::ended ? scaled() : From::potentials;
   }
@@ -250,20 +250,20 @@ class SolverStrategy {
   }
 
   // Where to start from: an eps at which all patches reach each other.
-  SFR_FN void widen() {
+  SFR_FN void begin_annealing() {
     constexpr T enough = T(0.36);
-    while (newton_ && width_ * Rules<T>::anneal_by < enough * spread_) width_ *= Rules<T>::anneal_by;
-    annealing_ = width_ > 1;
+    while (newton_ && annealed_eps_ * Rules<T>::anneal_by < enough * spread_) annealed_eps_ *= Rules<T>::anneal_by;
+    annealing_ = annealed_eps_ > 1;
     until_ = at_most(n_iter + anneal_for);
   }
 
   // On to the next smaller eps, unless this is the last that the type or max_iter can do with.
   template <class Rounding>
-  SFR_FN bool narrow(Rounding&& rounding) {
+  SFR_FN bool anneal(Rounding&& rounding) {
     annealing_ = false;
     if (!fixed_ && (n_iter >= max_iter_ || rounding() * Rules<T>::anneal_by > most_rounding)) return false;
-    width_ /= Rules<T>::anneal_by;
-    annealing_ = width_ > 1;
+    annealed_eps_ /= Rules<T>::anneal_by;
+    annealing_ = annealed_eps_ > 1;
     until_ = at_most(n_iter + anneal_for);
     relaxation = Relaxation<T>(true);
     precision_ = T(1e-2);
@@ -284,7 +284,7 @@ class SolverStrategy {
   bool symmetric_, newton_;
   bool warm_;  // the first plan is of a start that was given
   bool fixed_;
-  T spread_, width_ = 1;            // above 1: at eps times this
+  T spread_, annealed_eps_ = 1;     // above 1: at eps times this
   bool annealing_ = false;          // a smaller eps is to follow
   int64_t until_ = 0;               // iteration at which the present eps is left
   T precision_ = T(1e-2);           // of the next Newton step

@@ -34,8 +34,7 @@ int strategy_next(Driven* driven, double error, int underflow, int exact, double
   now.exact = exact != 0;
   driven->step = driven->strategy.next(now, [&] { return rounding; });
   const Step<double>& step = driven->step;
-  const double all[] = {step.error, step.gate, double(step.limit), double(step.plain), step.precision,
-                        step.longest};
+  const double all[] = {step.error, step.gate, double(step.limit), double(step.plain), step.precision, step.longest};
   for (int k = 0; k < 6; ++k) numbers[k] = all[k];
   return int(step.action);
 }
@@ -51,8 +50,8 @@ int strategy_iterated(Driven* driven, int stop, double rounding) {
 int strategy_stepped(Driven* driven, int cut) {
   return int(driven->strategy.stepped(cut != 0));
 }
-double strategy_width(const Driven* driven) {
-  return driven->strategy.width();
+double strategy_annealed_eps(const Driven* driven) {
+  return driven->strategy.annealed_eps();
 }
 int64_t* strategy_n_iter(Driven* driven) {
   return &driven->strategy.n_iter;
