@@ -129,12 +129,13 @@ def test_padding_to_another_size_changes_no_bit(kept: int, padded: int) -> None:
 
 
 @pytest.mark.every_strategy
-def test_masked_windows_ignore_nan_in_uncovered_pixels() -> None:
+@pytest.mark.parametrize("edge", ["above", "below", "left", "right"])
+def test_masked_windows_ignore_nan_in_uncovered_pixels(edge: str) -> None:
     x, y = features(1, 3, 4, 4), features(1, 3, 4, 4)
-    mask = torch.ones(1, 3, 3)
-    mask[:, 2] = 0  # the windows that hold the last row of pixels
-    broken = x.clone()
-    broken[:, :, 3] = torch.nan
+    axis, at = (-2 if edge in ("above", "below") else -1), (0 if edge in ("above", "left") else -1)
+    mask, broken = torch.ones(1, 3, 3), x.clone()
+    mask.select(axis, at).zero_()  # the windows that hold the pixels along an edge of the map
+    broken.select(axis, at).fill_(torch.nan)
     results = []
     for student in (x, broken):
         leaf = student.requires_grad_()

@@ -54,10 +54,6 @@ struct Match : Forward<T> {
   }
 };
 
-struct CostKinds {
-  bool sound = true, forbidden = false, large = false;
-};
-
 // What kinds of costs there are.
 template <class T>
 CostKinds kinds_of(const Costs<T>& cost, int64_t rows, int64_t columns) {
@@ -146,29 +142,13 @@ bool read_cost(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T*
   return true;
 }
 
-// Which side holds a weight that is none.
-template <class T>
-Status check_weights(const ExactParams& p) {
-  const auto sound = [&](const WeightView& view, int64_t n) {
-    if (!view.data) return true;
-    for (int64_t b = 0; b < p.B; ++b)
-      for (int64_t g = 0; g < p.G; ++g) {
-        const T* w = static_cast<const T*>(view.data) + b * view.stride_b + g * view.stride_g;
-        for (int64_t i = 0; i < n; ++i)
-          if (!(w[i * view.stride_n] >= 0 && w[i * view.stride_n] <= largest_weight<T>)) return false;
-      }
-    return true;
-  };
-  return !sound(p.a, p.N) ? Status::bad_a : !sound(p.b, p.M) ? Status::bad_b : Status::ok;
-}
-
 double nanoseconds(const ExactParams& p) {
   return 20 * double(p.N) * double(p.M);
 }
 
 template <class T>
 Status forward(const ExactForwardParams& p) {
-  const Status weights = check_weights<T>(p);
+  const Status weights = check_weights<T>(p, p.B, p.G, p.N, p.M);
   if (weights != Status::ok) return weights;
   const Lanes lanes;
   const int64_t items = p.B * p.G;

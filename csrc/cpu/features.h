@@ -4,7 +4,6 @@
 
 #include <type_traits>
 
-#include "../contracts/types.h"
 #include "simd.h"
 
 namespace sfr::cpu::SFR_ISA {
@@ -103,20 +102,20 @@ SFR_INLINE void convert_out(T x, double& out) {
   out = double(x);
 }
 
-// Calls f with a value of the element type.
-template <class F>
-SFR_INLINE void with_element(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::float16:
-      return f(Half{});
-    case DType::bfloat16:
-      return f(Bfloat{});
-    case DType::float32:
-      return f(float{});
-    case DType::float64:
-      return f(double{});
-  }
-}
+namespace element {
+using float16 = Half;
+using bfloat16 = Bfloat;
+using float32 = float;
+using float64 = double;
+}  // namespace element
+
+}  // namespace sfr::cpu::SFR_ISA
+
+#define SFR_GROUND_NAMESPACE sfr::cpu::SFR_ISA
+#define SFR_GROUND_INLINE SFR_INLINE
+#include "../ground/elements.h"
+
+namespace sfr::cpu::SFR_ISA {
 
 // Where the pixels of a map lie: offsets in elements from the map's first.
 struct Pixels {
@@ -135,16 +134,6 @@ struct Pixels {
     }
   }
 };
-
-inline int64_t map_offset(const FeatureView& view, int64_t b, int64_t g) {
-  return b * view.stride_b + g * view.stride_g;
-}
-
-// The first cost of a problem.
-template <class E>
-const E* first_of(const CostView& view, int64_t b, int64_t g) {
-  return static_cast<const E*>(view.data) + b * view.stride_b + g * view.stride_g;
-}
 
 template <class T, class E>
 void pack_elements(const E* map, int64_t stride_c, const Pixels& pixels, int64_t c0, int64_t channels, T* panel,

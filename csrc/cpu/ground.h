@@ -145,8 +145,9 @@ void invert_norms(Side<T>& side) {
   }
 }
 
-// Rows of pixels that one block of the team works on. A multiple of every tile's height.
+// Rows of pixels that one block of the team works on: whole tiles.
 constexpr int64_t pixel_rows = 24;
+static_assert(pixel_rows % tile_rows<1> == 0 && pixel_rows % tile_rows<2> == 0 && pixel_rows % tile_rows<3> == 0);
 
 // Row i of the patches' sums from the pixels': along the diagonal of offsets.
 template <class T>

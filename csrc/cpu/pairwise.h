@@ -6,8 +6,7 @@
 
 #include "features.h"
 
-#define SFR_GROUND_NAMESPACE sfr::cpu::SFR_ISA
-#define SFR_GROUND_INLINE SFR_INLINE
+// After what it is made of.
 #include "../ground/metric.h"
 
 namespace sfr::cpu::SFR_ISA {
@@ -36,10 +35,16 @@ SFR_INLINE void pair_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, int6
     }
 }
 
+// Pixels of x in a tile that is V vectors of y wide.
+template <int V>
+constexpr int tile_rows = V == 1   ? 6
+                          : V == 2 ? 4
+                                   : 3;
+
 template <Pair P, int V, class T>
 void pair_columns(const T* x, int64_t ldx, int64_t rows, const T* y, int64_t ldy, int64_t channels, T* D, int64_t ldd,
                   bool first) {
-  constexpr int R = V == 1 ? 6 : V == 2 ? 4 : 3;
+  constexpr int R = tile_rows<V>;
   int64_t i = 0;
   for (; i + R <= rows; i += R) pair_tile<P, R, V>(x + i, ldx, y, ldy, channels, D + i * ldd, ldd, first);
   for (; i < rows; ++i) pair_tile<P, 1, V>(x + i, ldx, y, ldy, channels, D + i * ldd, ldd, first);

@@ -22,6 +22,8 @@ constexpr int64_t block_rows = 32, single_block_rows = 96;
 constexpr int64_t small_side = 64;
 // Columns in a block, likewise.
 constexpr int64_t block_columns = 64;
+static_assert(block_rows % lanes<float> == 0 && single_block_rows % lanes<float> == 0 &&
+              small_side % lanes<float> == 0 && block_columns % lanes<float> == 0);
 // Numbers that a block, or rank 0, leaves to be added.
 constexpr int64_t most_parts = 8;
 

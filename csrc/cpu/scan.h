@@ -70,6 +70,7 @@ SFR_INLINE double to_double(E x) {
 namespace sfr::cpu::SFR_ISA {
 
 using Indices = Int<double>;
+static_assert(8 % lanes<double> == 0);  // the columns' potentials begin at a multiple of 8 (exact/transportation.h)
 
 SFR_INLINE Indices every(int64_t x) {
   return x - Indices{};

@@ -26,10 +26,11 @@ bool weights_are_valid(const WeightView& view, int64_t B, int64_t G, int64_t N) 
   return true;
 }
 
-template <class T>
-Status check_weights(const Solve& solve, int64_t B, int64_t G, int64_t N, int64_t M) {
-  if (!weights_are_valid<T>(solve.a, B, G, N)) return Status::bad_a;
-  if (!weights_are_valid<T>(solve.b, B, G, M)) return Status::bad_b;
+// Of both sides of a problem, `a` and `b`.
+template <class T, class Sides>
+Status check_weights(const Sides& sides, int64_t B, int64_t G, int64_t N, int64_t M) {
+  if (!weights_are_valid<T>(sides.a, B, G, N)) return Status::bad_a;
+  if (!weights_are_valid<T>(sides.b, B, G, M)) return Status::bad_b;
   return Status::ok;
 }
 

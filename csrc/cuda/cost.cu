@@ -8,16 +8,14 @@ namespace {
 // A slab of rows is an item of its own, unless patches share pixels.
 template <class T>
 SFR_KERNEL cost_forward_kernel(const __grid_constant__ KernelParams<CostForwardParams> p) {
-  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
   const ProblemLayout& s = p.layout;
   const int64_t slabs = (s.N + s.slab - 1) / s.slab;
-#pragma unroll 1
-  for (int64_t item = context.team(); item < p.items; item += p.teams) {
+  each_item(p, [&](TeamContext& context, int64_t item) {
     const int64_t map = item / slabs;
     const int first = int(item % slabs) * s.slab, rows = s.N - first < s.slab ? s.N - first : s.slab;
     T* out = static_cast<T*>(p.cost) + (map * s.N + first) * s.M;
     context.epoch = ground_forward<T>(context, p, map / p.G, map % p.G, first, rows, out, s.M);
-  }
+  });
 }
 
 // Cosine: sums over rows and columns of d/dC (1 - C).
@@ -67,11 +65,10 @@ template <class T>
 // A whole batch entry at a time: the gradient of x sums over its groups.
 template <class T>
 SFR_KERNEL cost_backward_kernel(const __grid_constant__ KernelParams<CostBackwardParams> p) {
-  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
-#pragma unroll 1
-  for (int64_t b = context.team(); b < p.items; b += p.teams)
+  each_item(p, [&](TeamContext& context, int64_t b) {
 #pragma unroll 1
     for (int64_t g = 0; g < p.G; ++g) context.epoch = feature_gradients<T>(context, p, b, g);
+  });
 }
 
 }  // namespace

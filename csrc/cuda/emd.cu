@@ -8,7 +8,8 @@ namespace {
 
 // Weights and costs of problem (b, g).
 template <class T>
-SFR_DEVICE unsigned prepare(TeamContext context, const CostParams& p, const Solve& solve, int64_t b, int64_t g) {
+[[nodiscard]] SFR_DEVICE unsigned prepare(TeamContext context, const CostParams& p, const Solve& solve, int64_t b,
+                                          int64_t g) {
   context.epoch = read_weights<T>(context, solve, b, g, &p);
   const Problem<T> problem(context);
   return ground_forward<T>(context, p, b, g, problem.first, problem.rows, problem.cost(), context.layout.ld);
@@ -16,13 +17,11 @@ SFR_DEVICE unsigned prepare(TeamContext context, const CostParams& p, const Solv
 
 template <class T>
 SFR_KERNEL emd_forward_kernel(const __grid_constant__ KernelParams<EmdForwardParams> p) {
-  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
-#pragma unroll 1
-  for (int64_t item = context.team(); item < p.items; item += p.teams) {
+  each_item(p, [&](TeamContext& context, int64_t item) {
     context.epoch = prepare<T>(context, p, p.solve, item / p.G, item % p.G);
     context.epoch = transport_forward<T>(context, p.solve, item);
     Problem<T>(context).team.sync();
-  }
+  });
 }
 
 // From d/dC in the plan to the gradients of the features.
@@ -43,9 +42,7 @@ template <class T>
 // A whole batch entry at a time: the gradient of x sums over its groups.
 template <class T>
 SFR_KERNEL emd_backward_kernel(const __grid_constant__ KernelParams<EmdBackwardParams> p) {
-  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
-#pragma unroll 1
-  for (int64_t b = context.team(); b < p.items; b += p.teams)
+  each_item(p, [&](TeamContext& context, int64_t b) {
 #pragma unroll 1
     for (int64_t g = 0; g < p.G; ++g) {
       context.epoch = prepare<T>(context, p, p.solve, b, g);
@@ -53,6 +50,7 @@ SFR_KERNEL emd_backward_kernel(const __grid_constant__ KernelParams<EmdBackwardP
       Problem<T>(context).team.sync();
       context.epoch = feature_gradients<T>(context, p, b, g, is_sound<T>(p.solve, b * p.G + g));
     }
+  });
 }
 
 }  // namespace

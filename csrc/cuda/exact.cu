@@ -31,11 +31,6 @@ SFR_BOTH ExactWork<T> place_matching(const AssignmentForwardParams& p, Arena& ve
   return work;
 }
 
-// What is in the costs between kept patches, over all lanes.
-struct CostKinds {
-  bool sound, forbidden, large;
-};
-
 // The costs between kept patches, and with prices one more row and column. False: one is not a cost.
 template <class T, class Counts>
 SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out,
@@ -86,16 +81,25 @@ SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64
   return true;
 }
 
-template <class T>
-__global__ void __launch_bounds__(warp_threads)
-    exact_forward_kernel(const __grid_constant__ KernelParams<ExactForwardParams> p) {
-  const Lanes lanes(int(threadIdx.x));
+// Calls f(item, vectors, costs) for every problem of this block, with the memory that its vectors and its costs lie in.
+template <class Params, class F>
+SFR_DEVICE void each_problem(const KernelParams<Params>& p, const Lanes& lanes, F&& f) {
   const ProblemLayout& s = p.layout;
 #pragma unroll 1
   for (int64_t item = blockIdx.x; item < p.items; item += p.teams) {
     Arena shared{shared_memory(), 0}, far{p.scratch + int64_t(blockIdx.x) * s.far_bytes, 0};
+    f(item, s.resident ? shared : far, s.cost_near ? shared : far);
+    lanes.sync();
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(warp_threads)
+    exact_forward_kernel(const __grid_constant__ KernelParams<ExactForwardParams> p) {
+  const Lanes lanes(int(threadIdx.x));
+  each_problem(p, lanes, [&](int64_t item, Arena& vectors, Arena& costs) {
     T* cost;
-    ExactWork<T> work = place<T>(p, s.resident ? shared : far, s.cost_near ? shared : far, cost);
+    ExactWork<T> work = place<T>(p, vectors, costs, cost);
     const Reading reading = work.template read_weights<T>(lanes, p, item);
     if (reading == Reading::empty)
       write<T>(lanes, p, item, of_nothing(), 0);
@@ -103,28 +107,23 @@ __global__ void __launch_bounds__(warp_threads)
       write<T>(lanes, p, item, of_nan(), 0);
     else
       solve_and_write<T>(lanes, p, item, work);
-    lanes.sync();
-  }
+  });
 }
 
 template <class T>
 __global__ void __launch_bounds__(warp_threads)
     assignment_forward_kernel(const __grid_constant__ KernelParams<AssignmentForwardParams> p) {
   const Lanes lanes(int(threadIdx.x));
-  const ProblemLayout& s = p.layout;
-#pragma unroll 1
-  for (int64_t item = blockIdx.x; item < p.items; item += p.teams) {
-    Arena shared{shared_memory(), 0}, far{p.scratch + int64_t(blockIdx.x) * s.far_bytes, 0};
+  each_problem(p, lanes, [&](int64_t item, Arena& vectors, Arena& costs) {
     T* cost;
     Matching<T> most;
     const ExactForwardParams problem = as_transport(p);
-    ExactWork<T> work = place_matching<T>(p, s.resident ? shared : far, s.cost_near ? shared : far, cost, most);
+    ExactWork<T> work = place_matching<T>(p, vectors, costs, cost, most);
     work.template read_weights<T>(lanes, problem, item);
     const bool sound = read_cost(lanes, problem, item, work, cost, Gate{p.maximize, p.limit});
     if (sound) match(lanes, work, most);
     write(lanes, p, item, work, most, sound);
-    lanes.sync();
-  }
+  });
 }
 
 // d/da of one side, through the normalisation a = w / sum(w) unless the side keeps its sum.

@@ -5,38 +5,25 @@
 // `commit` converts them once they have come, and arithmetic on the panel before hides their way.
 #pragma once
 
-#include "../contracts/types.h"
 #include "team.cuh"
+
+namespace sfr::cuda::element {
+
+using float16 = Half;
+using bfloat16 = Bfloat;
+using float32 = float;
+using float64 = double;
+
+}  // namespace sfr::cuda::element
+
+#define SFR_GROUND_NAMESPACE sfr::cuda
+#define SFR_GROUND_INLINE SFR_DEVICE
+#include "../ground/elements.h"
 
 namespace sfr::cuda {
 
-// Calls f with a value of the element type.
-template <class F>
-SFR_DEVICE void with_element(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::float16:
-      return f(Half{});
-    case DType::bfloat16:
-      return f(Bfloat{});
-    case DType::float32:
-      return f(float{});
-    case DType::float64:
-      return f(double{});
-  }
-}
-
 SFR_BOTH int element_bytes(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
-
-SFR_BOTH int64_t map_offset(const FeatureView& view, int64_t b, int64_t g) {
-  return b * view.stride_b + g * view.stride_g;
-}
-
-// The first cost of a problem.
-template <class E>
-SFR_DEVICE const E* first_of(const CostView& view, int64_t b, int64_t g) {
-  return static_cast<const E*>(view.data) + b * view.stride_b + g * view.stride_g;
 }
 
 // i / n for i up to 2^22, without a division.

@@ -57,6 +57,7 @@ SFR_BOTH int round_up(int64_t n, int to) {
 
 template <class T>
 struct WeightSummary;
+constexpr int64_t summary_entries = 8;  // that it takes
 
 // Where everything of one problem lies; the same function measures on the host and places on the device.
 template <class T>
@@ -78,7 +79,7 @@ struct ProblemMemory {
     Arena& own = s.resident ? shared : near;
     const auto solver = [&](Arena& arena, int64_t count) { return operation.solved ? arena.take<T>(count) : nullptr; };
     warps = solver(shared, buffer_entries);
-    summary = reinterpret_cast<WeightSummary<T>*>(solver(shared, 8));
+    summary = reinterpret_cast<WeightSummary<T>*>(solver(shared, summary_entries));
     P = solver(own, int64_t(rows) * s.ld);
     // Costs, or the weights of pairs; else they leave at once.
     const bool kept = operation.solved || operation.backward;
@@ -96,7 +97,7 @@ struct ProblemMemory {
     shared_end = shared.used;
     near_end = near.used;
 
-    blocks = s.blocks > 1 ? far.take<T>(2 * int64_t(s.blocks) * (s.M + most_scalars)) : nullptr;
+    blocks = s.blocks > 1 ? far.take<T>(ReductionBuffer<T>::entries_of_blocks(s.blocks, s.M)) : nullptr;
     far_cost = s.cost_near ? nullptr : far.take<T>(int64_t(round_up(s.N, 4)) * s.ld);
     pixel_costs = operation.windows ? far.take<T>(int64_t(round_up(s.x_pixels, 4)) * round_up(s.y_pixels, 4)) : nullptr;
     const auto norms = [&](int64_t count) { return operation.norms ? far.take<T>(count) : nullptr; };
@@ -287,7 +288,7 @@ LaunchLayout lay_out_launch(Kernel<Params> kernel, const ProblemLayout& layout, 
     if (fit == 0) throw std::runtime_error("sfr_ext: this GPU cannot run the blocks of one problem at the same time");
     const int64_t within = std::max(most_scratch / each / layout.teams * layout.teams, int64_t(layout.teams));
     out.teams = std::min({out.teams, fit, within});
-    out.counters = layout.blocks > 1 ? out.teams * 16 : 0;
+    out.counters = layout.blocks > 1 ? out.teams * counter_bytes : 0;
     out.scratch = out.counters + out.teams * each;
   }
   out.blocks = int(out.teams / layout.teams) * layout.blocks;

@@ -4,8 +4,7 @@
 
 #include "features.cuh"
 
-#define SFR_GROUND_NAMESPACE sfr::cuda
-#define SFR_GROUND_INLINE SFR_DEVICE
+// After what it is made of.
 #include "../ground/metric.h"
 
 namespace sfr::cuda {

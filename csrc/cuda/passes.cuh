@@ -244,7 +244,7 @@ template <class RowTerm, class ColumnTerm>
 SFR_DEVICE void Plan<T>::gather(RowTerm&& row_term, ColumnTerm&& column_term, T* of_rows, T* of_columns) {
   row_terms<Sum>(
       *this, [&](int i, int j) { return row_term(i, j, *at(i, j)); }, [&](int i, T sum) { of_rows[i] = sum; });
-  team.sync();  // mutant: no column's term reads today what a row's term has written
+  team.sync();  // mutant: no column's term reads what a row's term has written
   gather_columns(column_term, of_columns);
 }
 

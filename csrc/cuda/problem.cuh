@@ -28,6 +28,14 @@ struct TeamContext {
   }
 };
 
+// Calls f(context, item) for every item of this team. What f leaves in the context, the next item finds there.
+template <class Params, class F>
+SFR_DEVICE void each_item(const KernelParams<Params>& p, F&& f) {
+  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
+#pragma unroll 1
+  for (int64_t item = context.team(); item < p.items; item += p.teams) f(context, item);
+}
+
 // What reading the weights found out.
 template <class T>
 struct WeightSummary {
@@ -37,6 +45,8 @@ struct WeightSummary {
   bool weighted;  // some weights are given
   bool sound;     // finite and non-negative; only the device sees them
 };
+static_assert(sizeof(WeightSummary<float>) <= summary_entries * sizeof(float));
+static_assert(sizeof(WeightSummary<double>) <= summary_entries * sizeof(double));
 
 template <class T>
 struct Problem {
@@ -50,7 +60,7 @@ struct Problem {
     team.size = layout.threads;
     team.block = int(blockIdx.x) % layout.blocks;
     team.blocks = layout.blocks;
-    team.counter = reinterpret_cast<unsigned*>(context.scratch + context.team() * 16);
+    team.counter = reinterpret_cast<unsigned*>(context.scratch + context.team() * counter_bytes);
     team.epoch = context.epoch;
     first = layout.slab * team.block;
     rows = layout.N - first < layout.slab ? layout.N - first : layout.slab;
@@ -59,7 +69,7 @@ struct Problem {
   static SFR_DEVICE ProblemMemory<T> locate(const TeamContext& context) {
     const ProblemLayout& s = context.layout;
     const int64_t t = context.team(), block = int64_t(blockIdx.x) % s.blocks;
-    unsigned char* far = context.scratch + (s.blocks > 1 ? context.teams * 16 : 0);
+    unsigned char* far = context.scratch + (s.blocks > 1 ? context.teams * counter_bytes : 0);
     unsigned char* near = far + context.teams * s.far_bytes + (t * s.blocks + block) * s.near_bytes;
     unsigned char* shared = shared_memory() + int(threadIdx.x) / s.threads * s.shared_bytes;
     return ProblemMemory<T>(s, context.operation, {shared, 0}, {near, 0}, {far + t * s.far_bytes, 0});

@@ -30,14 +30,12 @@ SFR_PHASE void read_cost(TeamContext context, const SinkhornParams& p, int64_t i
 
 template <class T>
 SFR_KERNEL sinkhorn_forward_kernel(const __grid_constant__ KernelParams<SinkhornForwardParams> p) {
-  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
-#pragma unroll 1
-  for (int64_t item = context.team(); item < p.items; item += p.teams) {
+  each_item(p, [&](TeamContext& context, int64_t item) {
     context.epoch = read_weights<T>(context, p.solve, item / p.G, item % p.G, nullptr);
     read_cost<T>(context, p, item);
     context.epoch = transport_forward<T>(context, p.solve, item);
     Problem<T>(context).team.sync();
-  }
+  });
 }
 
 // d/dC from the plan to where it is wanted.
@@ -56,9 +54,7 @@ SFR_PHASE void write_gradient(TeamContext context, T* out, bool sound) {
 
 template <class T>
 SFR_KERNEL sinkhorn_backward_kernel(const __grid_constant__ KernelParams<SinkhornBackwardParams> p) {
-  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
-#pragma unroll 1
-  for (int64_t item = context.team(); item < p.items; item += p.teams) {
+  each_item(p, [&](TeamContext& context, int64_t item) {
     context.epoch = read_weights<T>(context, p.solve, item / p.G, item % p.G, nullptr);
     read_cost<T>(context, p, item);
     context.epoch = transport_backward<T>(context, p.solve, item);
@@ -66,7 +62,7 @@ SFR_KERNEL sinkhorn_backward_kernel(const __grid_constant__ KernelParams<Sinkhor
     if (p.grad_cost)
       write_gradient<T>(context, static_cast<T*>(p.grad_cost) + item * p.N * p.M, is_sound<T>(p.solve, item));
     Problem<T>(context).team.sync();
-  }
+  });
 }
 
 Operation operation_of(const SinkhornParams& p) {

@@ -10,6 +10,7 @@ constexpr int most_warps = 8;       // of a team in one block
 constexpr int most_scalars = 8;     // summed at once
 constexpr int whole_barrier = 1;    // named barriers of a block: all threads of the team,
 constexpr int solvers_barrier = 2;  // and those that solve
+constexpr int counter_bytes = 16;   // that a counter of blocks takes
 
 // Hands out pieces of memory that somebody else owns, each on a multiple of 16 bytes. Without memory it measures.
 struct Arena {
@@ -97,6 +98,9 @@ struct ReductionBuffer {
   T* blocks = nullptr;  // [2][blocks][width + most_scalars], global memory; teams of one block need none
   int width = 0;        // columns
 
+  static SFR_BOTH int64_t entries_of_blocks(int blocks_of_team, int columns) {
+    return 2 * int64_t(blocks_of_team) * (columns + most_scalars);
+  }
   SFR_DEVICE T* of_block(int turn, int blocks_of_team, int block) const {
     return blocks + (int64_t(turn) * blocks_of_team + block) * (width + most_scalars);
   }

@@ -5,6 +5,11 @@
 
 namespace SFR_EXACT_NAMESPACE {
 
+// What is among the costs between kept patches.
+struct CostKinds {
+  bool sound, forbidden, large;
+};
+
 template <class S>
 struct Costs {
   const S* data = nullptr;

@@ -258,6 +258,7 @@ QUICK_KINDS = {
     ("warp", "light"),
     ("cooperative", "light, reach"),
     ("stream", "light, symmetric"),
+    ("cooperative", "small"),
 }
 
 
@@ -312,3 +313,19 @@ def test_an_empty_problem_is_nothing(strategy: str, metric: str, side: int) -> N
         assert (value[1] == 0).all() and value.isfinite().all()
     assert result.converged.all() and costs.converged.all()
     assert torch.equal(torch.cat(alone), result.transport_cost[::2])
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("strategy", ["warp", "block"])
+def test_pixels_of_no_kept_window_are_not_read(strategy: str) -> None:
+    """Along every edge of a map, where a window further on has the number that comes next to the edge's own."""
+    x, y = features(1, 3, 4, 4), features(1, 3, 3, 3)
+    for axis, at in itertools.product((-2, -1), (0, -1)):
+        mask, broken = torch.ones(1, 3, 3), x.clone()
+        mask.select(axis, at).zero_()
+        broken.select(axis, at).fill_(torch.nan)
+        leaves = [broken.requires_grad_(), y.clone().requires_grad_()]
+        with emulated(FLAVOUR, strategy, None):
+            result = solve_sample(*leaves, mask, patch_size=2)
+            found = gradients([result.transport_cost], leaves)
+        assert all(value.isfinite().all() for value in found), (axis, at)
