@@ -15,7 +15,7 @@ import sfr_ext
 from sfr_ext import _C, formulas, ops
 from sfr_ext.ops import contracts
 from sfr_ext.ops.divergence import Divergence, DivergenceSaved
-from sfr_ext.ops.solved import Saved
+from sfr_ext.ops.solved import Saved, again, room, saved
 
 Members = list[tuple[str, str, Any]]
 
@@ -107,6 +107,31 @@ def test_what_backward_reads_is_what_forward_returned() -> None:
         (DivergenceSaved, Divergence),
     ):
         assert set(some._fields) < set(every._fields)
+
+
+@pytest.mark.parametrize("outputs", [contracts.Solved, contracts.ExactSolved, Divergence], ids=lambda of: of.__name__)
+def test_outputs_are_allocated_as_their_lists_say(outputs: Any) -> None:
+    shapes = {
+        "Value": (2, 5),
+        "Count": (2, 5),
+        "OfRows": (2, 5, 3),
+        "OfColumns": (2, 5, 4),
+        "Entries": (2, 5, 6),
+        "EntryIndices": (2, 5, 6),
+    }
+    assert set(shapes) == set(contracts.OUTPUTS)
+    made = room(outputs, torch.zeros(1), (2, 5), 3, 4, torch.float64)
+    for name, kind in contracts.written(outputs).items():
+        dtype = {"Count": torch.int64, "EntryIndices": torch.int32}.get(kind, torch.float64)
+        assert getattr(made, name).shape == shapes[kind] and getattr(made, name).dtype == dtype
+    assert len({tensor.data_ptr() for tensor in made}) == len(made)
+
+
+def test_backward_is_given_what_was_saved_by_name() -> None:
+    solved = room(contracts.Solved, torch.zeros(1), (2,), 3, 4, torch.float32)
+    given = again(saved(solved))
+    for name in contracts.Solved._fields:
+        assert getattr(given, name) is (getattr(solved, name) if name in Saved._fields else None)
 
 
 def test_schemas_are_made_of_the_lists() -> None:

@@ -38,7 +38,7 @@ SFR_FN void spread_backward(Plan<T>& plan, const Spread<T>& spread, T rate) {
   plan.gather(
       [&](Index i, Index j, Vec<T> gradient) {
         const Vec<T> u = apart(i, j), mass = mass_at(columns, j);
-        store(plan.at(i, j), gradient + allowed(i, j, pull * unit * rows.weight[i] * mass * u));
+        store(plan.at(i, j), gradient + allowed(i, j, rate * unit * rows.weight[i] * mass * u));
         return allowed(i, j, mass * (u * u - 1));
       },
       [&](Index i, Index j, Vec<T>) {
@@ -46,7 +46,7 @@ SFR_FN void spread_backward(Plan<T>& plan, const Spread<T>& spread, T rate) {
         return allowed(i, j, rows.weight[i] * (u * u - 1));
       },
       of_rows, of_columns);
-  const T slope = pull * spread.deviation / 2 * unit;
+  const T slope = rate * spread.deviation / 2 * unit;
   plan.each_patch_of_rows([&](Index i) { rows.gradient()[i] += slope * of_rows[i]; });
   plan.each_patch_of_columns([&](Index j) { columns.gradient()[j] += slope * of_columns[j]; });
 }
@@ -55,7 +55,7 @@ SFR_FN void spread_backward(Plan<T>& plan, const Spread<T>& spread, T rate) {
 template <class T>
 SFR_FN void mean_backward(Plan<T>& plan, const Spread<T>& spread, T rate) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
-  const T unit = pull / (rows.total * columns.total * spread.allowed);
+  const T unit = rate / (rows.total * columns.total * spread.allowed);
   T none[1];
   plan.template reduce_entries<Sum>(none, [&](Index i, Index j, Vec<T>(&)[1]) {
     store(plan.at(i, j),

@@ -48,27 +48,34 @@ def saved(solved: Solved) -> Saved:
 
 def again(saved: Saved) -> Solved:
     """What backward's kernel is given of `Solved`."""
-    return _ABSENT._replace(**saved._asdict())
+    return Solved(*map((*saved, None).__getitem__, _PLACES))  # type: ignore[arg-type]
 
 
 _SAVED = operator.attrgetter(*Saved._fields)
-_ABSENT = Solved(*[None] * len(Solved._fields))  # type: ignore[arg-type]
+# Of each member of `Solved` among those of `Saved`; behind them for what is not.
+_PLACES = [(*Saved._fields, name).index(name) for name in Solved._fields]
 
 
 def room(outputs: type[Outputs], like: Tensor, lead: tuple[int, ...], n: int, m: int, dtype: torch.dtype) -> Outputs:
     """Tensors for all that is listed in ``outputs``, of problems of shape ``lead`` with n x m patches."""
-    value = like.new_empty(lead, dtype=dtype)
-    make: dict[str, Callable[[], Tensor]] = {
-        "Value": lambda: torch.empty_like(value),
-        "Count": lambda: torch.empty_like(value, dtype=torch.int64),
-        "OfRows": lambda: value.new_empty((*lead, n)),
-        "OfColumns": lambda: value.new_empty((*lead, m)),
-        "Entries": lambda: value.new_empty((*lead, n + m - 1)),
-        "EntryIndices": lambda: value.new_empty((*lead, n + m - 1), dtype=torch.int32),
-    }
-    return outputs(*(make[kind]() for kind in _written(outputs)))
+    value = like.new_empty(lead, dtype=dtype)  # which every list begins with
+    return outputs(value, *[make(value, lead, n, m) for make in _makers(outputs)])
+
+
+# By the names of contracts.OUTPUTS, from a value.
+_MAKE: dict[str, Callable[[Tensor, tuple[int, ...], int, int], Tensor]] = {
+    "Value": lambda value, lead, n, m: torch.empty_like(value),
+    "Count": lambda value, lead, n, m: torch.empty_like(value, dtype=torch.int64),
+    "OfRows": lambda value, lead, n, m: value.new_empty((*lead, n)),
+    "OfColumns": lambda value, lead, n, m: value.new_empty((*lead, m)),
+    "Entries": lambda value, lead, n, m: value.new_empty((*lead, n + m - 1)),
+    "EntryIndices": lambda value, lead, n, m: value.new_empty((*lead, n + m - 1), dtype=torch.int32),
+}
 
 
 @functools.cache
-def _written(outputs: Any) -> tuple[str, ...]:
-    return tuple(written(outputs).values())
+def _makers(outputs: Any) -> tuple[Callable[[Tensor, tuple[int, ...], int, int], Tensor], ...]:
+    first, *others = written(outputs).values()
+    if first != "Value":
+        raise TypeError(f"{outputs.__name__} begins with {first}, not with a Value")
+    return tuple(_MAKE[kind] for kind in others)
