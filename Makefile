@@ -4,7 +4,7 @@
 # make lint    the linters alone
 # make mutate-cuda  delete the CUDA kernels' barriers and guards one by one: do the tests notice? (an hour)
 # make fuzz    other random inputs with every seed, for an hour (FUZZ_SECONDS=3600)
-# make gpu-model  what a GPU would make of the CUDA kernels, from their machine code (a minute; no GPU needed)
+# make gpu-model  what a GPU would make of the CUDA kernels: budgets, and the tables of docs/gpu-model.md (minutes; no GPU)
 # make format  put Python and C++ sources into the shape that the linters want
 # make clean   remove .venv and all that was built
 #
@@ -48,7 +48,7 @@ lint: install-test
 	$(linters)
 
 gpu-model: install-test
-	PYTHONPATH=tools:tools/backend $(BIN)/python -m gpu_model code
+	PYTHONPATH=tools:tools/backend $(BIN)/python -m gpu_model docs
 
 mutate-cuda: install-test
 	$(BIN)/python tools/mutate_cuda.py

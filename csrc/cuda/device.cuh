@@ -35,6 +35,7 @@ struct Bfloat {
 
 // tests/simt/include/simt.h: the same declarations on fibers.
 using simt::arrive_and_wait;
+using simt::load_vector;
 using simt::shared_memory;
 using simt::shuffle;
 using simt::shuffle_xor;
@@ -146,6 +147,12 @@ SFR_DEVICE float quotient(float x, float y) {
   return __fdividef(x, y);
 }
 
+// A V of 16 bytes, or several, in one pass over each 16; the address must be a multiple of 16.
+template <class V>
+SFR_DEVICE V load_vector(const void* address) {
+  return *static_cast<const V*>(address);
+}
+
 #endif
 
 // Long sequences of instructions, and nothing that has to be fast: called, not repeated.
@@ -175,9 +182,8 @@ SFR_DEVICE double sqrt_of(double x) {
   return sqrt(x);
 }
 
-// One pass over 16 bytes of memory; the address must be a multiple of 16.
 SFR_DEVICE Word16 load16(const void* address) {
-  return *static_cast<const Word16*>(address);
+  return load_vector<Word16>(address);
 }
 
 SFR_DEVICE float to_float(Half h) {

@@ -42,7 +42,7 @@ struct alignas(16) Four {
 };
 template <class T>
 SFR_DEVICE Four<T> load4(const T* from) {
-  return *reinterpret_cast<const Four<T>*>(from);
+  return load_vector<Four<T>>(from);
 }
 
 // An edge of 7 wastes nothing on the maps of vision networks, 7, 14, 28 and 56 pixels wide; 4 suits small and odd

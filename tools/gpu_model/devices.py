@@ -18,6 +18,13 @@ class Device:
     memory: float  # bytes a second
     l2: int  # bytes
     lanes: int  # float32 multiply-adds of a multiprocessor in a clock
+    l2_latency: int = 270  # clocks
+    l2_bandwidth: float = 5e12  # bytes a second
+
+    @property
+    def l2_bytes(self) -> float:
+        """Of the whole device in a clock."""
+        return self.l2_bandwidth / self.clock
 
 
 DEVICES = {name: Device(name=name, **entry) for name, entry in table(Path(__file__).with_name("devices.toml")).items()}

@@ -1,0 +1,395 @@
+"""How long `emd_l2` would take on a GPU: a prediction, from its machine code, its layout and what the device can do.
+
+Of each phase of a problem it takes the resource that is busiest (issuing instructions, wavefronts of shared memory,
+bytes from the L2 cache) or the latency along one warp's path, whichever is longer; of a launch, the waves of blocks
+that follow each other, or the bytes that memory has to move. Nothing here was measured on a GPU: `ASSUMED` says what it
+leans on. Where there is a GPU, `python -m gpu_model predict --measure` says how far off it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+
+from . import code
+from .devices import DEVICES, Device
+from .hot_loops import Figures, NoPath, hot_loops, table
+from .layout import Layout, Task, choose
+from .timing import BARRIER, Latencies
+
+ITERATIONS, SAMPLED, STEPS, EVALUATIONS = 28, 7, 22, 4.5
+OTHER_PASSES = 4  # over the costs: their spread, the update of the rows, what is saved
+COPY = 24  # instructions to bring one element of a panel to its place
+FETCHED = 8  # elements of a thread that are on their way at once
+REGISTERS = 256  # of a thread: one block of 8 warps fills a multiprocessor
+SHARED_BANKS = 128  # bytes of shared memory in a clock
+
+ASSUMED = f"""\
+* In forward {ITERATIONS} iterations, {SAMPLED} of them with a sample of the error, and {EVALUATIONS:g} evaluations.
+  In backward {STEPS} steps of conjugate gradients and one evaluation.
+* {OTHER_PASSES} more passes over the costs: their spread, an update of the rows in the log domain, which takes two,
+  and one to write. The sums over columns of an evaluation take as long as a sampled iteration.
+* Machine code of sm_90 for every device; bfloat16 takes float32's instructions.
+* One warp's clocks are those of `timing.py`: latencies of Hopper, {BARRIER} clocks a barrier, no misses of the
+  instruction cache. Other sizes than 49 x 49 take more products, by the slope between two counted sizes.
+* Phases follow each other. Within one, warps hide each other's latencies as far as the longest path allows.
+* A block of 8 warps takes {REGISTERS} registers a thread, so that one is on a multiprocessor; of one warp's
+  problems, as many as fit.
+* {COPY} instructions for each element that comes into a panel, as long each as those of an iteration;
+  {FETCHED} elements of a thread are on their way at a time.
+* Other blocks' sums are read one after the other, a latency of the L2 cache each; a meeting takes three of them.
+* Weights of pairs are read with the bank conflicts that their addresses have; from global memory, 32 bytes for 16.
+* A launch, reading marginals and writing outputs take no time."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    batch: int
+    side: int  # of both maps
+    channels: int
+    element: int = 4  # bytes
+
+    def __str__(self) -> str:
+        kind = {4: "float32", 2: "bfloat16"}[self.element]
+        pixels = self.side * self.side
+        return f"B={self.batch}, {pixels} x {pixels}, C={self.channels}, {kind}"
+
+    @property
+    def pixels(self) -> int:
+        return self.side * self.side
+
+    def task(self, backward: bool) -> Task:
+        return Task.of_maps(self.pixels, self.pixels, self.channels, backward=backward)
+
+    def bytes(self, backward: bool) -> int:
+        """What memory has to move at least."""
+        maps = 2 * self.batch * self.pixels * self.channels * self.element
+        return maps * (2 if backward else 1)
+
+
+WORKLOADS = [
+    Workload(128, 7, 512),
+    Workload(128, 7, 512, 2),
+    Workload(128, 14, 256),
+    Workload(128, 14, 1024),
+    Workload(16, 28, 256),
+    Workload(1024, 4, 64),
+]
+
+
+@dataclass
+class Phase:
+    """Clocks that a block spends, by what they are for."""
+
+    name: str
+    latency: float = 0  # along one warp's path
+    issue: float = 0
+    shared: float = 0
+    l2: float = 0
+
+    @property
+    def clocks(self) -> float:
+        return max(self.latency, self.issue, self.shared, self.l2)
+
+    @property
+    def bound(self) -> str:
+        return max(("latency", "issue", "shared", "l2"), key=lambda name: getattr(self, name))
+
+
+@dataclass
+class Prediction:
+    workload: Workload
+    device: Device
+    backward: bool
+    layout: Layout
+    phases: list[Phase] = field(default_factory=list)
+    waves: int = 1
+
+    @property
+    def memory(self) -> float:
+        """Seconds that memory takes at least."""
+        return self.workload.bytes(self.backward) / self.device.memory
+
+    @property
+    def seconds(self) -> float:
+        return max(self.waves * sum(phase.clocks for phase in self.phases) / self.device.clock, self.memory)
+
+    def share(self, *names: str) -> float:
+        """Seconds of phases."""
+        return self.waves * sum(p.clocks for p in self.phases if p.name in names) / self.device.clock
+
+
+# The hot loops of budgets.toml, at other sizes than those that they are counted at.
+
+
+@functools.cache
+def _figures(name: str, rows: int | None = None, columns: int | None = None) -> Figures:
+    loop = next(loop for loop in hot_loops(table()) if loop.name == name)
+    number = [k for k, work in enumerate(loop.work) if work.op == "FFMA"]
+    times = {k: n for k, n in zip(number, (rows, columns), strict=False) if n is not None}
+    return Figures.of(loop.path(code.flow_of(table()["arch"], loop.kernel), times), Latencies())
+
+
+@functools.cache
+def _sized(name: str, rows: int, columns: int) -> tuple[float, float, float]:
+    """Clocks, instructions and multiply-adds of a pass with so many products by rows and by columns of a thread."""
+    base = _figures(name)
+
+    def slope(which: int, have: int) -> tuple[float, float, float]:
+        try:
+            far = _figures(name, *(112 if k == which else None for k in (0, 1)))
+        except NoPath:
+            return 0, 0, 0
+        return tuple((getattr(far, what) - getattr(base, what)) / (112 - 28) * (have - 28) for what in FIGURES)
+
+    by_rows, by_columns = slope(0, rows), slope(1, columns)
+    found = [getattr(base, what) + r + c for what, r, c in zip(FIGURES, by_rows, by_columns, strict=True)]
+    return tuple(max(value, 0.3 * getattr(base, what)) for value, what in zip(found, FIGURES, strict=True))
+
+
+FIGURES = ("clocks", "instructions", "multiply_adds")
+
+
+def wavefronts(addresses: list[int | None], width: int) -> int:
+    """Of an access of a warp whose lanes have these addresses; None: not this lane. As counted by the emulator."""
+    group = {4: 32, 8: 16, 16: 8}[width]
+    total = 0
+    for first in range(0, 32, group):
+        words = {a // 4 + k for a in addresses[first : first + group] if a is not None for k in range(width // 4)}
+        banks = [0] * 32
+        for word in words:
+            banks[word % 32] += 1
+        total += max(banks)
+    return total
+
+
+def pull_wavefronts(pixels: int, ld: int, channels: int) -> tuple[float, float]:
+    """Mean wavefronts of the loads of weights, 16 bytes a lane, by which the gradient of x, and of y, is pulled."""
+    columns = -(-pixels // 4)
+    units = columns * -(-channels // 4)
+    found: tuple[list[int], list[int]] = ([], [])
+    for first in range(0, min(units, 256), 32):
+        lanes = [(unit % columns) * 4 if unit < units else None for unit in range(first, first + 32)]
+        for k in range(4):
+            found[0].append(wavefronts([None if p is None else 4 * (p + k) * ld for p in lanes], 16))
+            found[1].append(wavefronts([None if p is None else 4 * (k * ld + p) for p in lanes], 16))
+    return sum(found[0]) / len(found[0]), sum(found[1]) / len(found[1])
+
+
+class Model:
+    """One block of one problem."""
+
+    def __init__(self, workload: Workload, device: Device, backward: bool) -> None:
+        self.workload, self.device, self.backward = workload, device, backward
+        self.layout = choose(workload.task(backward), device)
+        self.n = workload.pixels
+        self.rows = self.layout.slab
+        self.solving = self.layout.solvers / 32  # warps of a team
+        self.all = self.layout.threads / 32
+        # Warps on a multiprocessor: a block of several small problems shares its schedulers.
+        self.beside = self.layout.teams * self.resident()
+        self.phases: list[Phase] = []
+
+    def resident(self) -> int:
+        """Blocks of a multiprocessor at the same time."""
+        threads = self.layout.threads * self.layout.teams
+        by_shared = (self.device.shared + 1024) // (self.layout.shared_bytes * self.layout.teams + 1024)
+        return max(1, min(by_shared, 65536 // (REGISTERS * threads)))
+
+    def add(self, name: str, times: float, clocks: float, instructions: float, multiply_adds: float, warps: float,
+            shared: float = 0, l2: float = 0) -> None:  # fmt: skip
+        """A phase of so many passes. `instructions` are a warp's, `shared` and `l2` bytes those of the whole block."""
+        slots = instructions + multiply_adds * (128 / self.device.lanes - 1)
+        issue = slots * warps * self.beside / 4
+        of_l2 = l2 / (self.device.l2_bytes / self.device.processors)
+        self.phases.append(
+            Phase(name, times * clocks, times * issue, times * shared * self.beside / SHARED_BANKS, times * of_l2)
+        )
+
+    # Phases.
+
+    def distances(self) -> None:
+        s, C = self.layout, self.workload.channels
+        pair, slice_ = _figures("pair"), _figures("slice of pairs")
+        scale = (s.edge / 7) ** 2
+        channels = C / s.tile_slices
+        work = -(-self.rows // s.compare_x) * -(-self.n // s.compare_y) * s.passes
+        # Tiles of 4 load 16 bytes at a time: as dear for each multiply-add.
+        self.add("distances", work * channels, pair.clocks * scale, pair.instructions * scale,
+                 pair.multiply_adds * scale, self.all)  # fmt: skip
+        self.add("slices", work * s.tile_slices, slice_.clocks * scale, 0, 0, self.all)
+        pixels = min(self.rows, s.compare_x) + min(self.n, s.compare_y)
+        self.copies(work * math.ceil(C / s.panel_channels), s.panel_channels * pixels)
+
+    def copies(self, panels: float, elements: float) -> None:
+        """Of panels with so many elements each."""
+        usual = _figures("iteration")
+        of_thread = elements / self.layout.threads
+        rounds = math.ceil(of_thread / FETCHED)
+        latency = rounds * (Latencies().global_load + BARRIER) + of_thread * COPY * usual.clocks / usual.instructions
+        self.add("panels", panels, latency, of_thread * COPY, 0, self.all, l2=elements * self.workload.element)
+
+    def over_entries(self, name: str, times: float, loop: str) -> None:
+        """A pass over the costs, a warp to a row."""
+        figures = _figures(loop)
+        rows, pieces = math.ceil(self.rows / self.solving), math.ceil(self.n / 64)
+        entries = self.rows * self.n * 4
+        far = 0 if self.layout.cost_near else entries
+        self.add(name, times, rows * figures.clocks * pieces, rows * figures.instructions * pieces, 0, self.solving,
+                 shared=2 * entries, l2=far)  # fmt: skip
+
+    def products(self, name: str, times: float, loop: str) -> None:
+        """Sums by rows and by columns over the plan."""
+        s = self.layout
+        by_rows = math.ceil(self.rows / (s.solvers / s.lanes)) * math.ceil(self.n / 4 / s.lanes) * 4
+        by_columns = math.ceil(s.width / s.solvers) * s.slice_rows
+        clocks, instructions, multiply_adds = _sized(loop, by_rows, by_columns)
+        entries = 2 * self.rows * s.ld * 4
+        near = 2 * entries  # each entry with one of a vector
+        self.add(name, times, clocks, instructions, multiply_adds, self.solving,
+                 shared=near if s.resident else near / 2, l2=0 if s.resident else entries)  # fmt: skip
+        if s.blocks > 1:
+            columns = math.ceil(self.n / s.solvers)
+            meeting = 3 * self.device.l2_latency
+            reads = columns * s.blocks * self.device.l2_latency
+            self.add("meetings", times, meeting + reads, 0, 0, 0)
+
+    def pull(self) -> None:
+        s, C = self.layout, self.workload.channels
+        loop = _figures("pull to x")
+        panels = math.ceil(C / s.pull_channels / s.blocks)
+        quads = math.ceil(self.n / 4)
+        units = 2 * quads * math.ceil(s.pull_channels / 4)
+        rounds = math.ceil(units / s.threads)
+        steps = panels * rounds * quads
+        shared = l2 = 0.0
+        if s.blocks == 1:
+            to_x, to_y = pull_wavefronts(self.n, s.ld, s.pull_channels)
+            # Four loads of weights each; those of the other side's features are the same for many lanes.
+            of_warp = 4 * (to_x + to_y) / 2 + 4 * 2
+            shared = of_warp * SHARED_BANKS * min(units, s.threads) / 32
+        else:
+            l2 = 4 * 32 * min(units, s.threads) * (1 + 0.5) / 2
+        self.add("pull", steps, loop.clocks, loop.instructions, loop.multiply_adds, self.all, shared=shared, l2=l2)
+        self.copies(panels, s.pull_channels * self.n * 4)  # both maps in, both gradients out
+
+    def run(self) -> Prediction:
+        self.distances()
+        if self.backward:
+            self.over_entries("evaluations", 1, "evaluation")
+            self.products("evaluations", 1, "sampled iteration")
+            self.products("conjugate gradients", STEPS, "conjugate gradients")
+            self.over_entries("other passes", OTHER_PASSES, "row update")
+            self.pull()
+        else:
+            self.over_entries("other passes", OTHER_PASSES, "row update")
+            self.over_entries("evaluations", EVALUATIONS, "evaluation")
+            self.products("evaluations", EVALUATIONS, "sampled iteration")
+            self.products("iterations", ITERATIONS - SAMPLED, "iteration")
+            self.products("iterations", SAMPLED, "sampled iteration")
+        out = Prediction(self.workload, self.device, self.backward, self.layout, self.phases)
+        items = self.workload.batch / self.layout.teams * self.layout.blocks
+        at_once = self.device.processors * self.resident() // self.layout.blocks * self.layout.blocks
+        out.waves = math.ceil(items / max(at_once, 1))
+        return out
+
+
+def predict(workload: Workload, device: Device, backward: bool) -> Prediction:
+    return Model(workload, device, backward).run()
+
+
+def measured(workload: Workload, backward: bool) -> float | None:
+    """Seconds on the GPU that is here, the median of 20; None: there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    from sfr_ext import emd_l2
+
+    kind = torch.float32 if workload.element == 4 else torch.bfloat16
+    shape = (workload.batch, workload.channels, workload.side, workload.side)
+    x, y = (torch.randn(shape, device="cuda").to(kind).requires_grad_() for _ in range(2))
+    times = []
+    for _ in range(23):
+        start, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+        start.record()
+        value = emd_l2(x, y)
+        middle.record()
+        value.backward()
+        end.record()
+        torch.cuda.synchronize()
+        times.append((middle.elapsed_time(end) if backward else start.elapsed_time(middle)) / 1e3)
+    return sorted(times[3:])[10]
+
+
+def device_here() -> str | None:
+    """The name in devices.toml of the GPU that is here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((known for known in DEVICES if known.split()[-1] in name), None)
+
+
+def report(devices: list[str], measure: bool = False) -> str:
+    here = device_here() if measure else None
+    lines = ["**Predictions, not measurements**, in microseconds. Forward; backward.", ""]
+    lines += ["| workload | " + " | ".join(devices) + " |", "|---|" + "---:|" * len(devices)]
+    for workload in WORKLOADS:
+        cells = []
+        for name in devices:
+            pair = [predict(workload, DEVICES[name], backward).seconds * 1e6 for backward in (False, True)]
+            cells.append("; ".join(f"{_rounded(value):,}" for value in pair))
+        lines.append(f"| {workload} | {' | '.join(cells)} |")
+    if measure:
+        lines += ["", *_comparison(here)]
+    return "\n".join(lines)
+
+
+def _rounded(value: float) -> int:
+    digits = max(0, len(str(int(value))) - 2)
+    return int(round(value / 10**digits) * 10**digits)
+
+
+def _comparison(here: str | None) -> list[str]:
+    if here is None:
+        return ["There is no GPU here that devices.toml knows: nothing was measured."]
+    lines = [f"Measured on {here}, and predicted, in microseconds:", ""]
+    lines += ["| workload | direction | measured | predicted | ratio |", "|---|---|---:|---:|---:|"]
+    for workload in WORKLOADS:
+        for backward in (False, True):
+            ours = predict(workload, DEVICES[here], backward).seconds
+            theirs = measured(workload, backward)
+            if theirs is not None:
+                way = "backward" if backward else "forward"
+                lines.append(f"| {workload} | {way} | {theirs * 1e6:.0f} | {ours * 1e6:.0f} | {theirs / ours:.2f} |")
+    return lines
+
+
+def breakdown(workload: Workload, device: Device) -> str:
+    """Where the time of one workload is predicted to go."""
+    lines = ["| direction | phase | predicted, us | bound by |", "|---|---|---:|---|"]
+    for backward in (False, True):
+        found = predict(workload, device, backward)
+        for name in dict.fromkeys(phase.name for phase in found.phases):
+            bounds = dict.fromkeys(phase.bound for phase in found.phases if phase.name == name)
+            way = "backward" if backward else "forward"
+            lines.append(f"| {way} | {name} | {found.share(name) * 1e6:.1f} | {', '.join(bounds)} |")
+    return "\n".join(lines)
+
+
+# Estimated by hand for an H100, in microseconds: forward, of it distances, backward.
+BY_HAND = [(220, 57, 270), (215, 55, 265), (1100, 410, 1160), (2300, 1600, 3600), (4900, 1900, 5000), (140, 13, 130)]
+
+
+def beside_by_hand() -> str:
+    """A table: this prediction, and the estimate by hand."""
+    lines = ["| workload | by hand | predicted | of it distances, by hand | predicted |", "|---|---:|---:|---:|---:|"]
+    for workload, (forward, distances, backward) in zip(WORKLOADS, BY_HAND, strict=True):
+        ours = [predict(workload, DEVICES["H100"], way) for way in (False, True)]
+        times = "; ".join(f"{_rounded(found.seconds * 1e6):,}" for found in ours)
+        share = _rounded(ours[0].share("distances", "slices", "panels") * 1e6)
+        lines.append(f"| {workload} | {forward:,}; {backward:,} | {times} | {distances:,} | {share:,} |")
+    return "\n".join(lines)
