@@ -98,7 +98,7 @@ def compared_layers(
 
 def _forward(model: nn.Module, image: Tensor) -> list[Candidate]:
     """What layers return for a batch of noise; the network is as it was."""
-    like = next(model.parameters())
+    like = next(model.parameters(), torch.empty(0))
     noise = torch.rand(2, *image.shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
     modes = {module: module.training for module in model.modules()}
     try:
