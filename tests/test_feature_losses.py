@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sfr_ext import FeatureDistiller, SelfFeatureRegularizer, emd_l2, layouts, self_feature_loss
-from sfr_ext.sfr.maps import unit
+from sfr_ext.sfr.maps import pool, unit
 
 
 def maps(*shapes):
@@ -254,3 +254,36 @@ def test_bad_distillers(pairs, options, error, message):
     with pytest.raises(error, match=message):
         FeatureDistiller(student, teacher, pairs, **options)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in student.modules())
+
+
+@pytest.mark.parametrize(
+    "shape, grid", [((28, 28), 7), ((14, 14), 7), ((12, 9), 3), ((8, 6), (2, 3)), ((40, 40), 4), ((9, 7), 4)]
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_block_means_are_those_of_torch(shape, grid, dtype) -> None:
+    """In values, gradients, second derivatives, under torch.func and compiled."""
+    height, width = grid if isinstance(grid, tuple) else (grid, grid)
+
+    def ours(x: torch.Tensor) -> torch.Tensor:
+        return pool(x, height, width)
+
+    def theirs(x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(x, (height, width))
+
+    x = torch.randn(2, 3, *shape, dtype=dtype, requires_grad=True)
+    value = ours(x)
+    torch.testing.assert_close(value, theirs(x))
+    upstream = torch.randn_like(value)
+    torch.testing.assert_close(*(torch.autograd.grad(f(x), x, upstream)[0] for f in (ours, theirs)))
+    torch.testing.assert_close(torch.func.vmap(lambda each: ours(each[None])[0])(x), value)
+    torch.testing.assert_close(*(torch.func.grad(lambda x, f=f: f(x).square().sum())(x) for f in (ours, theirs)))
+    strided = x.detach().to(memory_format=torch.channels_last)
+    torch.testing.assert_close(ours(strided), value)
+    if dtype == torch.float64:
+        assert torch.autograd.gradgradcheck(ours, x[:1, :1].detach().requires_grad_())
+
+
+def test_block_means_compiled() -> None:
+    x = torch.randn(2, 3, 14, 14)
+    compiled = torch.compile(lambda x: pool(x, 7, 7), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), pool(x, 7, 7))

@@ -40,8 +40,9 @@ def run(heading: str, tmp_path: Path, with_a_copy: bool = False) -> dict[str, An
     names = scope(tmp_path)
     if with_a_copy:
         names["plain"] = copy.deepcopy(names["model"])
-    for package in ("timm", "torchdistill"):  # which a torchvision of another torch keeps from being imported
-        if f"from {package}." in str(blocks(heading)) and (reason := import_optional(package)[1]):
+    # Which a torchvision of another torch, or none, keeps from being imported.
+    for module in re.findall(r"from ((?:timm|torchdistill)[\w.]*) import", "\n".join(blocks(heading))):
+        if (reason := import_optional(module)[1]) is not None:
             pytest.skip(reason)
     for package in ("lightning", "transformers", "accelerate"):
         if re.search(

@@ -300,7 +300,7 @@ def test_the_monitor_keeps_each_epoch(watched: Path) -> None:
         layer2 = trained.model.layer2(layer1)
     student = sfr_ext.sfr.maps.unit(torch.nn.functional.avg_pool2d(layer1, 2))
     teacher = sfr_ext.sfr.maps.unit(sfr_ext.group_channels(layer2, 16))
-    result = sfr_ext.solve_sample(student, teacher, solver="exact")
+    result = sfr_ext.solve_sample(student, teacher, eps=0.05)
     np.testing.assert_allclose(kept["plan layer1 - layer2"], result.plan[0].mean(0), atol=1e-4)
     assert kept["cost layer1 - layer2"] == pytest.approx(float(result.transport_cost.mean()), rel=1e-4)
 

@@ -56,6 +56,7 @@ def cut_and_resumed(config, epoch):
     [
         {"ema": 0.8},
         {"mixup": 0.4, "arm": "sfr"},
+        {"channel_mode": "project", "arm": "sfr"},
         {"validation": 0.25},
         {"ema": 0.8, "mixup": 0.4, "validation": 0.25, "arm": "sfr", "optimizer": "adamw", "lr": 0.01, "accumulate": 2},
     ],
@@ -67,6 +68,70 @@ def test_a_resumed_run_is_the_uninterrupted_one(more, tmp_path):
     assert kill_runs.same(kill_runs.end_of(tmp_path / "parts"), kill_runs.end_of(tmp_path / "whole"))
     for key in {"test_accuracy", "val_accuracy", "best_epoch", "test_loss"} & set(whole):
         assert parts[key] == whole[key]
+
+
+# Layers of any network
+
+
+class Tokens(nn.Module):
+    """A small ViT: a class token and 4 x 4 patches, 12 channels."""
+
+    def __init__(self, channels, num_classes):
+        super().__init__()
+        self.patches = nn.Conv2d(channels, 12, 2, 2)
+        self.first = nn.Parameter(torch.zeros(1, 1, 12))
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(12, 2, 24, 0.0, batch_first=True) for _ in range(4))
+        self.head = nn.Linear(12, num_classes)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).mT
+        x = torch.cat((self.first.expand(len(x), -1, -1), x), 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x[:, 0])
+
+
+@pytest.mark.parametrize("layers", [None, ("blocks.0", "blocks.3")])
+def test_tokens_are_found_out(layers, tmp_path, monkeypatch):
+    """Layers that return tokens are compared as maps: those that are named, or those that sfr-ext layers suggests."""
+    monkeypatch.setattr(run_module, "build_model", lambda arch, channels, classes: (Tokens(channels, classes), None))
+    kept = []
+    setup = Classifier.setup
+
+    def watched(self, stage):
+        setup(self, stage)
+        assert all(module.training for module in self.model.modules())
+        kept.append(self.regularizer)
+
+    monkeypatch.setattr(Classifier, "setup", watched)
+    run(quick(tmp_path, arm="sfr", layers=layers, lr=0.01, epochs=1, monitor=True))
+    (regularizer,) = kept
+    assert regularizer.layers == (layers or ("blocks.0", "blocks.1", "blocks.2", "blocks.3"))
+    assert None not in regularizer._transforms.values()
+    assert read_rows(tmp_path / "metrics.csv")[0]["train_feature_loss"] > 0
+    assert (tmp_path / "monitor.png").is_file()
+
+
+def test_images_that_the_network_does_not_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        run_module, "build_model", lambda arch, channels, classes: (nn.Conv2d(channels, classes, 9), None)
+    )
+    with pytest.raises(TrainError, match=r"--arch resnet8 cannot take images of 1 x 8 x 8 \("):
+        run(quick(tmp_path, arm="sfr"))
+
+
+def test_projections_are_learned(tmp_path):
+    run(quick(tmp_path, arm="sfr", channel_mode="project", layers=("layer1", "layer3")))
+    state = read_checkpoint(tmp_path / LAST_CHECKPOINT)
+    assert state["state_dict"]["regularizer.projections.pair0"].shape == (64, 16, 1, 1)
+    count = sum(len(group["params"]) for group in state["optimizer_states"][0]["param_groups"])
+    assert count == 1 + sum(
+        name.startswith("model.") and "running" not in name and "num_b" not in name for name in state["state_dict"]
+    )
+    with pytest.raises(TrainError, match="--channel-mode project with --layers layer1,fc: .*'fc'"):
+        run(quick(tmp_path / "fc", arm="sfr", channel_mode="project", layers=("layer1", "fc")))
+    with pytest.raises(TrainError, match="--monitor does not show --channel-mode project"):
+        run(quick(tmp_path / "m", arm="sfr", channel_mode="project", monitor=True))
 
 
 # Averaged weights

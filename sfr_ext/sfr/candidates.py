@@ -77,9 +77,15 @@ def suggestion(layers: list[Candidate]) -> list[Candidate]:
     outer = [layer for layer in layers if not _within(layer.name, names)]
     grows = (i for i in range(1, len(outer)) if outer[i].shape[1] > outer[i - 1].shape[1])
     outer = outer[: next(grows, None)]
+    outermost = {layer.name for layer in outer}
     last = {layer.shape: layer for layer in outer}
     if len(last) > 1:
         return [layer for layer in outer if layer in last.values()]
+    # One layer may hold the blocks of the network, in a row: timm's ViTs have it so.
+    blocks = [
+        layer for layer in layers if (parts := layer.name.rpartition("."))[2].isdecimal() and parts[0] in outermost
+    ]
+    outer = blocks if len(blocks) > 1 else outer
     count = min(_SPACED, len(outer))
     return [outer[math.ceil((i + 1) * len(outer) / count) - 1] for i in range(count)]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..layouts import Transform
+from ..sfr.candidates import Candidate, candidates, suggestion
 from ..smoothing import DynamicLabelSmoothing
 from .config import TrainConfig
 from .errors import TrainError
@@ -32,18 +34,26 @@ def build_smoothing(config: TrainConfig, total_steps: int) -> DynamicLabelSmooth
 
 
 def build_regularizer(
-    config: TrainConfig, model: nn.Module, stages: tuple[str, ...] | None, steps_per_epoch: int
+    config: TrainConfig, model: nn.Module, stages: tuple[str, ...] | None, image: Tensor, steps_per_epoch: int
 ) -> TimedRegularizer | None:
-    """The feature loss of the arm, None where it has none."""
+    """The feature loss of the arm, None where it has none.
+
+    Args:
+        config: of the run.
+        model: the network.
+        stages: its stages, where they are known.
+        image: one ``[C, H, W]`` like those of the run.
+        steps_per_epoch: batches, over which the factor rises.
+    """
     if config.arm not in ("sfr", "emd", "l2"):
         return None
-    layers = config.layers or stages
-    if layers is None:
+    layers = compared_layers(config, model, stages, image)
+    if not layers:
         raise TrainError(f"--arm {config.arm} with --arch {config.arch} needs --layers, shallow to deep")
     options = {} if config.arm == "l2" else config.emd_options()
     kind = PointwiseL2 if config.arm == "l2" else TimedRegularizer
     try:
-        return kind(
+        regularizer = kind(
             model,
             layers,
             pairs=config.pairs,
@@ -55,3 +65,45 @@ def build_regularizer(
         )
     except ValueError as error:
         raise TrainError(str(error)) from error
+    if config.channel_mode == "project":
+        try:
+            _forward(model, image)  # makes the projections, which the optimiser is to have
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise TrainError(f"--channel-mode project with --layers {','.join(layers)}: {reason}") from error
+    return regularizer
+
+
+def compared_layers(
+    config: TrainConfig, model: nn.Module, stages: tuple[str, ...] | None, image: Tensor
+) -> dict[str, Transform | None]:
+    """The layers to compare, shallow to deep, each with the transform that makes a map of what it returns.
+
+    Those of ``--layers``, else the stages, else what ``sfr-ext layers`` suggests; empty where nothing does. The stages
+    of a ResNet return maps; what others return is found out by one forward of noise.
+    """
+    if config.layers is None and stages is not None:
+        return dict.fromkeys(stages)
+    try:
+        found = _forward(model, image)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        size = " x ".join(map(str, image.shape))
+        reason = str(error).strip().splitlines()[0]
+        raise TrainError(f"--arch {config.arch} cannot take images of {size} ({reason})") from error
+    if config.layers is not None:
+        transforms = {candidate.name: candidate.transform for candidate in found}
+        return {name: transforms.get(name) for name in config.layers}
+    chosen = suggestion([candidate for candidate in found if not candidate.leaf] or found)
+    return {candidate.name: candidate.transform for candidate in chosen} if len(chosen) > 1 else {}
+
+
+def _forward(model: nn.Module, image: Tensor) -> list[Candidate]:
+    """What layers return for a batch of noise; the network is as it was."""
+    like = next(model.parameters(), torch.empty(0))
+    noise = torch.rand(2, *image.shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        return candidates(model, noise)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

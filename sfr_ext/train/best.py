@@ -47,7 +47,8 @@ class Best(L.Callback):
 
     def save(self, out: Path, module: Classifier) -> None:
         """Write OUT/checkpoints/best.ckpt, which `load_trained` reads."""
-        content: dict[str, Any] = {"epoch": self.epoch - 1}
+        # Without loops and with no state of an optimiser it is no checkpoint to go on from.
+        content: dict[str, Any] = {"epoch": self.epoch - 1, "optimizer_states": []}
         content["state_dict"] = {WEIGHTS + name: x for name, x in self.weights.items()}
         module.on_save_checkpoint(content)
         with atomic_write(out / BEST_CHECKPOINT) as path:

@@ -136,7 +136,11 @@ class TrainConfig:
         1.0, "model and method", "over which that factor rises", SAME, check=finite(0), metavar="EPOCHS"
     )
     layers: tuple[str, ...] | None = option(
-        None, "model and method", "layers to compare, shallow to deep (default: all stages)", SAME, metavar="A,B,..."
+        None,
+        "model and method",
+        "layers to compare, shallow to deep (default: all stages, or those that sfr-ext layers suggests)",
+        SAME,
+        metavar="A,B,...",
     )
     pairs: str = option("all", "model and method", "which layers teach which", SAME, choices=("all", "last"))
     channel_mode: str = option(
@@ -144,7 +148,7 @@ class TrainConfig:
         "model and method",
         "how many deep channels face few shallow ones",
         SAME,
-        choices=("match", "mean", "crop"),
+        choices=("match", "mean", "crop", "project"),
     )
     solver: str = option(
         "exact",

@@ -63,7 +63,8 @@ class Classifier(L.LightningModule):
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / self.config.accumulate)
         self.total_steps = self.steps_per_epoch * self.config.epochs
         self.smoothing = build_smoothing(self.config, self.total_steps)
-        self.regularizer = build_regularizer(self.config, self.model, self.stages, self.batches_per_epoch)
+        image = torch.empty(self.data.channels, *images_of(self.data)["size"])
+        self.regularizer = build_regularizer(self.config, self.model, self.stages, image, self.batches_per_epoch)
         if self.config.compile:
             self.model.compile()  # after the hooks are on, which become part of it
 
@@ -96,10 +97,12 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         options: dict[str, Any] = {"lr": self.config.lr, "weight_decay": self.config.weight_decay}
+        learned = [] if self.regularizer is None else list(self.regularizer.parameters())  # by --channel-mode project
+        parameters = [*self.model.parameters(), *learned]
         optimizer = (
-            torch.optim.SGD(self.model.parameters(), momentum=0.9, nesterov=True, **options)
+            torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options)
             if self.config.optimizer == "sgd"
-            else torch.optim.AdamW(self.model.parameters(), **options)
+            else torch.optim.AdamW(parameters, **options)
         )
         rise = max(1, round(WARMUP_SHARE * self.total_steps))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import plot, solve_sample
+from ..layouts import Transform
 from ..sfr.comparison import Comparison
 from ..sfr.features import features_of
 from ..sfr.options import Options
@@ -24,6 +25,8 @@ from .files import atomic_write
 
 FOLDER, STRIP = Path("monitor"), Path("monitor.png")  # of OUT
 _MOST = 7  # moments in a strip
+# Of the plans, whichever solver trains: exact ones have one entry for each patch, which does not say how sure it is.
+_EPS = 0.05
 
 
 class Monitor(L.Callback):
@@ -32,7 +35,7 @@ class Monitor(L.Callback):
     Args:
         config: of the run.
         model: the network.
-        layers: to compare, shallow to deep.
+        layers: to compare, shallow to deep, with what makes maps of their outputs.
         image: ``[C, H, W]``, bytes.
         mean, std: by which the network's images are normalised.
     """
@@ -41,20 +44,21 @@ class Monitor(L.Callback):
         self,
         config: TrainConfig,
         model: nn.Module,
-        layers: tuple[str, ...],
+        layers: dict[str, Transform | None],
         image: Tensor,
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> None:
-        self.out, self.emd_options = config.out, config.emd_options()
-        self.model, self.layers, self.image = model, layers, image
+        self.out, self.eps = config.out, config.eps or _EPS
+        self.model, self.transforms, self.image = model, layers, image
+        self.layers = tuple(layers)
         self.mean, self.std = (torch.tensor(x).view(1, -1, 1, 1) for x in (mean, std))
         known = [name for name, _ in model.named_modules()]
         for layer in layers:
             if layer not in known:
                 raise TrainError(f"--layers: the network has no layer {layer!r}{near_misses(layer, known)}")
         try:
-            self.pairs: tuple[Pair, ...] = shallow_to_deep("--layers", config.pairs, layers)
+            self.pairs: tuple[Pair, ...] = shallow_to_deep("--layers", config.pairs, self.layers)
         except ValueError as error:
             raise TrainError(f"--layers: {error}") from error
         self.options = Options("SelfFeatureRegularizer", channel_mode=config.channel_mode)
@@ -90,12 +94,12 @@ class Monitor(L.Callback):
         """For each pair the plan ``[N, N]``, the mean over groups, its cost, and the grid of the patches."""
         seen = {}
         try:
-            comparison = Comparison(self.options, features_of("--layers", self._outputs(), {}))
+            comparison = Comparison(self.options, features_of("--layers", self._outputs(), self.transforms))
             sides = [comparison.sides(*pair) for pair in self.pairs]
         except (TypeError, ValueError) as error:
             raise TrainError(f"--monitor with --layers {','.join(self.layers)}: {error}") from error
         for (shallow, deep), (student, teacher) in zip(self.pairs, sides, strict=True):
-            result = solve_sample(student, teacher, **self.emd_options)
+            result = solve_sample(student, teacher, eps=self.eps)
             plan = result.plan.flatten(0, -3).mean(0)
             seen[shallow, deep] = plan, float(result.transport_cost.mean()), (student.shape[2], student.shape[3])
         return seen

@@ -19,6 +19,7 @@ import torch
 
 import sfr_ext
 
+from .arms import compared_layers
 from .best import BEST_CHECKPOINT, Best, evaluate
 from .checkpoints import KeepingIO, find_checkpoint
 from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag, options
@@ -241,10 +242,13 @@ def _workers(config: TrainConfig, data: ImageData | FolderData) -> int:
 def _monitor(
     config: TrainConfig, data: ImageData | FolderData, model: torch.nn.Module, stages: tuple[str, ...] | None
 ) -> Monitor:
-    layers = config.layers or stages
-    if layers is None:
+    if config.channel_mode == "project":
+        raise TrainError("--monitor does not show --channel-mode project, whose shallow maps are projected")
+    image = first_test_image(data)
+    layers = compared_layers(config, model, stages, image)
+    if not layers:
         raise TrainError(f"--monitor with --arch {config.arch} needs --layers, shallow to deep")
-    return Monitor(config, model, layers, first_test_image(data), data.mean, data.std)
+    return Monitor(config, model, layers, image, data.mean, data.std)
 
 
 def _is_installed(name: str) -> bool:
