@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from cases import value_and_gradients
 from hypothesis import assume, given
@@ -93,9 +92,6 @@ def test_exact_is_linear_programming(problem: Problem) -> None:
     assert ((value.double() / unit - expected).abs() <= (1e-9 if cost.dtype == F64 else 1e-6)).all()
 
 
-# Some draws meet what tests/not_yet.txt lists: small weights (T19), scales (T25). Of scales: see
-# test_gradients_do_not_depend_on_the_scale.
-@pytest.mark.xfail(strict=False, reason="T19, T25")
 @given(
     problems(
         most=260,
