@@ -285,8 +285,9 @@ def test_last_is_gone_or_both_are_bad(checkpoints, tmp_path):
 def test_a_failing_disk_leaves_a_whole_checkpoint(moment, tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     writer = KeepingIO()
+    empty = {"sfr_ext": {}, "state_dict": {}, "optimizer_states": []}
     for epoch in (0, 1):
-        writer.save_checkpoint({"sfr_ext": {}, "epoch": epoch}, path)
+        writer.save_checkpoint(empty | {"epoch": epoch}, path)
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
@@ -305,7 +306,7 @@ def test_a_failing_disk_leaves_a_whole_checkpoint(moment, tmp_path, monkeypatch)
     else:
         monkeypatch.setattr(files.os, "replace", replace_)
     with pytest.raises(TrainError, match="last.ckpt cannot be written: No space left on device"):
-        writer.save_checkpoint({"sfr_ext": {}, "epoch": 2}, path)
+        writer.save_checkpoint(empty | {"epoch": 2}, path)
     monkeypatch.undo()
     assert find_checkpoint(path)[1]["epoch"] == 1
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]

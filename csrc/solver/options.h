@@ -21,19 +21,26 @@ struct Spread {
   SFR_FN bool flat() const { return deviation <= 2 * Number<T>::epsilon * magnitude(centre + mean); }
 };
 
-// Whether every patch has a pair that costs no more than `most`; patches that may be left behind need none.
+// Of the pairs that cost no more than `most`: their mass under a (x) b, and whether every patch has one; patches that
+// may be left behind need none.
 template <class T>
-SFR_FN bool all_find_pairs(Plan<T>& plan, T most, bool rows_need = true, bool columns_need = true) {
+struct Within {
+  T mass;
+  bool all;
+};
+
+template <class T>
+SFR_FN Within<T> pairs_within(Plan<T>& plan, T most, bool rows_need = true, bool columns_need = true) {
   T *of_rows = plan.rows.right(), *of_columns = plan.columns.right();
   const T* a = plan.rows.weight;
-  const auto allowed = [&](Index i, Index j, Vec<T>) {
-    const Vec<T> one = splat<T>(a[i] > 0 ? T(1) : T(0));
-    return plan.cost_at(i, j) <= most ? kept(plan.columns, j, one) : Vec<T>{};
-  };
-  plan.gather(allowed, allowed, of_rows, of_columns);
+  plan.gather(
+      [&](Index i, Index j, Vec<T>) { return plan.cost_at(i, j) <= most ? mass_at(plan.columns, j) : Vec<T>{}; },
+      [&](Index i, Index j, Vec<T>) { return plan.cost_at(i, j) <= most ? splat<T>(a[i]) : Vec<T>{}; },  //
+      of_rows, of_columns);
+  const T mass = plan.sum_patches_of_rows([&](Index i) { return a[i] * of_rows[i]; });
   const T rows = plan.sum_patches_of_rows([&](Index i) { return of_rows[i] > 0 ? T(0) : T(1); });
   const T columns = plan.sum_patches_of_columns([&](Index j) { return of_columns[j] > 0 ? T(0) : T(1); });
-  return (rows == 0 || !rows_need) && (columns == 0 || !columns_need);
+  return {mass, (rows == 0 || !rows_need) && (columns == 0 || !columns_need)};
 }
 
 template <class T>
@@ -54,7 +61,8 @@ SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
   out.forbids = most[3] > 0;
   out.sound = !(most[2] > 0) && !(out.forbids && plan.of_features);
   if (!out.sound) return out;
-  if (out.forbids) out.feasible = all_find_pairs(plan, Number<T>::largest, options.reach_a == 0, options.reach_b == 0);
+  if (out.forbids)
+    out.feasible = pairs_within(plan, Number<T>::largest, options.reach_a == 0, options.reach_b == 0).all;
   if (most[1] == -infinity) {
     out.allowed = 0;
     return out;
@@ -95,7 +103,8 @@ SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p, 
   const bool held_here = !solve.eps_given && (of_features || options.method != Method::automatic);
   const T least = held_here ? held * spread.deviation : T(0);
   if (eps < least) eps = least;
-  if (eps < negligible) eps = relative ? T(0) : negligible;
+  // 0 that is given is what a problem with equal costs was given.
+  if (eps < negligible) eps = relative || (solve.eps_given && eps == 0) ? T(0) : negligible;
   if (relative && spread.flat()) {
     const T reach = T(options.reach_a > 0 ? options.reach_a : options.reach_b);
     const T size = magnitude(spread.centre + spread.mean);
@@ -107,12 +116,8 @@ SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p, 
 // Whether every patch has a pair within `reach` of the least cost, and a quarter of all mass does.
 template <class T>
 SFR_FN bool spans(Plan<T>& plan, const Spread<T>& spread, T reach) {
-  const T *a = plan.rows.weight, most = spread.centre + reach;
-  T within[1];
-  plan.template reduce_entries<Sum>(within, [&](Index i, Index j, Vec<T>(&found)[1]) {
-    found[0] += plan.cost_at(i, j) <= most ? a[i] * mass_at(plan.columns, j) : Vec<T>{};
-  });
-  return within[0] >= spread.allowed / 4 && all_find_pairs(plan, most);
+  const Within<T> within = pairs_within(plan, spread.centre + reach);
+  return within.all && within.mass >= spread.allowed / 4;
 }
 
 // How far costs are apart, as far as it matters, in units of eps: nothing is moved much further than a reach, and where

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,7 +42,7 @@ class Upstream(NamedTuple):
 
 
 def saved(solved: Solved) -> Saved:
-    return Saved(*_SAVED(solved))
+    return Saved(solved.f, solved.g, solved.eps, solved.centre, solved.shift)
 
 
 def again(saved: Saved) -> Solved:
@@ -51,7 +50,6 @@ def again(saved: Saved) -> Solved:
     return Solved(*map((*saved, None).__getitem__, _PLACES))  # type: ignore[arg-type]
 
 
-_SAVED = operator.attrgetter(*Saved._fields)
 # Of each member of `Solved` among those of `Saved`; behind them for what is not.
 _PLACES = [(*Saved._fields, name).index(name) for name in Solved._fields]
 
