@@ -92,7 +92,8 @@ PLANTED = {
     "no_stack_left": (r"thread \d+ has no stack left \(planted\.cu:\d+", "has no stack left"),
 }
 SOUND_ONLY = ["halves", "everything"]
-COSTLY = ["bank_conflict", "wide_conflict", "uncoalesced_load", "idle_lanes"]  # tests/gpu_model/test_counters_by_line.py
+# tests/gpu_model/test_counters_by_line.py
+COSTLY = ["bank_conflict", "wide_conflict", "uncoalesced_load", "idle_lanes"]
 SLOW = ["never_ends"]
 
 # name: what a sanitizer says.
