@@ -35,7 +35,7 @@ ALLOWED: dict[str, str] = {
     "*_kernel<*> *": "a kernel calls its phases (csrc/cuda/problem.cuh); what it keeps over a call lies in its frame",
     "*<double> *": "float64 is for checks, not for speed: compiled with less effort, and its tiles are twice as large",
     "quotient *": "float64's, compiled with less effort; float's is inlined",
-    "solve_and_write<float, float> *": "the exact solver in one function; its scans have no local access (budgets.toml)",
+    "solve_and_write<float, float> *": "the exact solver in one; its scans have no local access (budgets.toml)",
     "transport_forward<float> sm_120": "between phases only; the assembler needs no spill on any other architecture",
     "read_weights<float> sm_120": "a store of 4 bytes; the assembler needs none on any other architecture",
 }
