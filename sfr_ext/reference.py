@@ -175,8 +175,9 @@ def sinkhorn(
         eps_scale: "std": eps is in units of the standard deviation of the problem's costs under ``a b^T``;
             "absolute": in units of the cost, and then it may be a tensor, differentiable, with one for each problem.
         reach: what it costs to leave mass behind, in units of the cost; one for both sides or a pair, None: balanced.
-        tol: stop at this ``marginal_error``, for which the marginals that a reach bends stand in for a and b, and
-            which is in units of the plan's mass.
+        tol: stop at this ``marginal_error``. With a reach the marginals that it bends stand in for a and b, the
+            distance of a side is divided by ``1 + eps / reach``, which is how much faster than the plan they move,
+            and both are in units of the plan's mass.
         max_iter: stop after this many iterations at the latest.
 
     Returns:
@@ -217,9 +218,11 @@ def sinkhorn(
 
     def error_of(f: Tensor, g: Tensor) -> Tensor:
         plan = plan_of(f, g)
-        rows, columns = residual(f, g, plan)
-        error = rows.abs().sum(-1) + columns.abs().sum(-1)
-        return error / plan.sum((-2, -1)) if reach_a or reach_b else error
+        rows, columns = (side.abs().sum(-1) for side in residual(f, g, plan))
+        if not (reach_a or reach_b):
+            return rows + columns
+        gains = [1.0 if reach is None else 1 + eps_used / reach for reach in (reach_a, reach_b)]
+        return (rows / gains[0] + columns / gains[1]) / plan.sum((-2, -1))
 
     # Differentiable in everything but the potentials, which the iterations below find without a graph.
     def plan_of(f: Tensor, g: Tensor) -> Tensor:

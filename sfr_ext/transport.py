@@ -72,9 +72,9 @@ def solve(
               \quad P 1 = a\, e^{-f / \rho_a},\ P^T 1 = b\, e^{-g / \rho_b}
 
     Args:
-        cost: ``[..., N, M]``; float16, bfloat16, float32, float64; any strides. For ``solver="exact"`` +inf forbids a
-            pair: nothing is moved there. A problem without a plan has the value inf, gradient 0 and
-            ``converged = False``; one with NaN or -inf has NaN.
+        cost: ``[..., N, M]``; float16, bfloat16, float32, float64; any strides. +inf forbids a pair: nothing is moved
+            there. A problem without a plan has the value inf, gradient 0 and ``converged = False``; one with NaN or
+            -inf has NaN.
         a: ``[..., N]`` weights, floating-point, integer or bool, normalised to sum to 1 unless their side has a reach;
             0 removes the patch; default uniform, ``1 / N``. A problem with all of a side removed is empty: its value,
             gradients, plan, potentials and marginal error are 0.
@@ -85,7 +85,9 @@ def solve(
             float64. Both costs are then the earth mover's distance; their gradient is the plan for ``cost`` and the
             dual variables for the weights (where several are optimal, those of one). What follows does not apply to
             it, but for ``tol`` and, in its own way, ``reach``.
-        eps: regularisation, in units that ``eps_scale`` says.
+        eps: regularisation, in units that ``eps_scale`` says. Kept within what the type can tell apart: not above
+            65536 times (float64: 2^30) what costs differ by or a reach, where the plan is that of an infinite one, and
+            not so small that rounding of the potentials is all there is. `OTResult` says which eps it was.
         eps_scale: ``"std"``: standard deviations of the costs under ``a (x) b``, problem by problem; gradients include
             this dependence. ``"absolute"``: units of the cost.
         reach: what leaving mass behind costs, in units of the cost (``rho`` of POT and OTT-JAX; GeomLoss's ``reach``
@@ -94,8 +96,9 @@ def solve(
             limit of the above: ``min <P, C> + reach_a / 2 (|a| - |P|) + reach_b / 2 (|b| - |P|)`` over ``P 1 <= a``,
             ``P^T 1 <= b``, where nothing may be left on a side without a reach. A pair that costs more than
             ``(reach_a + reach_b) / 2`` is never matched; ``f <= reach_a / 2``, ``g <= reach_b / 2``.
-        tol: stop when ``|P 1 - a|_1 + |P^T 1 - b|_1 <= tol``; with a reach, the marginals that it bends stand for ``a``
-            and ``b``, and the sum is in units of the plan's mass.
+        tol: stop when ``|P 1 - a|_1 + |P^T 1 - b|_1 <= tol``. With a reach, the marginals that it bends stand for ``a``
+            and ``b``; the distance of a side is divided by ``1 + eps / reach``, which is how much faster than the plan
+            they move; and the sum is in units of the plan's mass.
         max_iter: iterations at most. A problem stopped by it has ``converged = False``.
         init: potentials ``(f, g)`` to start from, as an `OTResult` gave them. (``f`` follows from ``g`` in half an
             iteration.)

@@ -7,7 +7,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -43,16 +42,6 @@ def threads() -> Iterator[None]:
 def one_thread(threads: None) -> None:
     """For batches so small that threads gain nothing, and lose much when the machine is busy."""
     torch.set_num_threads(1)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is known to be wrong is expected to fail, and whoever mends it hears of it: lines of not_yet.txt."""
-    lines = (Path(__file__).parent / "not_yet.txt").read_text().splitlines()
-    faults = {test: fault for fault, test in (line.split(" ", 1) for line in lines)}
-    for item in items:
-        name = f"{item.path.name}::{item.name}"
-        if name in faults:
-            item.add_marker(pytest.mark.xfail(reason=faults[name], strict=True))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -113,7 +113,7 @@ def test_what_is_no_cost(bad: float) -> None:
     assert result.converged.tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(("dtype", "scale"), [(F32, 1e-36), (F32, 1e-37), (F64, 1e-299), (F64, 1e-305)], ids=str)
+@pytest.mark.parametrize(("dtype", "scale"), [(F32, 1e-36), (F32, 4e-37), (F64, 1e-299), (F64, 1e-305)], ids=str)
 @pytest.mark.parametrize("reach", [None, 0.5], ids=str)
 def test_tiny_costs_still_differ(dtype: torch.dtype, scale: float, reach: float | None) -> None:
     cost = torch.rand(6, 7, dtype=dtype)
@@ -126,6 +126,16 @@ def test_tiny_costs_still_differ(dtype: torch.dtype, scale: float, reach: float 
     wide = (small.detach().double() / scale).requires_grad_()
     (wanted,) = torch.autograd.grad(solve(wide, reach=reach, tol=1e-10).transport_cost, wide)
     assert error(grad, wanted) < 1e-2
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(F32, 1e-38), (F32, 1e-41), (F64, 1e-307)], ids=str)
+def test_costs_that_leave_no_room_for_eps(dtype: torch.dtype, scale: float) -> None:
+    """It is as small as the type can do with, and the result says so."""
+    cost = torch.rand(6, 7, dtype=dtype) * scale
+    result = solve(cost)
+    assert result.converged and result.eps.item() > 0
+    expected = solve(cost.double() / scale, eps=result.eps.item() / scale, eps_scale="absolute")
+    assert error(result.plan, expected.plan) < 1e-2
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])

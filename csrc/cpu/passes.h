@@ -166,9 +166,8 @@ Evaluation<T> Plan<T>::evaluate_from() {
   Evaluation<T> result;
   result.mass = of_rows[1];
   result.value = of_rows[0] / (has_reach() ? T(1) : result.mass);
-  result.error = of_rows[2] + of_columns[0];
-  if (has_reach() && result.error > 0) result.error /= result.mass;
-  result.relative = of_rows[3] / T(kept_rows) + of_columns[1] / T(kept_columns);
+  result.error = error_of_both(rows, columns, of_rows[2], of_columns[0], result.mass);
+  result.relative = of_rows[3] / (T(kept_rows) * rows.gain()) + of_columns[1] / (T(kept_columns) * columns.gain());
   result.underflow = of_rows[4] + of_columns[2] > 0;
   result.exact = exact;
   team.barrier();

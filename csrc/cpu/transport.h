@@ -117,7 +117,10 @@ void with_plan(const Team& whole, const Transport<T>& work, const T* cost, F&& f
   const Team team = alone ? whole.alone() : whole;
   Plan<T> plan(team, work.memory, cost, work.a.patches(), work.b.patches());
   plan.of_features = work.of_features;
-  f(plan, Totals<T>{T(work.a.total), T(work.b.total)});
+  const auto held = [](double total) {
+    return T(total < double(Number<T>::largest) ? total : double(Number<T>::largest));
+  };
+  f(plan, Totals<T>{held(work.a.total), held(work.b.total)});
 }
 
 // Both compiled once, in transport.cpp.

@@ -35,6 +35,8 @@ struct Weights {
     return x < least ? T(0) : x;
   }
   SFR_DEVICE bool keeps(int i) const { return !none && (!weight || unit(i) > 0); }
+  // Of the weights as they were given, as far as the type goes.
+  SFR_DEVICE T sum() const { return total < Number<T>::largest / most ? total * most : Number<T>::largest; }
   // The marginal.
   SFR_DEVICE T marginal(int i) const { return none ? T(0) : weight ? unit(i) / total : T(1) / T(count); }
 
@@ -104,8 +106,8 @@ template <class T>
   }
   summary.light = a_side.light || b_side.light;
   summary.weighted = a_side.weight || b_side.weight;
-  summary.a_total = a_side.total * a_side.most;
-  summary.b_total = b_side.total * b_side.most;
+  summary.a_total = a_side.sum();
+  summary.b_total = b_side.sum();
   if (team.rank == 0) *at.summary = summary;
 #pragma unroll 1
   for (int i = team.rank; i < problem.rows; i += team.size) at.row_weight[i] = a_side.marginal(problem.first + i);

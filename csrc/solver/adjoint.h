@@ -18,9 +18,9 @@ template <class T>
 SFR_FN T weight_gradient(const Marginal<T>& side, Index i, Upstream<T> up, T eps, T other) {
   const T bare = side.bare()[i], step = side.step()[i];
   if (!side.has_reach()) return eps * ((up.transport + up.entropic) * bare + up.transport * step);
-  const T reach = side.reach(eps), f = reach * side.over_reach(bare), left = expm1_of(-side.over_reach(bare));
-  return up.transport * side.gain() * (1 + left) * (f + eps * step) +
-         up.entropic * (reach * -left - eps * (1 + left - other));
+  const T reach = side.reach(eps), over = side.over_reach(bare), kept = exp2_of(-over * T(1 / ln2));
+  return up.transport * side.gain() * kept * (reach * over + eps * step) -
+         up.entropic * (reach * expm1_of(-over) + eps * (kept - other));
 }
 
 // Through eps = s std(C). With u = (C - mean) / std and on the pairs that are allowed, deps/dC = s a_i b_j u and

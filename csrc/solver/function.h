@@ -48,6 +48,10 @@ T log2_of(T x) {
   return T(__builtin_log2(double(x)));
 }
 template <class T>
+T exp2_of(T x) {
+  return T(__builtin_exp2(double(x)));
+}
+template <class T>
 T expm1_of(T x) {
   return T(__builtin_expm1(double(x)));
 }

@@ -58,7 +58,7 @@ SFR_FN Stop iterate(Plan& plan, const Step<T>& step, Relaxation<T>& relaxation, 
       if (next) columns = left;
       continue;
     }
-    const T error = (rows.error + columns.error) / (plan.has_reach() ? rows.mass : T(1));
+    const T error = error_of_both(plan.rows, plan.columns, rows.error, columns.error, rows.mass);
     const bool at_edge = rows.at_edge || columns.at_edge, reached = !(error > step.error);
     const bool below = error < step.gate && !iterations_are_as_fast(error, last, step.error);
     const bool stop = reached || n_iter >= step.limit || at_edge || below;
@@ -81,7 +81,7 @@ SFR_FN Stop iterate_halfway(Plan& plan, const Step<T>& step, int64_t& n_iter) {
     const bool sample = n % Rules<T>::sampled_every == 0 || n_iter >= step.limit;
     const ErrorSample<T> seen = plan.scale_halfway(sample);
     if (!sample) continue;
-    const T error = 2 * seen.error / (plan.has_reach() ? seen.mass : T(1));
+    const T error = error_of_both(plan.rows, plan.columns, seen.error, seen.error, seen.mass);
     if (seen.at_edge) return Stop::at_edge;
     if (!(error > step.error)) return Stop::reached;
     if (stalls(error, last) || n_iter >= step.limit) return Stop::ended;

@@ -76,4 +76,13 @@ struct Marginal {
   SFR_INLINE T gain() const { return 1 + eps_over_reach; }
 };
 
+// The error of both sides, from the distances of the plan's sums from their targets. Under a reach it is in units of
+// the mass, and that of the plan: the rest of the distance is its target's, which moves eps / reach times as far.
+template <class T>
+SFR_FN T error_of_both(const Marginal<T>& rows, const Marginal<T>& columns, T of_rows, T of_columns, T mass) {
+  if (!rows.has_reach() && !columns.has_reach()) return of_rows + of_columns;
+  const T error = of_rows / rows.gain() + of_columns / columns.gain();
+  return error > 0 ? error / mass : error;
+}
+
 }  // namespace SFR_TARGET

@@ -90,10 +90,18 @@ SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
   return out;
 }
 
+// A reach in units of the cost. Far below eps it no longer matters how small it is, and potentials could not hold it.
+template <class T>
+SFR_FN T reach_of(double reach, T eps) {
+  constexpr T least = is_single<T> ? T(1.52587890625e-05) : T(9.094947017729282e-13);  // 2^-16, 2^-40
+  const T held = eps * least > Number<T>::smallest ? eps * least : Number<T>::smallest;
+  return T(reach) > held ? T(reach) : held;
+}
+
 // eps of problem p in units of the cost; 0 where all costs are equal and any would do.
 template <class T>
 SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p, bool of_features) {
-  constexpr T negligible = is_single<T> ? T(1e-37) : T(1e-300);
+  constexpr T negligible = is_single<T> ? T(4.5e-39) : T(1e-308);  // 1 / (eps ln 2) is finite
   // What potentials of costs without outliers leave to rounding.
   constexpr T held = is_single<T> ? T(5e-5) : T(1e-13);
   const SolverOptions& options = solve.options;
@@ -103,10 +111,19 @@ SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p, 
   const bool held_here = !solve.eps_given && (of_features || options.method != Method::automatic);
   const T least = held_here ? held * spread.deviation : T(0);
   if (eps < least) eps = least;
+  // Far above all costs it no longer matters how large eps is, and potentials would round away what costs differ by.
+  constexpr T enough = is_single<T> ? T(65536) : T(1073741824);
+  T widest = spread.deviation > 0 ? spread.deviation : magnitude(spread.centre + spread.mean);
+  if (T(options.reach_a) > widest) widest = T(options.reach_a);
+  if (T(options.reach_b) > widest) widest = T(options.reach_b);
+  const T most = widest > 0 ? enough * widest : T(1);
+  if (!solve.eps_given && eps > most) eps = most;
   // 0 that is given is what a problem with equal costs was given.
-  if (eps < negligible) eps = relative || (solve.eps_given && eps == 0) ? T(0) : negligible;
+  if (eps < negligible && !(solve.eps_given && eps == 0)) eps = negligible;
   if (relative && spread.flat()) {
-    const T reach = T(options.reach_a > 0 ? options.reach_a : options.reach_b);
+    const T reach = options.reach_a + options.reach_b > 0
+                        ? reach_of(options.reach_a > 0 ? options.reach_a : options.reach_b, T(0))
+                        : T(0);
     const T size = magnitude(spread.centre + spread.mean);
     eps = reach > 0 || spread.forbids ? T(options.eps) * (size > 0 ? size : reach > 0 ? reach : T(1)) : T(0);
   }

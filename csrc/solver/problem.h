@@ -21,11 +21,11 @@ SFR_FN void set_scale(Plan<T>& plan, const SolverOptions& options, Totals<T> tot
   plan.shift = 0;
   plan.factor = eps > 0 ? 1 / (eps * T(ln2)) : T(0);
   if (options.reach_a > 0) {
-    plan.rows.set_reach(T(options.reach_a), eps, centre, totals.a);
+    plan.rows.set_reach(reach_of(options.reach_a, eps), eps, centre, totals.a);
     plan.each_patch_of_rows([&](Index i) { scale_weight(plan.rows, i, totals.a); });
   }
   if (options.reach_b > 0) {
-    plan.columns.set_reach(T(options.reach_b), eps, centre, totals.b);
+    plan.columns.set_reach(reach_of(options.reach_b, eps), eps, centre, totals.b);
     plan.each_patch_of_columns([&](Index j) { scale_weight(plan.columns, j, totals.b); });
   }
 }
