@@ -112,6 +112,14 @@ class TrainConfig:
         metavar="DIR",
     )
     limit: int | None = option(None, "data", "train on N images only", SAME, check=whole(1), metavar="N")
+    label_noise: float = option(
+        0.0,
+        "data",
+        "share of the training labels, held-out ones too, that are replaced by other classes",
+        SAME,
+        check=less_than_1,
+        metavar="SHARE",
+    )
     image_size: int = option(64, "data", "of imagefolder and hf, in pixels", SAME, check=whole(1))
     augment: bool = option(True, "data", "random crops and mirroring", SAME)
     mixup: float = option(
@@ -167,6 +175,13 @@ class TrainConfig:
         metavar="X",
         before=0.05,
     )
+    objective: str = option(
+        "transport",
+        "model and method",
+        "of sinkhorn: transport, or divergence, which is 0 between equal maps",
+        SAME,
+        choices=("transport", "divergence"),
+    )
     smoothing: float = option(0.1, "model and method", "largest label smoothing", SAME, check=share)
     schedule: str = option(
         "linear", "model and method", "of dynamic smoothing", SAME, choices=("linear", "cosine", "constant")
@@ -217,6 +232,7 @@ class TrainConfig:
     tensorboard: bool | None = option(
         None, "run", "also write OUT/tensorboard (default: where TensorBoard is installed)", FREE
     )
+    probe: bool = option(False, "run", "at the end, how much a linear classifier finds in each layer's features", FREE)
     monitor: bool = option(
         False, "run", "save how an image's patches are matched between layers, by epoch: OUT/monitor.png", FREE
     )
@@ -235,8 +251,12 @@ class TrainConfig:
             raise TrainError("--resume continues a run and --overwrite begins it anew: give one of them")
         if self.solver == "exact" and self.eps is not None:
             raise TrainError(f"--eps is for --solver sinkhorn, got {self.eps} with --solver exact")
+        if self.solver == "exact" and self.objective != "transport":
+            raise TrainError(f"--objective {self.objective} is for --solver sinkhorn, got it with --solver exact")
         if self.solver == "sinkhorn" and self.eps is None:
             object.__setattr__(self, "eps", 0.05)
+        if self.probe and self.compile:
+            raise TrainError("--probe looks into the network, into which --compile lets nobody look: give one of them")
         if self.mixup > 0 and self.prior == "online":
             raise TrainError("--mixup makes probabilities of the labels, from which --prior online cannot learn")
 
@@ -248,7 +268,7 @@ class TrainConfig:
 
     def emd_options(self) -> dict[str, Any]:
         """Of the EMD between feature maps, for those who compute it."""
-        return {"solver": "exact"} if self.solver == "exact" else {"eps": self.eps}
+        return {"solver": "exact"} if self.solver == "exact" else {"eps": self.eps, "objective": self.objective}
 
     def identity(self) -> dict[str, Any]:
         """The options that a resumed run must share with its beginning, as plain values."""
