@@ -83,6 +83,14 @@ def _study(arguments: argparse.Namespace) -> int:
     )
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    _require("report", "jsonargparse", "lightning", "matplotlib", "filelock", "markdown_it", "scipy", "yaml", "rich")
+    from .study.report import report
+
+    print(report(arguments.folder, arguments.out, arguments.seconds))
+    return 0
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from .train.compare import compare
 
@@ -172,6 +180,13 @@ def _parser() -> argparse.ArgumentParser:
         "--gpus", type=_from_0, default=0.0, metavar="X", help="of each run, for ray; 0.5 shares one (0)"
     )
     study.set_defaults(function=_study)
+    report = commands.add_parser("report", help="what a study has found, as report.md and report.html")
+    report.add_argument("folder", metavar="DIR", type=Path, help="--out of the study, or of an earlier report")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where to write (beside the runs)")
+    report.add_argument(
+        "--seconds", type=Path, metavar="DIR", help="a study of the same arms on a quiet machine, whose seconds count"
+    )
+    report.set_defaults(function=_report)
     compare = commands.add_parser("compare", help="the results of finished runs, side by side")
     compare.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what was --out of a run")
     compare.set_defaults(function=_compare)

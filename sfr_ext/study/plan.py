@@ -15,6 +15,7 @@ from ..train.config import ARMS, TrainConfig, options
 from ..train.errors import TrainError
 from ..train.parser import from_options
 
+SHIFT = "shift_seeds"  # of an arm: trains with other seeds than those that it is paired by
 # What the study itself decides for each run.
 _OWN = ("out", "resume", "overwrite", "seed", "progress")
 _KEYS = ("name", "about", "judged_by", "references", "seeds", "common", "arms", "settings")
@@ -107,6 +108,7 @@ class _Reader:
     def __init__(self, path: Path, out: Path, given: dict[str, Any]) -> None:
         self.path, self.out, self.given = path, out, given
         self.mistakes: list[str] = []
+        self.shifts: dict[str, int] = {}
 
     def read(self, content: Any) -> Study | None:
         if not isinstance(content, dict):
@@ -162,7 +164,8 @@ class _Reader:
                 configs[arm] = config
         for seed in seeds:  # outermost: what is there of an unfinished study can be compared
             for arm, config in configs.items():
-                yield Run(name, arm, seed, replace(config, seed=seed, out=self.out / name / arm / f"seed-{seed}"))
+                folder = self.out / name / arm / f"seed-{seed}"
+                yield Run(name, arm, seed, replace(config, seed=seed + self.shifts[arm], out=folder))
 
     def _config(self, named: dict[str, Any], where: str) -> TrainConfig | None:
         before = len(self.mistakes)
@@ -189,6 +192,12 @@ class _Reader:
         for name, own in arms.items():
             if not self._good_name(name, where):
                 continue
+            own = dict(own) if isinstance(own, dict) else own
+            shift = own.pop(SHIFT, 0) if isinstance(own, dict) else 0
+            if not isinstance(shift, int) or isinstance(shift, bool) or shift < 0:
+                self.mistakes.append(f"{where}: {name}: {SHIFT}: expected a whole number from 0, got {shift!r}")
+                shift = 0
+            self.shifts[name] = shift
             own = self._options(own, f"{where}: {name}")
             if "arm" not in own and name not in ARMS:
                 near = _near(name, list(ARMS))
