@@ -189,7 +189,7 @@ def test_what_a_report_says(tmp_path):
     seconds, feature, loss, error, equal = row_of(text, "slow", 2)[1:]
     assert (seconds, feature, loss, error) == ("2", "25 %", "0.400 ± 0.000", "3.10 ± 0.00")
     # In the four seconds of ce it comes to half of its epochs, two of which are worth 10 %.
-    assert equal == f"{np.mean(accuracies) - 10:.2f} (2 of 4 epochs)"
+    assert equal == f"{np.mean(accuracies) - 10:.2f} (2/4)"
     probes = row_of(text, "slow", 3)
     assert probes[1] == f"{np.mean(accuracies) - 20:.2f} ± {np.std(accuracies, ddof=1):.2f}"
 

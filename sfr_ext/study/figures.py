@@ -20,17 +20,16 @@ _SETTINGS: dict[Any, Any] = {
     "axes.spines.right": False,
 }
 _INK, _GREY, _FOUND = "#222222", "#999999", "#0a5fa8"
-# Twenty that can be told apart on white: pairs of a dark and a light one.
-_COLOURS = [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+_COLOURS = [matplotlib.colormaps["tab10"](i) for i in range(10)]
 _DASHES = ("-", "--")
 
 Curve = tuple[list[float], list[float], list[float], list[float]]  # x, mean, lowest, highest
 
 
-def forest(differences: Mapping[str, Mapping[str, Difference]], unit: str) -> str:
-    """Differences of all arms to each reference, with their intervals; filled where the test finds one."""
-    references = [reference for reference, arms in differences.items() if arms]
-    names = list(dict.fromkeys(name for reference in references for name in differences[reference]))
+def forest(arms: Sequence[str], differences: Mapping[str, Mapping[str, Difference]], unit: str) -> str:
+    """Differences of the arms to each reference, with their intervals; filled where the test finds one."""
+    references = [reference for reference in differences if differences[reference]]
+    names = [name for name in arms if any(name in differences[reference] for reference in references)]
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(1.5 + 4.2 * len(references), 1.3 + 0.34 * len(names)), layout="constrained")
         for axes, reference in zip(_row(figure, len(references), sharey=True), references, strict=True):
@@ -110,7 +109,7 @@ def _range(panels: Sequence[tuple[str, Mapping[str, Curve]]]) -> tuple[float, fl
 
 
 def _style(place: int) -> tuple[tuple[float, ...], str]:
-    return _COLOURS[place % len(_COLOURS)], _DASHES[place // 10 % 2]
+    return _COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)]
 
 
 def _row(figure: Figure, count: int, sharey: bool) -> list[Axes]:

@@ -15,7 +15,7 @@ h3 { font-size: 1.1rem; margin-top: 1.6rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; margin: 0.7rem 0; }
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #e4e4e4; white-space: nowrap; text-align: left; }
-th { border-bottom: 2px solid #bbb; vertical-align: bottom; }
+th { white-space: normal; max-width: 9rem; border-bottom: 2px solid #bbb; vertical-align: bottom; }
 tbody tr:hover { background: #f4f7fa; }
 img { max-width: 100%; height: auto; }
 code { background: #f2f2f2; padding: 0.1em 0.3em; border-radius: 3px; }

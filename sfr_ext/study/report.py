@@ -118,7 +118,7 @@ class _Setting:
         parts = [self.results.settings[self.name]["about"], self._what(), self._unfinished(), self._seeds_too_few()]
         parts += ["### Accuracy", self._accuracy_table(), self._found()]
         if any(self.differences.values()):
-            parts.append(self._figure(drawn, "forest", figures.forest(self.differences, "% of accuracy")))
+            parts.append(self._figure(drawn, "forest", figures.forest(self.arms, self.differences, "% of accuracy")))
             parts += ["### Seeds", self._seeds()]
         parts += ["### Time, likelihood, calibration", self._other_table(), self._equal_time_words()]
         if lines := self._curves():
@@ -220,16 +220,16 @@ class _Setting:
         for reference in self.references:
             head += [f"deviation of differences to {reference}", "seeds"]
         return (
-            f"So many seeds a difference of {EFFECT} % would need, to be found with a probability of {POWER:.0%} by a "
-            f"paired t-test at {LEVEL}, without correction for several arms:\n\n" + _table(head, rows)
+            f"So many seeds a difference of {EFFECT} % would need, to be found with a probability of {100 * POWER:.0f} % "
+            f"by a paired t-test at {LEVEL}, without correction for several arms:\n\n" + _table(head, rows)
         )
 
     def _other_table(self) -> str:
         on_test = self.results.judged_by == "test"  # a sweep does not look at the test images
-        head = ["arm", "seconds per epoch", "of them in the feature loss"]
+        head = ["arm", "seconds per epoch", "feature loss"]
         head += ["negative log-likelihood", "calibration error, %"] if on_test else []
         reference = self._time_reference()
-        head += ["" if reference is None else f"accuracy in the time of {reference}, %"]
+        head += ["" if reference is None else f"in the time of {reference}, %"]
         rows = []
         for arm in self.arms:
             seconds, feature = self.clock[arm] or (0.0, 0.0)
@@ -254,14 +254,15 @@ class _Setting:
             return "none"
         key = self.results.accuracy
         reached = [100 * o.epochs[epochs - 1][key] for o in self.outcomes[arm].values() if key in o.epochs[epochs - 1]]
-        return f"{statistics.mean(reached):.2f} ({epochs} of {lengths[arm]} epochs)" if reached else ""
+        return f"{statistics.mean(reached):.2f} ({epochs}/{lengths[arm]})" if reached else ""
 
     def _equal_time_words(self) -> str:
         reference = self._time_reference()
         if reference is None:
             return ""
         return (
-            f"The last column is where each arm's curve stands when {reference} has ended. The learning rate of a "
+            f"The feature loss is given as its part of the seconds. The last column is the accuracy of each arm when "
+            f"{reference} has ended, and in brackets after how many of its epochs. The learning rate of a "
             "slower arm has not fallen to 0 by then, which costs it more than the time itself: an arm with fewer "
             "epochs among its options is the fairer comparison."
         )
