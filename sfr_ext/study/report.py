@@ -220,7 +220,7 @@ class _Setting:
         for reference in self.references:
             head += [f"deviation of differences to {reference}", "seeds"]
         return (
-            f"So many seeds a difference of {EFFECT} % would need, to be found with a probability of {100 * POWER:.0f} % "
+            f"So many seeds a difference of {EFFECT} % would need, to be found with probability {POWER} "
             f"by a paired t-test at {LEVEL}, without correction for several arms:\n\n" + _table(head, rows)
         )
 

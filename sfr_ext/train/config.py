@@ -22,7 +22,18 @@ ARMS = {
     "sfr": "dynamic label smoothing + EMD between feature maps",
     "emd": "cross-entropy + EMD between feature maps",
     "l2": "cross-entropy + l2 between feature maps, pixel by pixel",
+    "tfd": "cross-entropy + squared error between feature maps, deep channels cropped (Tf-FD)",
+    "byot": "classifiers on the stages, taught by the last one (BYOT)",
+    "pskd": "labels softened by the predictions of the epoch before (PS-KD)",
+    "cskd": "cross-entropy + divergence from the prediction for another image of the class (CS-KD)",
+    "tfkd": "cross-entropy + divergence from a virtual teacher (Tf-KD)",
+    "ols": "labels softened by the mean prediction for their class (OLS)",
+    "cutmix": "cross-entropy, with a part of each image from another one (CutMix)",
 }
+# Arms that teach by feature maps with --emd-weight, and what --distill and --temperature are where they are not given.
+FEATURE_ARMS = ("sfr", "emd", "l2", "tfd")
+DISTILL = {"byot": 0.1, "pskd": 0.8, "cskd": 1.0, "tfkd": 0.1, "ols": 0.5}
+TEMPERATURE = {"byot": 3.0, "cskd": 4.0, "tfkd": 20.0}
 PRECISIONS = ("32", "bf16-mixed", "16-mixed", "64")
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # of OUT
@@ -182,6 +193,25 @@ class TrainConfig:
         SAME,
         choices=("transport", "divergence"),
     )
+    distill: float | None = option(
+        None,
+        "model and method",
+        "how much the network's own predictions count in byot, pskd, cskd, tfkd, ols (default: as published)",
+        SAME,
+        check=finite(0),
+        metavar="X",
+    )
+    temperature: float | None = option(
+        None,
+        "model and method",
+        "by which predictions are softened in byot, cskd, tfkd (default: as published)",
+        SAME,
+        check=finite(0, above=True),
+        metavar="X",
+    )
+    hint: float = option(
+        1.28e-4, "model and method", "of byot: factor on the difference of features", SAME, check=finite(0)
+    )
     smoothing: float = option(0.1, "model and method", "largest label smoothing", SAME, check=share)
     schedule: str = option(
         "linear", "model and method", "of dynamic smoothing", SAME, choices=("linear", "cosine", "constant")
@@ -257,6 +287,14 @@ class TrainConfig:
             object.__setattr__(self, "eps", 0.05)
         if self.probe and self.compile:
             raise TrainError("--probe looks into the network, into which --compile lets nobody look: give one of them")
+        for name, known in (("distill", DISTILL), ("temperature", TEMPERATURE)):
+            given = getattr(self, name)
+            if given is not None and self.arm not in known:
+                raise TrainError(f"{flag(name)} is for --arm {', '.join(known)}, got it with --arm {self.arm}")
+        if self.distill is not None and self.distill > 1 and self.arm != "cskd":
+            raise TrainError(f"--distill must be a share, in [0, 1], for --arm {self.arm}, got {self.distill}")
+        if self.mixup > 0 and (self.arm in DISTILL or self.arm == "cutmix"):
+            raise TrainError(f"--mixup mixes labels, which --arm {self.arm} must have as they are or mixes itself")
         if self.mixup > 0 and self.prior == "online":
             raise TrainError("--mixup makes probabilities of the labels, from which --prior online cannot learn")
 

@@ -231,8 +231,9 @@ def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkp
             raise EveryProcessError(said) from error
         raise
     finally:
-        if module.regularizer is not None:
-            module.regularizer.remove()
+        for hooked in (module.regularizer, module.relative):
+            if hooked is not None:
+                hooked.remove()
     if trainer.interrupted:
         saved = (out / LAST_CHECKPOINT).exists()
         how = "the same command with --resume goes on after the last whole epoch" if saved else "no epoch was finished"
