@@ -1,6 +1,7 @@
 """Reports on studies: that no effect is told where there is none, that a planted one is found, and what is written."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sfr_ext.study.report import report
 from sfr_ext.study.results import read_results
 from sfr_ext.study.statistics import Difference, against, bootstrap, holm, paired, seeds_needed, sign_flip, smallest_p
 from sfr_ext.train.errors import TrainError
-from sfr_ext.train.records import write_rows
+from sfr_ext.train.records import read_rows, write_rows
 
 SPREAD = 0.5  # percent, between seeds
 
@@ -217,6 +218,18 @@ def test_what_is_kept_gives_the_same_report(tmp_path):
     report(tmp_path / "kept", tmp_path / "again")
     for name in ("report.md", "report.html", "results.jsonl", "study.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "kept" / name).read_bytes()
+
+
+def test_epochs_between_tests(tmp_path):
+    folder = planted(tmp_path / "runs", {"ce": 0, "slow": 1.0}, seeds=2, slow=("slow",))
+    for path in folder.glob("one/*/*/metrics.csv"):
+        rows = read_rows(path)
+        write_rows(path, [{**row, "test_accuracy": math.nan} if row["epoch"] % 2 else row for row in rows])
+    text = report(folder, tmp_path / "kept") and (tmp_path / "kept" / "report.md").read_text()
+    assert row_of(text, "slow", 2)[-1].endswith(" (2/4)")
+    assert "NaN" not in (tmp_path / "kept" / "results.jsonl").read_text()
+    report(tmp_path / "kept", tmp_path / "again")
+    assert (tmp_path / "again" / "report.html").read_text() == (tmp_path / "kept" / "report.html").read_text()
 
 
 def test_seconds_of_a_quiet_machine(tmp_path):

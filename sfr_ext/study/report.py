@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -249,12 +250,20 @@ class _Setting:
         lengths = {arm: len(next(iter(self.outcomes[arm].values())).epochs) for arm in (arm, reference)}
         (each, _), (of_reference, _) = self.clock[arm] or (1.0, 0), self.clock[reference] or (1.0, 0)
         budget = of_reference * lengths[reference]
-        epochs = min(lengths[arm], int(budget / each * (1 + 1e-9)))
-        if epochs < 1:
+        curve = self._curve(arm)
+        ended = [epoch for epoch in curve if epoch * each <= budget * (1 + 1e-9)]
+        if not ended:
             return "none"
-        key = self.results.accuracy
-        reached = [100 * o.epochs[epochs - 1][key] for o in self.outcomes[arm].values() if key in o.epochs[epochs - 1]]
-        return f"{statistics.mean(reached):.2f} ({epochs}/{lengths[arm]})" if reached else ""
+        return f"{statistics.mean(curve[max(ended)]):.2f} ({max(ended)}/{lengths[arm]})"
+
+    def _curve(self, arm: str) -> dict[int, list[float]]:
+        """Accuracies over seeds, by the epochs that were tested."""
+        found: dict[int, list[float]] = {}
+        for o in self.outcomes[arm].values():
+            for row in o.epochs:
+                if not math.isnan(row.get(self.results.accuracy, math.nan)):
+                    found.setdefault(int(row["epoch"]), []).append(100 * row[self.results.accuracy])
+        return found
 
     def _equal_time_words(self) -> str:
         reference = self._time_reference()
@@ -268,15 +277,13 @@ class _Setting:
         )
 
     def _curves(self) -> list[tuple[str, dict[str, figures.Curve]]]:
-        key = self.results.accuracy
         by_epoch: dict[str, figures.Curve] = {}
         by_second: dict[str, figures.Curve] = {}
         for arm in self.arms:
-            rows = [o.epochs for o in self.outcomes[arm].values() if o.epochs and key in o.epochs[0]]
-            if not rows:
+            curve = self._curve(arm)
+            if not curve:
                 continue
-            columns = [[100 * row[key] for row in at] for at in zip(*rows, strict=False)]
-            epochs = [float(i + 1) for i in range(len(columns))]
+            epochs, columns = [float(epoch) for epoch in curve], list(curve.values())
             ends = [statistics.mean(c) for c in columns], [min(c) for c in columns], [max(c) for c in columns]
             each, _ = self.clock[arm] or (1.0, 0.0)
             by_epoch[arm] = (epochs, *ends)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,9 +76,11 @@ class Results:
             for o in self.outcomes:
                 result = {name: value for name, value in o.result.items() if name != "class_names"}
                 result["options"] = {name: x for name, x in result["options"].items() if name not in ("out", "resume")}
-                curves = {name: [row[name] for row in o.epochs] for name in _CURVES if o.epochs and name in o.epochs[0]}
+                curves = {
+                    name: [_number(row[name]) for row in o.epochs] for name in _CURVES if name in (o.epochs or [{}])[0]
+                }
                 line = {"setting": o.setting, "arm": o.arm, "seed": o.seed, "result": result, "curves": curves}
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def read_results(folder: Path) -> Results:
@@ -125,7 +128,13 @@ def _from_lines(path: Path) -> Iterator[Outcome]:
         try:
             kept = json.loads(line)
             curves = kept["curves"]
-            rows = [dict(zip(curves, values, strict=True)) for values in zip(*curves.values(), strict=True)]
+            columns = [[math.nan if x is None else x for x in values] for values in curves.values()]
+            rows = [dict(zip(curves, values, strict=True)) for values in zip(*columns, strict=True)]
             yield Outcome(kept["setting"], kept["arm"], kept["seed"], kept["result"], rows)
         except (ValueError, KeyError, TypeError) as error:
             raise TrainError(f"{path}: line {number} is not what sfr-ext report writes") from error
+
+
+def _number(value: float) -> float | None:
+    """As JSON has it, without NaN."""
+    return None if math.isnan(value) else value

@@ -234,6 +234,9 @@ class TrainConfig:
         check=less_than_1,
         metavar="SHARE",
     )
+    test_every: int = option(
+        1, "training", "epochs from one test to the next, a divisor of --epochs", SAME, check=whole(1), metavar="N"
+    )
     precision: str = option("32", "training", "bits of the network's arithmetic", SAME, choices=PRECISIONS)
     seed: int = option(0, "training", "of everything that is random", SAME, check=whole(0, 2**32 - 1))
 
@@ -277,6 +280,8 @@ class TrainConfig:
                 raise TrainError(f"{flag(name)} must be one of {', '.join(declared.choices)}, got {value!r}")
             if declared.check is not None and value is not None and (wanted := declared.check(value)) is not None:
                 raise TrainError(f"{flag(name)} must be {wanted}, got {value!r}")
+        if self.epochs % self.test_every:
+            raise TrainError(f"--test-every must be a divisor of --epochs {self.epochs}, got {self.test_every}")
         if self.resume is not None and self.overwrite:
             raise TrainError("--resume continues a run and --overwrite begins it anew: give one of them")
         if self.solver == "exact" and self.eps is not None:

@@ -225,7 +225,10 @@ class Classifier(L.LightningModule):
         self.test_sums.zero_()
         self._require_finite("training loss", loss)
         part = "test" if self.data.held_out is None else "val"
-        self._require_finite("test loss" if part == "test" else "validation loss", test_loss)
+        if test_count == 0:  # between two tests
+            test_loss, test_hits, test_count = math.nan, math.nan, 1.0
+        else:
+            self._require_finite("test loss" if part == "test" else "validation loss", test_loss)
         return {
             "train_loss": loss / count,
             "train_cross_entropy": entropy / count,

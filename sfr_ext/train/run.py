@@ -311,6 +311,7 @@ def _build_trainer(config: TrainConfig, callbacks: list[L.Callback], progress: b
             logger=loggers,
             log_every_n_steps=20,
             num_sanity_val_steps=0,
+            check_val_every_n_epoch=config.test_every,
             use_distributed_sampler=False,
             enable_progress_bar=progress,
             enable_model_summary=False,
