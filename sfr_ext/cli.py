@@ -78,9 +78,8 @@ def _study(arguments: argparse.Namespace) -> int:
     own = [name for name in ("out", "resume", "overwrite", "seed", "progress") if name in given]
     if own:
         raise TrainError(f"--{own[0]} of a run is set by the study itself")
-    return study(
-        arguments.file, arguments.out, arguments.executor, arguments.jobs, arguments.threads, arguments.gpus, given
-    )
+    names = ("out", "executor", "jobs", "threads", "gpus", "settings", "seeds")
+    return study(arguments.file, **{name: getattr(arguments, name) for name in names}, given=given)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -179,6 +178,10 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--gpus", type=_from_0, default=0.0, metavar="X", help="of each run, for ray; 0.5 shares one (0)"
     )
+    study.add_argument(
+        "--settings", type=lambda text: text.split(","), metavar="A,B,...", help="execute the runs of these alone (all)"
+    )
+    study.add_argument("--seeds", type=_positive, metavar="N", help="execute the first N seeds alone (all)")
     study.set_defaults(function=_study)
     report = commands.add_parser("report", help="what a study has found, as report.md and report.html")
     report.add_argument("folder", metavar="DIR", type=Path, help="--out of the study, or of an earlier report")
