@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
@@ -22,6 +24,7 @@ import yaml
 
 from sfr_ext.cli import main
 from sfr_ext.study.plan import read_study
+from sfr_ext.study.work import work
 from sfr_ext.train.errors import TrainError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -265,3 +268,83 @@ def test_without_ray(tmp_path, monkeypatch, capsys):
     file = written(tmp_path / "s.yaml")
     assert main(["study", str(file), "--out", str(tmp_path / "out"), "--executor", "ray"]) == 1
     assert "pip install 'sfr_ext[cluster]'" in capsys.readouterr().err
+
+
+# The files of the repository
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_files_can_be_read(file, tmp_path):
+    study = read_study(file, tmp_path)
+    assert study.runs and study.references
+    # A run of one arm sees the data of the same seed of another, but for the null control.
+    for run in study.runs:
+        assert run.config.seed == run.seed + (1000 if run.arm == "ce-again" else 0)
+    # The test set chooses nothing.
+    assert study.judged_by == ("validation" if "sweep" in file.stem else "test")
+    assert all((run.config.validation > 0) == ("sweep" in file.stem) for run in study.runs)
+
+
+def test_the_subset_of_imagenet_with_a_stand_in(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for part in ("train", "val"):
+        for label, colour in (("n01", (200, 30, 30)), ("n02", (30, 30, 200))):
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(8):
+                image.new("RGB", (90 + i, 70), colour).save(tmp_path / part / label / f"{i}.JPEG")
+    file, out = ROOT / "studies" / "imagenet-subset.yaml", tmp_path / "out"
+    few = "--settings labels-10pct --seeds 1 --epochs 1 --test-every 1 --batch-size 8 --image-size 16 --workers 0"
+    more = [*few.split(), "--arch", "resnet8", "--precision", "32", "--data-dir", str(tmp_path)]
+    ended = subprocess.run(command(file, out, *more), cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert len(list(out.glob("labels-10pct/*/seed-0/result.json"))) == 9 and not (out / "all").exists()
+    assert main(["report", str(out)]) == 0
+    text = (out / "report.md").read_text()
+    assert "No run of this setting has been finished." in text.split("## all")[1]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_with_a_stand_in(name, tmp_path, monkeypatch):
+    """In this process: what stands in for torchvision is not there in another."""
+    classes = int(name.removeprefix("cifar"))
+
+    def factory(folder, train, download):
+        random = np.random.default_rng(train)
+        return types.SimpleNamespace(
+            data=random.integers(0, 256, (128, 32, 32, 3), dtype=np.uint8), targets=[i % classes for i in range(128)]
+        )
+
+    package, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
+    datasets.CIFAR10 = datasets.CIFAR100 = factory
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    few = {"epochs": 1, "test_every": 1, "batch_size": 64, "precision": "32", "arch": "resnet8"}
+    study = read_study(ROOT / "studies" / f"{name}.yaml", tmp_path, few)
+    runs = {run.arm: run for run in study.runs if run.setting == "all" and run.seed == 0}
+    assert len(runs) == 14
+    for arm in ("ce", "sfr-project", "cutmix"):
+        work(runs[arm].config)
+        result = json.loads((runs[arm].config.out / "result.json").read_text())
+        assert result["data"] == name and set(result["probe_accuracy"]) == {"layer1", "layer2", "layer3"}
+
+
+def test_parts_of_a_study(tmp_path, capsys):
+    file = written(tmp_path / "s.yaml", settings={"small": None, "other": None})
+    out = tmp_path / "out"
+    assert main(["study", str(file), "--out", str(out), "--settings", "small,othr"]) == 1
+    assert "--settings: there is no setting 'othr'; near to it: other" in capsys.readouterr().err
+    arguments = command(file, out, "--settings", "other", "--seeds", "1", "--epochs", "1")
+    ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    found = sorted(str(path.relative_to(out)) for path in out.rglob("result.json"))
+    assert found == ["other/ce/seed-0/result.json", "other/ls/seed-0/result.json"]
+    assert list(json.loads((out / "study.json").read_text())["settings"]) == ["small", "other"]
+
+
+def test_other_seeds_for_a_null_control(tmp_path):
+    file = written(tmp_path / "s.yaml", arms={"ce": None, "again": {"arm": "ce", "shift_seeds": 50}})
+    runs = {run.name: run.config for run in read_study(file, tmp_path).runs}
+    assert [runs[f"small/again/seed-{seed}"].seed for seed in (0, 1)] == [50, 51]
+    file = written(tmp_path / "s.yaml", arms={"ce": {"shift_seeds": -1}})
+    with pytest.raises(TrainError, match="arms: ce: shift_seeds: expected a whole number from 0, got -1"):
+        read_study(file, tmp_path)
