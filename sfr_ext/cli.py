@@ -166,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(function=_train)
     study = commands.add_parser(
         "study",
+        allow_abbrev=False,  # --seed is not --seeds
         help="many runs, as a YAML file asks for them: arms x seeds x settings",
         description="Execute the runs of a study that have not been finished. "
         "Further options are those of train, and win over the file's in every run.",

@@ -65,8 +65,8 @@ def curves(panels: Sequence[tuple[str, Mapping[str, Curve]]], ylabel: str) -> st
             for name, (x, mean, low, high) in lines.items():
                 colour, dash = _style(names.index(name))
                 axes.plot(x, mean, dash, color=colour, linewidth=1.6, label=name)
-                if len(names) <= 6:  # more bands hide one another
-                    axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+                if len(names) <= 5:  # more bands hide one another
+                    axes.fill_between(x, low, high, color=colour, alpha=0.08, linewidth=0)
             axes.set_xlabel(label)
             axes.grid(alpha=0.3)
         each[0].set_ylabel(ylabel)
@@ -77,22 +77,31 @@ def curves(panels: Sequence[tuple[str, Mapping[str, Curve]]], ylabel: str) -> st
         return _svg(figure)
 
 
-def probes(accuracies: Mapping[str, Mapping[str, float]]) -> str:
-    """What linear probes find in each layer: a row an arm, a panel a layer."""
+def probes(accuracies: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """What linear probes find in each layer, mean and deviation: a row an arm, a panel a layer, all of one scale."""
     layers = list(dict.fromkeys(layer for found in accuracies.values() for layer in found))
     names = list(accuracies)
+    ends = {
+        layer: [
+            m + s * d for found in accuracies.values() if layer in found for m, d in [found[layer]] for s in (-1, 1)
+        ]
+        for layer in layers
+    }
+    half = max(0.5, *(0.55 * (max(values) - min(values)) for values in ends.values()))
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(1.5 + 2.9 * len(layers), 1.3 + 0.3 * len(names)), layout="constrained")
         for axes, layer in zip(_row(figure, len(layers), sharey=True), layers, strict=True):
-            values = [100 * accuracies[name][layer] for name in names if layer in accuracies[name]]
+            values = [accuracies[name][layer] for name in names if layer in accuracies[name]]
             places = [place for place, name in enumerate(names) if layer in accuracies[name]]
-            axes.axvline(values[0], color=_GREY, linewidth=0.8, linestyle=":")  # the first arm, for the eye
-            axes.plot(values, places, "o", color=_FOUND, markersize=5)
+            means, deviations = zip(*values, strict=True)
+            axes.axvline(means[0], color=_GREY, linewidth=0.8, linestyle=":")  # the first arm, for the eye
+            axes.errorbar(means, places, xerr=deviations, fmt="o", color=_FOUND, markersize=5, ecolor=_GREY)
+            middle = (max(ends[layer]) + min(ends[layer])) / 2
+            axes.set_xlim(middle - half, middle + half)
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(len(names) - 0.4, -0.6)
             axes.set_title(layer)
             axes.set_xlabel("probe accuracy, %")
-            axes.margins(x=0.15)
             axes.grid(alpha=0.3)
             axes.tick_params(axis="y", length=0)
             axes.xaxis.set_major_locator(MaxNLocator(5))

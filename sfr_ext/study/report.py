@@ -93,7 +93,7 @@ def _overview(done: Mapping[str, _Setting]) -> str:
             if arm == reference and arm in setting.arms:
                 cells.append(_spread(setting.accuracies[arm].values()))
             else:
-                cells.append("" if difference is None else _bold(f"{difference.mean:+.2f}", difference.found))
+                cells.append("" if difference is None else _bold(_signed(difference.mean), difference.found))
         rows.append([arm, *cells])
     head = f"Accuracy of {reference}, and the differences of the other arms to it:"
     return head + "\n\n" + _table(["arm", *done], rows)
@@ -290,15 +290,19 @@ class _Setting:
             by_second[arm] = ([each * epoch for epoch in epochs], *ends)
         return [("epoch", by_epoch), ("seconds of training", by_second)] if by_epoch else []
 
-    def _probes(self) -> dict[str, dict[str, float]]:
-        """Mean accuracy by arm and layer."""
-        found: dict[str, dict[str, float]] = {}
+    def _probes(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Mean and deviation of the accuracy in percent, by arm and layer."""
+        found: dict[str, dict[str, tuple[float, float]]] = {}
         if self.results.judged_by == "validation":
             return found
         for arm in self.arms:
             each = [o.result["probe_accuracy"] for o in self.outcomes[arm].values() if o.result.get("probe_accuracy")]
             if each:
-                found[arm] = {layer: statistics.mean(probe[layer] for probe in each) for layer in each[0]}
+                columns = {layer: [100 * probe[layer] for probe in each if layer in probe] for layer in each[0]}
+                found[arm] = {
+                    layer: (statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+                    for layer, values in columns.items()
+                }
         return found
 
     def _probe_words(self) -> str:
@@ -309,7 +313,7 @@ class _Setting:
             else "Test accuracy, in percent, of a ridge regression on the pooled features of each layer."
         )
 
-    def _probe_table(self, found: Mapping[str, Mapping[str, float]]) -> str:
+    def _probe_table(self, found: Mapping[str, Mapping[str, Any]]) -> str:
         layers = list(dict.fromkeys(layer for probe in found.values() for layer in probe))
         head, columns = ["arm"], []
         for layer in layers:
@@ -366,9 +370,13 @@ def _spread(values: Iterable[float], digits: int = 2) -> str:
 
 def _cells(difference: Difference, interval: bool = True) -> list[str]:
     between = difference.interval if interval else None
-    words = f"{difference.mean:+.2f}" + (f" [{between[0]:+.2f}, {between[1]:+.2f}]" if between else "")
+    words = _signed(difference.mean) + (f" [{_signed(between[0])}, {_signed(between[1])}]" if between else "")
     p = "" if difference.corrected is None else f"{difference.corrected:.2g}"
     return [_bold(words, difference.found), _bold(p, difference.found)]
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # no -0.00
 
 
 def _bold(words: str, yes: bool) -> str:
