@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command in ("bench", "train"):  # which read their options themselves
+    if arguments.command in ("bench", "study", "train"):  # which read their options themselves
         arguments.options = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -52,19 +52,41 @@ def _info(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     needed = ["lightning", "matplotlib", "filelock"]
     if not _is_installed("jsonargparse"):
-        _require("jsonargparse", *needed)
+        _require("train", "jsonargparse", *needed)
     from .train.parser import parse
 
     # Threads that wait asleep: on a machine that is busy otherwise, spinning ones hold each other up badly. OpenMP
     # reads this when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     config = parse(arguments.options)
-    _require(*needed, *(["sklearn"] if config.data == "digits" else []))
+    _require("train", *needed, *(["sklearn"] if config.data == "digits" else []))
     from .train.run import run
 
     for name in ("lightning.pytorch", "lightning.fabric"):  # after the import, which sets them to INFO
         logging.getLogger(name).setLevel(logging.WARNING)
     run(config)
+    return 0
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    _require("study", "jsonargparse", "lightning", "matplotlib", "filelock", "rich", "yaml")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from .study.command import study
+    from .train.parser import only_given
+
+    given = only_given(arguments.options)
+    own = [name for name in ("out", "resume", "overwrite", "seed", "progress") if name in given]
+    if own:
+        raise TrainError(f"--{own[0]} of a run is set by the study itself")
+    names = ("out", "executor", "jobs", "threads", "gpus", "settings", "seeds")
+    return study(arguments.file, **{name: getattr(arguments, name) for name in names}, given=given)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    _require("report", "jsonargparse", "lightning", "matplotlib", "filelock", "markdown_it", "scipy", "yaml", "rich")
+    from .study.report import report
+
+    print(report(arguments.folder, arguments.out, arguments.seconds))
     return 0
 
 
@@ -94,10 +116,10 @@ def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def _require(*names: str) -> None:
+def _require(command: str, *names: str) -> None:
     missing = [name for name in names if not _is_installed(name)]
     if missing:
-        raise TrainError(f"train needs {' and '.join(missing)}, not installed here: pip install 'sfr_ext[train]'")
+        raise TrainError(f"{command} needs {' and '.join(missing)}, not installed here: pip install 'sfr_ext[train]'")
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -130,6 +152,10 @@ def _above_0(text: str) -> float:
     return number
 
 
+def _from_0(text: str) -> float:
+    return 0.0 if text == "0" else _above_0(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sfr-ext", description="Optimal transport between feature maps.")
     parser.add_argument("--version", action="version", version=f"sfr-ext {__version__}")
@@ -138,6 +164,33 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(function=_info)
     train = commands.add_parser("train", add_help=False, help="train an image classifier, with or without SFR")
     train.set_defaults(function=_train)
+    study = commands.add_parser(
+        "study",
+        allow_abbrev=False,  # --seed is not --seeds
+        help="many runs, as a YAML file asks for them: arms x seeds x settings",
+        description="Execute the runs of a study that have not been finished. "
+        "Further options are those of train, and win over the file's in every run.",
+    )
+    study.add_argument("file", metavar="STUDY.yaml", type=Path, help="arms, seeds, settings")
+    study.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of its runs")
+    study.add_argument("--executor", choices=("local", "ray"), default="local", help="what executes the runs (local)")
+    study.add_argument("--jobs", type=_positive, metavar="N", help="runs at a time on this machine (one a core)")
+    study.add_argument("--threads", type=_positive, metavar="N", help="of each run (its share of the cores)")
+    study.add_argument(
+        "--gpus", type=_from_0, default=0.0, metavar="X", help="of each run, for ray; 0.5 shares one (0)"
+    )
+    study.add_argument(
+        "--settings", type=lambda text: text.split(","), metavar="A,B,...", help="execute the runs of these alone (all)"
+    )
+    study.add_argument("--seeds", type=_positive, metavar="N", help="execute the first N seeds alone (all)")
+    study.set_defaults(function=_study)
+    report = commands.add_parser("report", help="what a study has found, as report.md and report.html")
+    report.add_argument("folder", metavar="DIR", type=Path, help="--out of the study, or of an earlier report")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where to write (beside the runs)")
+    report.add_argument(
+        "--seconds", type=Path, metavar="DIR", help="a study of the same arms on a quiet machine, whose seconds count"
+    )
+    report.set_defaults(function=_report)
     compare = commands.add_parser("compare", help="the results of finished runs, side by side")
     compare.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what was --out of a run")
     compare.set_defaults(function=_compare)

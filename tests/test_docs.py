@@ -31,9 +31,12 @@ WRITTEN = {
     "new.json",
     "checkpoints/options.json",
     "config.json",
+    "report.md",
+    "report.html",
+    "log.txt",
 }
 # Named like tests, but columns of results.
-COLUMNS = {"test_accuracy"}
+COLUMNS = {"test_accuracy", "test_loss", "test_calibration_error"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

@@ -353,3 +353,24 @@ def test_tensorboard_that_is_not_there(tmp_path, monkeypatch):
 def test_a_bar_by_rich(tmp_path, capsys):
     run(quick(tmp_path, progress=True, epochs=1))
     assert "Epoch 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [{}, {"validation": 0.25}])
+def test_tests_may_be_further_apart(more, tmp_path):
+    options = {"epochs": 4, "arm": "sfr", **more}
+    often = run(quick(tmp_path / "often", **options))
+    seldom = run(quick(tmp_path / "seldom", test_every=2, **options))
+    part = "val" if more else "test"
+    rows = {name: read_rows(tmp_path / name / "metrics.csv") for name in ("often", "seldom")}
+    for one, two in zip(rows["often"], rows["seldom"], strict=True):
+        assert one["train_loss"] == two["train_loss"]  # a test changes nothing
+        if two["epoch"] % 2:
+            assert np.isnan(two[f"{part}_accuracy"])
+        else:
+            assert one[f"{part}_accuracy"] == two[f"{part}_accuracy"]
+    if not more:
+        assert often["test_accuracy"] == seldom["test_accuracy"]
+    cut_and_resumed(quick(tmp_path / "parts", test_every=2, **options), epoch=4)
+    assert kill_runs.same(kill_runs.end_of(tmp_path / "parts"), kill_runs.end_of(tmp_path / "seldom"))
+    with pytest.raises(TrainError, match="--test-every must be a divisor of --epochs 4, got 3"):
+        quick(tmp_path, test_every=3, **options)

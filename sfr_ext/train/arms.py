@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..layouts import Transform
 from ..sfr.candidates import Candidate, candidates, suggestion
 from ..smoothing import DynamicLabelSmoothing
-from .config import TrainConfig
+from .config import DISTILL, FEATURE_ARMS, TEMPERATURE, TrainConfig
 from .errors import TrainError
+from .relatives.base import Relative
+from .relatives.byot import OwnTeacher
+from .relatives.cskd import ClassWise
+from .relatives.ols import OnlineSmoothing
+from .relatives.pskd import PastPredictions
+from .relatives.tfd import SquaredError
+from .relatives.tfkd import TeacherFree
 from .stopwatch import TimedRegularizer
 
 
@@ -45,13 +54,14 @@ def build_regularizer(
         image: one ``[C, H, W]`` like those of the run.
         steps_per_epoch: batches, over which the factor rises.
     """
-    if config.arm not in ("sfr", "emd", "l2"):
+    if config.arm not in FEATURE_ARMS:
         return None
-    layers = compared_layers(config, model, stages, image)
-    if not layers:
-        raise TrainError(f"--arm {config.arm} with --arch {config.arch} needs --layers, shallow to deep")
-    options = {} if config.arm == "l2" else config.emd_options()
-    kind = PointwiseL2 if config.arm == "l2" else TimedRegularizer
+    layers = _needed_layers(config, model, stages, image)
+    kinds = {"l2": PointwiseL2, "tfd": SquaredError}
+    kind = kinds.get(config.arm, TimedRegularizer)
+    options: dict[str, Any] = {} if config.arm in kinds else config.emd_options()
+    if config.arm == "tfd":
+        options = {"normalize": False}
     try:
         regularizer = kind(
             model,
@@ -60,18 +70,50 @@ def build_regularizer(
             weight=config.emd_weight,
             # More steps than anyone runs stand for a warm-up without end.
             warmup_steps=round(min(config.emd_warmup * steps_per_epoch, 2.0**53)),
-            channel_mode=config.channel_mode,
+            channel_mode="crop" if config.arm == "tfd" else config.channel_mode,
             **options,
         )
     except ValueError as error:
         raise TrainError(str(error)) from error
-    if config.channel_mode == "project":
+    if regularizer.projections is not None:
         try:
             _forward(model, image)  # makes the projections, which the optimiser is to have
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise TrainError(f"--channel-mode project with --layers {','.join(layers)}: {reason}") from error
     return regularizer
+
+
+def build_relative(
+    config: TrainConfig, model: nn.Module, stages: tuple[str, ...] | None, image: Tensor, num_classes: int
+) -> Relative | None:
+    """The losses of an arm that has losses of its own, None for the others."""
+    if config.arm not in DISTILL:
+        return None
+    share = DISTILL[config.arm] if config.distill is None else config.distill
+    temperature = TEMPERATURE.get(config.arm, 1.0) if config.temperature is None else config.temperature
+    if config.arm == "pskd":
+        return PastPredictions(config.epochs, share)
+    if config.arm == "cskd":
+        return ClassWise(share, temperature)
+    if config.arm == "tfkd":
+        return TeacherFree(share, temperature)
+    if config.arm == "ols":
+        return OnlineSmoothing(num_classes, 1 - share)
+    layers = _needed_layers(config, model, stages, image)
+    try:
+        return OwnTeacher(model, layers, image, num_classes, share, temperature, config.hint)
+    except (TypeError, ValueError) as error:
+        raise TrainError(str(error)) from error
+
+
+def _needed_layers(
+    config: TrainConfig, model: nn.Module, stages: tuple[str, ...] | None, image: Tensor
+) -> dict[str, Transform | None]:
+    layers = compared_layers(config, model, stages, image)
+    if not layers:
+        raise TrainError(f"--arm {config.arm} with --arch {config.arch} needs --layers, shallow to deep")
+    return layers
 
 
 def compared_layers(

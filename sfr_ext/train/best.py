@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .config import LAST_CHECKPOINT, TrainConfig
+from .config import LAST_CHECKPOINT
 from .engine import L, TorchCheckpointIO
 from .files import atomic_write
-from .loader import IGNORED, ImageModule
 from .module import Classifier
 from .trained import WEIGHTS
 
@@ -53,25 +49,3 @@ class Best(L.Callback):
         module.on_save_checkpoint(content)
         with atomic_write(out / BEST_CHECKPOINT) as path:
             TorchCheckpointIO().save_checkpoint(content, path)
-
-
-@torch.no_grad()
-def evaluate(
-    config: TrainConfig, model: nn.Module, weights: dict[str, Tensor], data: ImageModule, device: torch.device
-) -> tuple[float, float]:
-    """Cross-entropy and accuracy of the network with these weights over all test images, in this process alone."""
-    model.load_state_dict(weights)
-    model.to(device).eval()
-    dtype = next(model.parameters()).dtype
-    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.precision)
-    sums = torch.zeros(3, dtype=torch.float64)
-    with torch.autocast(device.type, mixed) if mixed else contextlib.nullcontext():
-        for batch in data.test_batches():
-            images, labels = data.on_before_batch_transfer(batch, 0)
-            logits = model(data.normalised(images.to(device), dtype)).float().cpu()
-            loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-            real = labels != IGNORED
-            hits = (logits.argmax(1) == labels) & real
-            sums += torch.stack((loss.double(), hits.sum().double(), real.sum().double()))
-    loss, hits, count = sums.tolist()
-    return loss / count, hits / count

@@ -22,7 +22,18 @@ ARMS = {
     "sfr": "dynamic label smoothing + EMD between feature maps",
     "emd": "cross-entropy + EMD between feature maps",
     "l2": "cross-entropy + l2 between feature maps, pixel by pixel",
+    "tfd": "cross-entropy + squared error between feature maps, deep channels cropped (Tf-FD)",
+    "byot": "classifiers on the stages, taught by the last one (BYOT)",
+    "pskd": "labels softened by the predictions of the epoch before (PS-KD)",
+    "cskd": "cross-entropy + divergence from the prediction for another image of the class (CS-KD)",
+    "tfkd": "cross-entropy + divergence from a virtual teacher (Tf-KD)",
+    "ols": "labels softened by the mean prediction for their class (OLS)",
+    "cutmix": "cross-entropy, with a part of each image from another one (CutMix)",
 }
+# Arms that teach by feature maps with --emd-weight, and what --distill and --temperature are where they are not given.
+FEATURE_ARMS = ("sfr", "emd", "l2", "tfd")
+DISTILL = {"byot": 0.1, "pskd": 0.8, "cskd": 1.0, "tfkd": 0.1, "ols": 0.5}
+TEMPERATURE = {"byot": 3.0, "cskd": 4.0, "tfkd": 20.0}
 PRECISIONS = ("32", "bf16-mixed", "16-mixed", "64")
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # of OUT
@@ -112,6 +123,14 @@ class TrainConfig:
         metavar="DIR",
     )
     limit: int | None = option(None, "data", "train on N images only", SAME, check=whole(1), metavar="N")
+    label_noise: float = option(
+        0.0,
+        "data",
+        "share of the training labels, held-out ones too, that are replaced by other classes",
+        SAME,
+        check=less_than_1,
+        metavar="SHARE",
+    )
     image_size: int = option(64, "data", "of imagefolder and hf, in pixels", SAME, check=whole(1))
     augment: bool = option(True, "data", "random crops and mirroring", SAME)
     mixup: float = option(
@@ -167,6 +186,32 @@ class TrainConfig:
         metavar="X",
         before=0.05,
     )
+    objective: str = option(
+        "transport",
+        "model and method",
+        "of sinkhorn: transport, or divergence, which is 0 between equal maps",
+        SAME,
+        choices=("transport", "divergence"),
+    )
+    distill: float | None = option(
+        None,
+        "model and method",
+        "how much the network's own predictions count in byot, pskd, cskd, tfkd, ols (default: as published)",
+        SAME,
+        check=finite(0),
+        metavar="X",
+    )
+    temperature: float | None = option(
+        None,
+        "model and method",
+        "by which predictions are softened in byot, cskd, tfkd (default: as published)",
+        SAME,
+        check=finite(0, above=True),
+        metavar="X",
+    )
+    hint: float = option(
+        1.28e-4, "model and method", "of byot: factor on the difference of features", SAME, check=finite(0)
+    )
     smoothing: float = option(0.1, "model and method", "largest label smoothing", SAME, check=share)
     schedule: str = option(
         "linear", "model and method", "of dynamic smoothing", SAME, choices=("linear", "cosine", "constant")
@@ -188,6 +233,9 @@ class TrainConfig:
         SAME,
         check=less_than_1,
         metavar="SHARE",
+    )
+    test_every: int = option(
+        1, "training", "epochs from one test to the next, a divisor of --epochs", SAME, check=whole(1), metavar="N"
     )
     precision: str = option("32", "training", "bits of the network's arithmetic", SAME, choices=PRECISIONS)
     seed: int = option(0, "training", "of everything that is random", SAME, check=whole(0, 2**32 - 1))
@@ -217,6 +265,7 @@ class TrainConfig:
     tensorboard: bool | None = option(
         None, "run", "also write OUT/tensorboard (default: where TensorBoard is installed)", FREE
     )
+    probe: bool = option(False, "run", "at the end, how much a linear classifier finds in each layer's features", FREE)
     monitor: bool = option(
         False, "run", "save how an image's patches are matched between layers, by epoch: OUT/monitor.png", FREE
     )
@@ -231,12 +280,26 @@ class TrainConfig:
                 raise TrainError(f"{flag(name)} must be one of {', '.join(declared.choices)}, got {value!r}")
             if declared.check is not None and value is not None and (wanted := declared.check(value)) is not None:
                 raise TrainError(f"{flag(name)} must be {wanted}, got {value!r}")
+        if self.epochs % self.test_every:
+            raise TrainError(f"--test-every must be a divisor of --epochs {self.epochs}, got {self.test_every}")
         if self.resume is not None and self.overwrite:
             raise TrainError("--resume continues a run and --overwrite begins it anew: give one of them")
         if self.solver == "exact" and self.eps is not None:
             raise TrainError(f"--eps is for --solver sinkhorn, got {self.eps} with --solver exact")
+        if self.solver == "exact" and self.objective != "transport":
+            raise TrainError(f"--objective {self.objective} is for --solver sinkhorn, got it with --solver exact")
         if self.solver == "sinkhorn" and self.eps is None:
             object.__setattr__(self, "eps", 0.05)
+        if self.probe and self.compile:
+            raise TrainError("--probe looks into the network, into which --compile lets nobody look: give one of them")
+        for name, known in (("distill", DISTILL), ("temperature", TEMPERATURE)):
+            given = getattr(self, name)
+            if given is not None and self.arm not in known:
+                raise TrainError(f"{flag(name)} is for --arm {', '.join(known)}, got it with --arm {self.arm}")
+        if self.distill is not None and self.distill > 1 and self.arm != "cskd":
+            raise TrainError(f"--distill must be a share, in [0, 1], for --arm {self.arm}, got {self.distill}")
+        if self.mixup > 0 and (self.arm in DISTILL or self.arm == "cutmix"):
+            raise TrainError(f"--mixup mixes labels, which --arm {self.arm} must have as they are or mixes itself")
         if self.mixup > 0 and self.prior == "online":
             raise TrainError("--mixup makes probabilities of the labels, from which --prior online cannot learn")
 
@@ -248,7 +311,7 @@ class TrainConfig:
 
     def emd_options(self) -> dict[str, Any]:
         """Of the EMD between feature maps, for those who compute it."""
-        return {"solver": "exact"} if self.solver == "exact" else {"eps": self.eps}
+        return {"solver": "exact"} if self.solver == "exact" else {"eps": self.eps, "objective": self.objective}
 
     def identity(self) -> dict[str, Any]:
         """The options that a resumed run must share with its beginning, as plain values."""

@@ -57,6 +57,10 @@ class ImageData:
         """These training images to validate by."""
         return replace(self, held_out=(self.train_images[places], self.train_labels[places]))
 
+    def labelled(self, labels: Tensor) -> ImageData:
+        """With these training labels."""
+        return replace(self, train_labels=labels)
+
     def identity(self) -> dict[str, Any]:
         """What a resumed run must find as it was, in words."""
         return {"classes": self.num_classes, "channels": self.channels, **_counts(self)}
@@ -100,6 +104,10 @@ class FolderData:
         """These training images to validate by."""
         return replace(self, held_out=self.train.at(places))
 
+    def labelled(self, labels: Tensor) -> FolderData:
+        """With these training labels."""
+        return replace(self, train=replace(self.train, labels=labels))
+
     def identity(self) -> dict[str, Any]:
         """What a resumed run must find as it was, in words."""
         return {"classes": ", ".join(self.class_names), **_counts(self)}
@@ -112,9 +120,10 @@ def _counts(data: ImageData | FolderData) -> dict[str, int]:
 
 def load_data(config: TrainConfig) -> ImageData | FolderData:
     """The data set that ``config`` names; with ``limit``, the first so many images of a permutation fixed by
-    the seed.
+    the seed, and with ``label_noise`` so many of their labels replaced. Both follow from the seed alone: all arms see
+    the same.
 
-    The test images are never limited.
+    The test images are never limited, and their labels are right.
 
     Raises:
         TrainError: a missing or corrupt file, a missing package.
@@ -131,6 +140,8 @@ def load_data(config: TrainConfig) -> ImageData | FolderData:
     generator = torch.Generator().manual_seed(config.seed)
     if config.limit is not None and config.limit < len(data.train_labels):
         data = data.at(torch.randperm(len(data.train_labels), generator=generator)[: config.limit])
+    if config.label_noise > 0:
+        data = data.labelled(noisy_labels(data.train_labels, data.num_classes, config.label_noise, config.seed))
     if config.validation == 0:
         return data
     count = len(data.train_labels)
@@ -139,6 +150,22 @@ def load_data(config: TrainConfig) -> ImageData | FolderData:
         raise TrainError(f"--validation {config.validation} of {count} training images leaves one of both without any")
     order = torch.randperm(count, generator=generator)
     return data.holding_out(order[:held_out]).at(order[held_out:].sort().values)
+
+
+def noisy_labels(labels: Tensor, num_classes: int, share: float, seed: int) -> Tensor:
+    """Symmetric label noise: a share of the labels, each replaced by one of the other classes, all equally likely.
+
+    Raises:
+        TrainError: there is no other class.
+    """
+    if num_classes < 2:
+        raise TrainError(f"--label-noise {share} needs two classes, the data has {num_classes}")
+    random = np.random.default_rng((seed, 1))
+    wrong = torch.from_numpy(random.permutation(len(labels))[: round(share * len(labels))])
+    steps = torch.from_numpy(random.integers(1, num_classes, len(wrong)))
+    noisy = labels.clone()
+    noisy[wrong] = (labels[wrong] + steps) % num_classes
+    return noisy
 
 
 def _digits(config: TrainConfig) -> ImageData:

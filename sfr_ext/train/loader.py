@@ -118,12 +118,24 @@ class ImageModule(L.LightningDataModule):
         """All test images, for one process alone."""
         return self._loader(self._test_images(), Share(len(self.data.test_labels), 1, 0), drop_last=False)
 
+    def plain_batches(self, most: int) -> DataLoader[Batch]:
+        """Training images without augmentation, ``most`` at most, evenly from all, for one process alone."""
+        data = self.data
+        dataset: Dataset[Any]
+        if isinstance(data, FolderData):
+            dataset = FileImages(data.train, data.size, self.seed, False, IGNORED)
+        else:
+            dataset = TensorImages(data.train_images, data.train_labels)
+        count = len(data.train_labels)
+        chosen = torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).round().long().tolist()
+        return self._loader(dataset, [(0, place) for place in chosen], drop_last=False)
+
     def _test_images(self) -> Dataset[Any]:
         if isinstance(self.data, FolderData):
             return FileImages(self.data.test, self.data.size, self.seed, False, IGNORED)
         return TensorImages(self.data.test_images, self.data.test_labels)
 
-    def _loader(self, dataset: Dataset[Any], sampler: Sampler[Any], drop_last: bool) -> DataLoader[Batch]:
+    def _loader(self, dataset: Dataset[Any], sampler: Sampler[Any] | list[Any], drop_last: bool) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
             self.batch_size,

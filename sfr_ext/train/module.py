@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..smoothing import DynamicLabelSmoothing
-from .arms import build_regularizer, build_smoothing
+from .arms import build_regularizer, build_relative, build_smoothing
 from .config import TrainConfig
 from .engine import L
 from .errors import EveryProcessError
 from .loader import IGNORED, Batch, ImageModule
-from .mixing import mixup
+from .mixing import cutmix, mixup
+from .relatives.base import Relative
 from .stopwatch import TimedRegularizer
 from .trained import images_of
 
@@ -40,6 +41,7 @@ class Classifier(L.LightningModule):
         self.stages = stages
         self.fits = False  # whether a batch of these images has passed through the network
         self.regularizer: TimedRegularizer | None = None
+        self.relative: Relative | None = None
         self.average: AveragedModel | None = None
         if config.ema is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
@@ -65,6 +67,7 @@ class Classifier(L.LightningModule):
         self.smoothing = build_smoothing(self.config, self.total_steps)
         image = torch.empty(self.data.channels, *images_of(self.data)["size"])
         self.regularizer = build_regularizer(self.config, self.model, self.stages, image, self.batches_per_epoch)
+        self.relative = build_relative(self.config, self.model, self.stages, image, self.data.num_classes)
         if self.config.compile:
             self.model.compile()  # after the hooks are on, which become part of it
 
@@ -94,10 +97,13 @@ class Classifier(L.LightningModule):
         if batch_idx == 0:
             # Every epoch begins from the seed, so that a resumed run draws what the uninterrupted one drew.
             seed_everything(self.config.seed, self.current_epoch, self.global_rank)
+            if self.relative is not None:
+                self.relative.begin_epoch(self.current_epoch, self.model)
 
     def configure_optimizers(self) -> Any:
         options: dict[str, Any] = {"lr": self.config.lr, "weight_decay": self.config.weight_decay}
-        learned = [] if self.regularizer is None else list(self.regularizer.parameters())  # by --channel-mode project
+        beside = [module for module in (self.regularizer, self.relative) if module is not None]
+        learned = [x for module in beside for x in module.parameters()]  # of --channel-mode project, of heads
         parameters = [*self.model.parameters(), *learned]
         optimizer = (
             torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options)
@@ -116,15 +122,20 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
+        seed = (self.config.seed, self.current_epoch, batch_idx, self.global_rank)
         if self.config.mixup > 0:
-            seed = (self.config.seed, self.current_epoch, batch_idx, self.global_rank)
             images, labels = mixup(images, labels, self.data.num_classes, self.config.mixup, seed)
+        elif self.config.arm == "cutmix":
+            images, labels = cutmix(images, labels, self.data.num_classes, seed)
         logits = self._logits(images)
-        entropy: Tensor = self.smoothing(logits, labels)
-        loss, feature = entropy, entropy.new_zeros(())
+        if self.relative is None:
+            entropy: Tensor = self.smoothing(logits, labels)
+            feature = entropy.new_zeros(())
+        else:
+            entropy, feature = self.relative(images, logits.float() if logits.element_size() < 4 else logits, labels)
         if self.regularizer is not None:
             feature = self._feature_loss(self.regularizer)
-            loss = entropy + feature
+        loss = entropy + feature if self.regularizer is not None or self.relative is not None else entropy
         with torch.no_grad():
             count = len(labels)
             found = logits.argmax(1)
@@ -214,7 +225,10 @@ class Classifier(L.LightningModule):
         self.test_sums.zero_()
         self._require_finite("training loss", loss)
         part = "test" if self.data.held_out is None else "val"
-        self._require_finite("test loss" if part == "test" else "validation loss", test_loss)
+        if test_count == 0:  # between two tests
+            test_loss, test_hits, test_count = math.nan, math.nan, 1.0
+        else:
+            self._require_finite("test loss" if part == "test" else "validation loss", test_loss)
         return {
             "train_loss": loss / count,
             "train_cross_entropy": entropy / count,

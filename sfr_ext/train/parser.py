@@ -6,7 +6,8 @@ import json
 import re
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
@@ -45,6 +46,45 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
         _refuse(str(error), parser)
     except UnicodeDecodeError as error:
         _refuse(f"--config: expected a text in UTF-8 ({error})", parser)
+    return _config(given)
+
+
+def from_options(named: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of options by name, as a YAML file has them.
+
+    Raises:
+        TrainError: an option that does not exist, or a value that is not allowed.
+    """
+    for name, value in named.items():
+        if name not in options():
+            raise TrainError(f"there is no option {name!r}{near_misses(name, list(options()))}")
+        if get_type_hints(TrainConfig)[name] is bool and not isinstance(value, bool):
+            raise TrainError(f"{flag(name)}: expected true or false, got {value!r}")
+    try:
+        return _config(vars(_known_parser().parse_object(dict(named))))
+    except ArgumentError as error:
+        raise TrainError(_told(str(error))) from error
+
+
+def only_given(arguments: Sequence[str]) -> dict[str, Any]:
+    """The options that these arguments of ``sfr-ext train`` set, by name; no defaults.
+
+    Raises:
+        TrainError: an option that does not exist, or a value of the wrong kind.
+    """
+    try:
+        given = vars(_parser().parse_args(list(arguments), defaults=False))
+    except ArgumentError as error:
+        raise TrainError(_told(str(error))) from error
+    return {name: value for name, value in given.items() if name in options()}
+
+
+@cache
+def _known_parser() -> ArgumentParser:
+    return _parser()
+
+
+def _config(given: Mapping[str, Any]) -> TrainConfig:
     values = {name: given[name] for name in options()}
     for name in ("precision", "devices"):
         values[name] = str(values[name])
@@ -143,7 +183,13 @@ def _names(value: Any) -> list[str] | None:
 
 
 def _refuse(message: str, parser: ArgumentParser) -> NoReturn:
-    """Tell wrong usage in one sentence that names the flag, and exit."""
+    """Tell wrong usage and exit."""
+    print(f"{parser.format_usage().strip()}\n{_PROGRAM}: error: {_told(message)}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _told(message: str) -> str:
+    """What jsonargparse has to say, in one sentence that names the flag."""
     known = [flag(name) for name in options()] + ["--config", "--help"]
     if match := re.fullmatch(r'Parser key "(\w+)":\s*(.*)', message, re.DOTALL):
         message = f"{flag(match[1])}: {match[2]}"
@@ -153,9 +199,7 @@ def _refuse(message: str, parser: ArgumentParser) -> NoReturn:
         message += near_misses(flag(match[1]), known)
     message = re.sub(r"\s+", " ", message)
     message = re.sub(r"Expected a (?:<class '(\w+)'>|typing.Literal\[(.*?)\])\.", _expected, message)
-    message = message.replace(". Got value: ", ", got ")
-    print(f"{parser.format_usage().strip()}\n{_PROGRAM}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    return message.replace(". Got value: ", ", got ")
 
 
 def _expected(match: re.Match[str]) -> str:

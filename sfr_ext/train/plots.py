@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -22,13 +23,16 @@ def plot_curves(path: Path, runs: dict[str, list[dict[str, float]]]) -> None:
         def curve(key: str, rows: list[dict[str, float]] = rows, scale: float = 1.0) -> list[float]:
             return [scale * row[key] for row in rows]
 
+        part, words = ("test", "test") if "test_loss" in rows[0] else ("val", "validation")
+        looks = [row for row in rows if not math.isnan(row[f"{part}_loss"])]
+        looked = [row["epoch"] for row in looks]
+
         losses.plot(epochs, curve("train_cross_entropy"), f"{colour}.-", label=f"{name}: training cross-entropy")
         if any(row["train_feature_loss"] for row in rows):
             losses.plot(epochs, curve("train_feature_loss"), f"{colour}.:", label=f"{name}: feature loss, weighted")
-        part, words = ("test", "test") if "test_loss" in rows[0] else ("val", "validation")
-        losses.plot(epochs, curve(f"{part}_loss"), f"{colour}.--", label=f"{name}: {words} cross-entropy")
+        losses.plot(looked, curve(f"{part}_loss", looks), f"{colour}.--", label=f"{name}: {words} cross-entropy")
         accuracies.plot(epochs, curve("train_accuracy", scale=100), f"{colour}.-", label=f"{name}: training")
-        accuracies.plot(epochs, curve(f"{part}_accuracy", scale=100), f"{colour}.--", label=f"{name}: {words}")
+        accuracies.plot(looked, curve(f"{part}_accuracy", looks, 100), f"{colour}.--", label=f"{name}: {words}")
         seconds.plot(epochs, curve("seconds"), f"{colour}.-", label=f"{name}: all")
         if any(row["emd_seconds"] for row in rows):
             seconds.plot(epochs, curve("emd_seconds"), f"{colour}.:", label=f"{name}: feature loss")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,21 @@ class Records(L.Callback):
             self.best.look(pl_module, int(row["epoch"]), row[f"{part}_accuracy"])
         if trainer.is_global_zero:
             write_rows(self.path, self.rows)
+            told = {name: value for name, value in row.items() if name != "step" and not math.isnan(value)}
             for board in trainer.loggers[1:]:  # the first one logs steps
-                board.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+                board.log_metrics(told, int(row["step"]))
             if self.say:
                 # Apart: their sum rises while the factor on the feature loss does.
+                tested = (
+                    ""
+                    if math.isnan(row[f"{part}_accuracy"])
+                    else f"{words} accuracy {100 * row[f'{part}_accuracy']:.2f} %  "
+                )
                 feature = "" if regularizer is None else f"feature loss {row['train_feature_loss']:.3f}  "
                 print(
                     f"epoch {row['epoch']}/{trainer.max_epochs}  cross-entropy {row['train_cross_entropy']:.3f}  "
                     f"{feature}"
-                    f"{words} accuracy {100 * row[f'{part}_accuracy']:.2f} %  {row['seconds']:.1f} s",
+                    f"{tested}{row['seconds']:.1f} s",
                     flush=True,
                 )
 

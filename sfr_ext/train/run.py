@@ -19,10 +19,11 @@ import torch
 
 import sfr_ext
 
+from ..layouts import Transform
 from .arms import compared_layers
-from .best import BEST_CHECKPOINT, Best, evaluate
+from .best import BEST_CHECKPOINT, Best
 from .checkpoints import KeepingIO, find_checkpoint
-from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag, options
+from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag, near_misses, options
 from .data import FolderData, ImageData, load_data
 from .engine import (
     CSVLogger,
@@ -34,13 +35,16 @@ from .engine import (
     process_rank,
 )
 from .errors import EveryProcessError, TrainError
+from .figures import Evaluation, final_figures
 from .files import alone_in, atomic_write, refuses_writing, remove_partial
 from .loader import ImageModule
 from .models import build_model
 from .module import Classifier
 from .monitor import FOLDER, STRIP, Monitor, first_test_image
 from .plots import plot_curves
+from .probe import probe
 from .records import Records
+from .trained import images_of
 
 _PRECISION = {"32": "32-true", "64": "64-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
 
@@ -74,6 +78,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         best = Best() if config.validation > 0 else None
         records = Records(config.out / "metrics.csv", say=not progress, best=best)
         looks = [_monitor(config, data, model, stages)] if config.monitor else []
+        probed = _probed_layers(config, data, model, stages) if config.probe else {}
         trainer = _build_trainer(config, [records, *looks, *([] if best is None else [best])], progress)
         if first:
             print(f"{config.arm} on {config.data} ({len(data.train_labels)} images from {data.source}), {config.arch}")
@@ -86,11 +91,17 @@ def run(config: TrainConfig) -> dict[str, Any]:
         result = _result(config, data, model, records, trainer)
         if best is not None and first:
             best.save(config.out, module)
-            device = trainer.strategy.root_device
-            result["test_loss"], result["test_accuracy"] = evaluate(config, model, best.weights, datamodule, device)
+            module.tested().load_state_dict(best.weights)
             result["best_epoch"], result["val_accuracy"] = best.epoch, best.accuracy
             result["validation_images"] = data.identity()["validation images"]
         if first:
+            evaluation = Evaluation(config, module.tested(), datamodule, trainer.strategy.root_device)
+            at_end = final_figures(evaluation)
+            if best is None:  # all devices have counted the hits of the last epoch
+                at_end["test_accuracy"] = result["test_accuracy"]
+            result.update(at_end)
+            if probed:
+                result["probe_accuracy"] = probe(evaluation, probed, data.num_classes)
             plot_curves(config.out / "curves.png", {config.arm: records.rows})
             # Last: it stands for a run that is complete.
             with atomic_write(config.out / "result.json") as path:
@@ -220,8 +231,9 @@ def _fit(trainer: L.Trainer, module: Classifier, datamodule: ImageModule, checkp
             raise EveryProcessError(said) from error
         raise
     finally:
-        if module.regularizer is not None:
-            module.regularizer.remove()
+        for hooked in (module.regularizer, module.relative):
+            if hooked is not None:
+                hooked.remove()
     if trainer.interrupted:
         saved = (out / LAST_CHECKPOINT).exists()
         how = "the same command with --resume goes on after the last whole epoch" if saved else "no epoch was finished"
@@ -249,6 +261,19 @@ def _monitor(
     if not layers:
         raise TrainError(f"--monitor with --arch {config.arch} needs --layers, shallow to deep")
     return Monitor(config, model, layers, image, data.mean, data.std)
+
+
+def _probed_layers(
+    config: TrainConfig, data: ImageData | FolderData, model: torch.nn.Module, stages: tuple[str, ...] | None
+) -> dict[str, Transform | None]:
+    layers = compared_layers(config, model, stages, torch.empty(data.channels, *images_of(data)["size"]))
+    known = dict(model.named_modules())
+    for layer in layers:
+        if layer not in known:
+            raise TrainError(f"--layers: the network has no layer {layer!r}{near_misses(layer, list(known))}")
+    if not layers:
+        raise TrainError(f"--probe with --arch {config.arch} needs --layers, shallow to deep")
+    return layers
 
 
 def _is_installed(name: str) -> bool:
@@ -286,6 +311,7 @@ def _build_trainer(config: TrainConfig, callbacks: list[L.Callback], progress: b
             logger=loggers,
             log_every_n_steps=20,
             num_sanity_val_steps=0,
+            check_val_every_n_epoch=config.test_every,
             use_distributed_sampler=False,
             enable_progress_bar=progress,
             enable_model_summary=False,

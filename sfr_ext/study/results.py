@@ -1,0 +1,140 @@
+"""The results of a study: from the folders of its runs, or from the lines that an earlier report has kept of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..train.errors import TrainError
+from ..train.files import atomic_write
+from ..train.records import read_rows
+from .command import OUTLINE
+from .work import RESULT
+
+LINES = "results.jsonl"  # one run a line, without checkpoints: small enough to be kept
+_CURVES = ("epoch", "test_accuracy", "val_accuracy", "train_accuracy", "train_feature_loss", "seconds")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One finished run."""
+
+    setting: str
+    arm: str
+    seed: int
+    result: dict[str, Any]  # of its result.json
+    epochs: list[dict[str, float]]  # of its metrics.csv
+
+    def figure(self, name: str) -> float | None:
+        value = self.result.get(name)
+        return None if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All finished runs of a study, by setting and arm in the study's order."""
+
+    outline: dict[str, Any]
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.outline["settings"]
+        return found
+
+    @property
+    def judged_by(self) -> str:
+        return str(self.outline["judged_by"])
+
+    @property
+    def accuracy(self) -> str:
+        """The figure that counts: of a sweep, that of the held-out images."""
+        return "val_accuracy" if self.judged_by == "validation" else "test_accuracy"
+
+    def of(self, setting: str, arm: str) -> dict[int, Outcome]:
+        """The runs of an arm, by seed."""
+        return {o.seed: o for o in self.outcomes if (o.setting, o.arm) == (setting, arm)}
+
+    def arms(self, setting: str) -> list[str]:
+        """Those of which there is a run."""
+        return [arm for arm in self.settings[setting]["arms"] if self.of(setting, arm)]
+
+    def missing(self, setting: str) -> int:
+        """Runs that have not been finished."""
+        asked = self.settings[setting]
+        return len(asked["arms"]) * len(asked["seeds"]) - sum(o.setting == setting for o in self.outcomes)
+
+    def save(self, folder: Path) -> None:
+        """Write what `read_results` reads."""
+        with atomic_write(folder / OUTLINE) as path:
+            path.write_text(json.dumps(self.outline, indent=2) + "\n")
+        with atomic_write(folder / LINES) as path, path.open("w") as file:
+            for o in self.outcomes:
+                result = {name: value for name, value in o.result.items() if name != "class_names"}
+                result["options"] = {name: x for name, x in result["options"].items() if name not in ("out", "resume")}
+                curves = {
+                    name: [_number(row[name]) for row in o.epochs] for name in _CURVES if name in (o.epochs or [{}])[0]
+                }
+                line = {"setting": o.setting, "arm": o.arm, "seed": o.seed, "result": result, "curves": curves}
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read_results(folder: Path) -> Results:
+    """The finished runs of the study in this folder; where it has no runs, those that a report has kept.
+
+    Raises:
+        TrainError: it holds no study, a damaged one, or one without a finished run.
+    """
+    path = folder / OUTLINE
+    try:
+        outline = json.loads(path.read_text())
+        results = Results(outline, list(_from_runs(folder, outline)) or list(_from_lines(folder / LINES)))
+        results.missing(next(iter(results.settings)))
+    except OSError as error:
+        raise TrainError(
+            f"{path} cannot be read: {error.strerror or error}; is {folder} the --out of a study?"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainError(f"{path} is not what sfr-ext study writes") from error
+    if not results.outcomes:
+        raise TrainError(f"{folder} holds no finished run yet")
+    return results
+
+
+def _from_runs(folder: Path, outline: dict[str, Any]) -> Iterator[Outcome]:
+    for setting, asked in outline["settings"].items():
+        for arm in asked["arms"]:
+            for seed in asked["seeds"]:
+                run = folder / setting / arm / f"seed-{seed}"
+                if not (run / RESULT).is_file():
+                    continue
+                try:
+                    result = json.loads((run / RESULT).read_text())
+                    float(result["test_accuracy"]), result["options"]["epochs"]
+                    rows = read_rows(run / "metrics.csv")
+                except (OSError, ValueError, KeyError, TypeError) as error:
+                    raise TrainError(f"{run} does not hold the result of a run of sfr-ext train") from error
+                yield Outcome(setting, arm, seed, result, rows)
+
+
+def _from_lines(path: Path) -> Iterator[Outcome]:
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            kept = json.loads(line)
+            curves = kept["curves"]
+            columns = [[math.nan if x is None else x for x in values] for values in curves.values()]
+            rows = [dict(zip(curves, values, strict=True)) for values in zip(*columns, strict=True)]
+            yield Outcome(kept["setting"], kept["arm"], kept["seed"], kept["result"], rows)
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainError(f"{path}: line {number} is not what sfr-ext report writes") from error
+
+
+def _number(value: float) -> float | None:
+    """As JSON has it, without NaN."""
+    return None if math.isnan(value) else value

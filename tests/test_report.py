@@ -1,0 +1,288 @@
+"""Reports on studies: that no effect is told where there is none, that a planted one is found, and what is written."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning", reason="the extra [train] is not installed")
+pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
+pytest.importorskip("markdown_it", reason="the extra [train] is not installed")
+pytest.importorskip("scipy", reason="the extra [train] is not installed")
+
+from sfr_ext.cli import main
+from sfr_ext.study.page import html_page
+from sfr_ext.study.report import report
+from sfr_ext.study.results import read_results
+from sfr_ext.study.statistics import Difference, against, bootstrap, holm, paired, seeds_needed, sign_flip, smallest_p
+from sfr_ext.train.errors import TrainError
+from sfr_ext.train.records import read_rows, write_rows
+
+SPREAD = 0.5  # percent, between seeds
+
+
+def planted(folder, effects, seeds=10, epochs=4, judged_by="test", slow=(), about=""):
+    """A study whose arms differ by these percents, as `sfr-ext study` leaves it."""
+    random = np.random.default_rng(7)
+    outline = {
+        "name": "planted",
+        "about": about,
+        "judged_by": judged_by,
+        "references": [arm for arm in ("ce", "ls") if arm in effects],
+        "settings": {"one": {"about": "", "arms": list(effects), "seeds": list(range(seeds))}},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.json").write_text(json.dumps(outline))
+    part = "val" if judged_by == "validation" else "test"
+    shared = SPREAD * random.standard_normal(seeds)  # what a seed does to all arms
+    for arm, effect in effects.items():
+        for seed in range(seeds):
+            accuracy = (85 + effect + shared[seed] + SPREAD * random.standard_normal()) / 100
+            each = 2.0 if arm in slow else 1.0
+            rows = [
+                {
+                    "epoch": i + 1,
+                    f"{part}_accuracy": accuracy - 0.05 * (epochs - 1 - i),
+                    "train_accuracy": 0.9,
+                    "seconds": each,
+                    "emd_seconds": each / 4 if arm in slow else 0.0,
+                }
+                for i in range(epochs)
+            ]
+            result = {
+                "arm": "ce",
+                "seed": seed,
+                "data": "digits",
+                "train_images": 1438,
+                "arch": "resnet8",
+                "epochs": epochs,
+                "test_accuracy": accuracy if part == "test" else 0.123456,
+                "test_loss": 0.4,
+                "test_calibration_error": 0.031,
+                "probe_accuracy": {"layer1": accuracy - 0.2, "layer3": accuracy},
+                "seconds": each * epochs,
+                "emd_seconds": each * epochs / 4 if arm in slow else 0.0,
+                "options": {"epochs": epochs, "batch_size": 128, "label_noise": 0.2, "out": "elsewhere"},
+            }
+            if part == "val":
+                result["val_accuracy"] = accuracy
+            run = folder / "one" / arm / f"seed-{seed}"
+            run.mkdir(parents=True)
+            (run / "result.json").write_text(json.dumps(result))
+            write_rows(run / "metrics.csv", rows)
+    return folder
+
+
+def row_of(text, arm, table=0):
+    """Cells of an arm's line in the table of that number."""
+    lines = [line for line in text.splitlines() if line.startswith(f"| {arm} |")]
+    return [cell.strip() for cell in lines[table].strip("|").split("|")]
+
+
+# The statistics
+
+
+def test_no_effect_where_there_is_none():
+    """Of 400 nulls, about one in twenty is called one: not more, as it should be, and not none."""
+    random = np.random.default_rng(0)
+    found = covered = 0
+    for _ in range(400):
+        difference = paired(*(dict(enumerate(85 + random.standard_normal(10))) for _ in range(2)))
+        found += difference.p < 0.05
+        covered += difference.interval[0] <= 0 <= difference.interval[1]
+    assert 8 <= found <= 33  # binomial of 400 and 0.05: 99.9 % lie there
+    assert covered >= 0.86 * 400  # a bootstrap of ten is known to be a little narrow
+
+
+def test_sign_flips_are_counted_exactly():
+    values = np.array([0.3, -0.1, 0.4, 0.2, 0.5, 0.35])
+    flips = np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1)
+    as_extreme = np.abs(flips.T @ values) >= abs(values.sum()) - 1e-12
+    assert sign_flip(values) == pytest.approx(as_extreme.mean())
+    assert sign_flip(np.full(10, 0.1)) == pytest.approx(smallest_p(10)) == 2 / 1024
+    assert sign_flip(np.zeros(10)) == 1
+    assert smallest_p(5) > 0.05 > smallest_p(6)
+
+
+def test_holm_is_that_of_the_textbook():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_differences_are_paired_by_seed():
+    arm, reference = {0: 10.0, 1: 20.0, 2: 30.0, 5: 99.0}, {0: 9.0, 1: 18.0, 2: 27.0, 7: 0.0}
+    found = paired(arm, reference)
+    assert (found.seeds, found.mean, found.deviation) == (3, 2.0, 1.0)
+    assert paired({1: 1.0}, {2: 1.0}) is None
+    assert paired({1: 1.0}, {1: 0.5}) == Difference(1, 0.5, None, None, None)
+    assert bootstrap(np.full(4, 0.25)) == (0.25, 0.25)
+
+
+def test_more_arms_are_corrected_for():
+    random = np.random.default_rng(1)
+    arms = {name: dict(enumerate(random.standard_normal(10))) for name in ("ce", "a", "b", "c")}
+    found = against(arms, "ce")
+    assert set(found) == {"a", "b", "c"}
+    assert [d.corrected for d in found.values()] == holm([d.p for d in found.values()])
+
+
+def test_so_many_seeds_find_it():
+    """By simulation: with that many, four of five studies find the difference."""
+    n = seeds_needed(0.5, 0.3)
+    assert n == 24  # G*Power: two-sided paired t-test, d = 0.6, power 0.8
+    random = np.random.default_rng(2)
+    values = 0.3 + 0.5 * random.standard_normal((4000, n))
+    t = values.mean(1) / values.std(1, ddof=1) * np.sqrt(n)
+    assert (np.abs(t) > 2.0687).mean() == pytest.approx(0.8, abs=0.02)
+    assert seeds_needed(0, 0.3) == 2
+    assert seeds_needed(1e6, 0.3) is None
+
+
+# The report
+
+
+def test_a_null_control_and_a_planted_effect(tmp_path):
+    folder = planted(tmp_path, {"ce": 0, "ce-again": 0, "ls": 0, "better": 2.0, "worse": -2.0})
+    text = report(folder) and (folder / "report.md").read_text()
+    for arm, sign in (("better", "+"), ("worse", "-")):
+        to_ce, p = row_of(text, arm)[3:5]
+        assert to_ce.startswith(f"**{sign}") and p == f"**{4 * 2 / 1024:.2g}**"
+        low, high = map(float, re.search(r"\[(.*), (.*)\]", to_ce).groups())
+        assert low < (2 if sign == "+" else -2) < high and low * high > 0
+    to_ce, p = row_of(text, "ce-again")[3:5]
+    assert "**" not in to_ce and float(p) > 0.05
+    low, high = map(float, re.search(r"\[(.*), (.*)\]", to_ce).groups())
+    assert low < 0 < high
+    assert "Better than ce: better." in text and "Worse than ce: worse." in text
+    assert "no sign-flip test" not in text
+
+
+def test_five_seeds_are_too_few(tmp_path):
+    text = report(planted(tmp_path, {"ce": 0, "better": 2.0}, seeds=5)) and (tmp_path / "report.md").read_text()
+    assert "With 5 seeds no sign-flip test can reach 0.05**: its smallest p is 2/2^5 = 0.0625" in text
+    assert "No arm differs from ce by the corrected test." in text and "Better" not in text
+
+
+def test_six_seeds_are_too_few_for_several_arms(tmp_path):
+    text = report(planted(tmp_path, {"ce": 0, "a": 2.0, "b": 2.0}, seeds=6)) and (tmp_path / "report.md").read_text()
+    assert "With 6 seeds and 2 arms, the smallest p is 0.0625 after Holm's correction" in text
+
+
+def test_one_seed_has_no_spread(tmp_path):
+    text = report(planted(tmp_path, {"ce": 0, "a": 2.0}, seeds=1)) and (tmp_path / "report.md").read_text()
+    assert "With 1 seed no sign-flip test" in text and "With one seed there is no spread" in text
+    assert " ± " not in text.split("## one")[1].split("### Seeds")[0]
+
+
+def test_what_a_report_says(tmp_path):
+    folder = planted(tmp_path, {"ce": 0, "ls": 0, "slow": 1.0}, slow=("slow",), about="What for.")
+    text = report(folder) and (folder / "report.md").read_text()
+    assert text.startswith("# planted\n\nWhat for.\n")
+    assert "20 % of the labels wrong" in text and "1438 training images" in text
+    results = read_results(folder)
+    accuracies = [100 * o.result["test_accuracy"] for o in results.of("one", "slow").values()]
+    cells = row_of(text, "slow")
+    assert cells[1:3] == ["10", f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}"]
+    seconds, feature, loss, error, equal = row_of(text, "slow", 2)[1:]
+    assert (seconds, feature, loss, error) == ("2", "25 %", "0.400 ± 0.000", "3.10 ± 0.00")
+    # In the four seconds of ce it comes to half of its epochs, two of which are worth 10 %.
+    assert equal == f"{np.mean(accuracies) - 10:.2f} (2/4)"
+    probes = row_of(text, "slow", 3)
+    assert probes[1] == f"{np.mean(accuracies) - 20:.2f} ± {np.std(accuracies, ddof=1):.2f}"
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    folder = planted(tmp_path, {"ce": 0, "ls": 0, "a<b>": 1.0}, seeds=2)
+    report(folder)
+    page = (folder / "report.html").read_text()
+    text = (folder / "report.md").read_text()
+    assert page.count("<table>") == text.count("| --- |\n")
+    named = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(named) == 3 and all((folder / path).read_text().startswith("<svg") for path in named)
+    assert page.count('src="data:image/svg+xml;base64,') == 3
+    assert not re.search(r"""(?:src|href)="(?!data:)""", page)
+    assert "<b>" not in page and "a&lt;b&gt;" in page
+    assert "<script" not in html_page("x", "<script>alert(1)</script>", {})
+
+
+def test_what_is_kept_gives_the_same_report(tmp_path):
+    folder = planted(tmp_path / "runs", {"ce": 0, "a": 1.0}, seeds=6)
+    report(folder, tmp_path / "kept")
+    assert not (folder / "report.md").exists()
+    lines = [json.loads(line) for line in (tmp_path / "kept" / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 and all("out" not in line["result"]["options"] for line in lines)
+    report(tmp_path / "kept", tmp_path / "again")
+    for name in ("report.md", "report.html", "results.jsonl", "study.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "kept" / name).read_bytes()
+
+
+def test_epochs_between_tests(tmp_path):
+    folder = planted(tmp_path / "runs", {"ce": 0, "slow": 1.0}, seeds=2, slow=("slow",))
+    for path in folder.glob("one/*/*/metrics.csv"):
+        rows = read_rows(path)
+        write_rows(path, [{**row, "test_accuracy": math.nan} if row["epoch"] % 2 else row for row in rows])
+    text = report(folder, tmp_path / "kept") and (tmp_path / "kept" / "report.md").read_text()
+    assert row_of(text, "slow", 2)[-1].endswith(" (2/4)")
+    assert "NaN" not in (tmp_path / "kept" / "results.jsonl").read_text()
+    report(tmp_path / "kept", tmp_path / "again")
+    assert (tmp_path / "again" / "report.html").read_text() == (tmp_path / "kept" / "report.html").read_text()
+
+
+def test_seconds_of_a_quiet_machine(tmp_path):
+    busy = planted(tmp_path / "busy", {"ce": 0, "a": 1.0}, seeds=6, slow=("ce", "a"))
+    quiet = planted(tmp_path / "quiet", {"ce": 0, "a": 1.0}, seeds=1)
+    assert main(["report", str(busy), "--seconds", str(quiet)]) == 0
+    text = (busy / "report.md").read_text()
+    assert row_of(text, "a", 2)[1] == "1" and "of a run of its own on a quiet machine" in text
+    with pytest.raises(TrainError, match="has no finished run of one/a"):
+        report(busy, seconds=planted(tmp_path / "less", {"ce": 0}, seeds=1))
+
+
+def test_a_sweep_does_not_look_at_the_test_images(tmp_path):
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, judged_by="validation")
+    text = report(folder) and (folder / "report.md").read_text()
+    assert "held-out training images" in text and "likelihood" not in text.split("### Time")[1].split("\n\n")[1]
+    assert "12.3" not in text and "probe" not in text  # 0.123456 is the accuracy on test images
+    assert row_of(text, "a")[3].startswith("**+")
+
+
+def test_runs_that_are_missing(tmp_path):
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=6)
+    (folder / "one" / "a" / "seed-2" / "result.json").unlink()
+    outline = json.loads((folder / "study.json").read_text())
+    outline["settings"]["two"] = {"about": "", "arms": ["ce"], "seeds": [0]}
+    (folder / "study.json").write_text(json.dumps(outline))
+    text = report(folder) and (folder / "report.md").read_text()
+    assert "**1 of 12 runs have not been finished**" in text
+    assert row_of(text, "a")[1] == "5"
+    assert "No run of this setting has been finished." in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("study.json", None, "is .* the --out of a study"),
+        ("study.json", "[]", "is not what sfr-ext study writes"),
+        ("one/ce/seed-0/result.json", "{}", "does not hold the result of a run"),
+        ("one/ce/seed-0/metrics.csv", None, "does not hold the result of a run"),
+    ],
+)
+def test_damaged_files_are_named(name, content, told, tmp_path, capsys):
+    path = planted(tmp_path, {"ce": 0}, seeds=1) / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    assert main(["report", str(tmp_path)]) == 1
+    assert re.search(told, capsys.readouterr().err)
+
+
+def test_nothing_finished(tmp_path):
+    folder = planted(tmp_path, {"ce": 0}, seeds=1)
+    Path(folder / "one" / "ce" / "seed-0" / "result.json").unlink()
+    with pytest.raises(TrainError, match="holds no finished run yet"):
+        report(folder)

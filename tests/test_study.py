@@ -1,0 +1,350 @@
+"""Studies: the file, the runs in processes and as Ray's tasks, and what becomes of a study that is killed."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning", reason="the extra [train] is not installed")
+pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
+pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+pytest.importorskip("yaml", reason="the extra [train] is not installed")
+
+import kill_runs
+import yaml
+
+from sfr_ext.cli import main
+from sfr_ext.study.plan import read_study
+from sfr_ext.study.work import work
+from sfr_ext.train.errors import TrainError
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMON = {"data": "digits", "limit": 192, "batch_size": 64, "epochs": 2, "tensorboard": False}
+
+
+def written(path, **changed):
+    content = {"seeds": 2, "common": COMMON, "arms": ["ce", "ls"], "settings": {"small": None}, **changed}
+    path.write_text(
+        yaml.safe_dump({key: value for key, value in content.items() if value != "left out"}, sort_keys=False)
+    )
+    return path
+
+
+def command(file, out, *more):
+    return [sys.executable, "-m", "sfr_ext", "study", str(file), "--out", str(out), "--threads", "1", *more]
+
+
+def wait_for(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return found
+
+
+def epochs_of(out):
+    path = out / "metrics.csv"
+    return len(path.read_text().splitlines()) - 1 if path.exists() else 0
+
+
+# The file
+
+
+def test_settings_arms_and_seeds_make_the_runs(tmp_path):
+    file = written(
+        tmp_path / "s.yaml",
+        arms={"ce": None, "wide": {"arm": "sfr", "emd_weight": 2}, "short": {"arm": "ls", "epochs": 1}},
+        settings={
+            "small": {"about": "few", "options": {"epochs": 5, "lr": 0.05}},
+            "other": {"arms": {"wide": {"emd_weight": 3}, "ce": None}, "seeds": [7, 9]},
+        },
+    )
+    study = read_study(file, tmp_path / "out", {"batch_size": 32})
+    runs = {run.name: run.config for run in study.runs}
+    assert list(runs) == [
+        *(f"small/{arm}/seed-{seed}" for seed in (0, 1) for arm in ("ce", "wide", "short")),
+        *(f"other/{arm}/seed-{seed}" for seed in (7, 9) for arm in ("wide", "ce")),
+    ]
+    assert all(config.out == tmp_path / "out" / name and f"seed-{config.seed}" in name for name, config in runs.items())
+    assert {config.batch_size for config in runs.values()} == {32}  # a flag wins over the file
+    wide = runs["small/wide/seed-1"]
+    assert (wide.arm, wide.emd_weight, wide.epochs, wide.lr) == ("sfr", 2, 5, 0.05)  # a setting wins over common
+    assert runs["small/short/seed-0"].epochs == 1  # and an arm over a setting
+    assert runs["other/wide/seed-7"].emd_weight == 3  # and an arm of a setting over both
+    assert study.outline()["settings"] == {
+        "small": {"about": "few", "arms": ["ce", "wide", "short"], "seeds": [0, 1]},
+        "other": {"about": "", "arms": ["wide", "ce"], "seeds": [7, 9]},
+    }
+    assert study.references == ("ce",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"arms": ["ce", "cee"]}, "arms: 'cee' is no arm of sfr-ext train; say which by `arm:`; near to it: ce"),
+        ({"arms": {"x": {"arm": "srf"}}}, "settings: small, arm x: --arm: expected one of 'ce', .*, got srf"),
+        ({"arms": {"ce": {"epoch": 3}}}, "arms: ce: there is no option 'epoch'; near to it: epochs"),
+        ({"arms": ["ce", "ls", "ce"]}, "arms: 'ce' is there twice"),
+        ({"arms": "left out"}, "arms: expected names, or a mapping from names to options, got nothing"),
+        ({"arms": {"a/b": {"arm": "ce"}}}, "arms: expected a name of letters, .*, got 'a/b'"),
+        ({"settings": {"small": {"arms": ["dls"]}}}, r"small: arms: there is no arm 'dls'; near to it: ls"),
+        ({"settings": {"small": {"epochs": 3}}}, "small: unknown key 'epochs', .*; options of train go under"),
+        ({"settings": "left out"}, "settings: expected a mapping from names to options, got nothing"),
+        ({"settings": {"small": 3}}, "settings: small: expected a mapping, got a int"),
+        ({"common": {"epochs": 0}}, "settings: small, arm ce: --epochs must be at least 1, got 0"),
+        ({"common": {"epochs": "many"}}, "settings: small, arm ce: --epochs: expected int, got many"),
+        ({"common": {"augment": "perhaps"}}, "--augment: expected true or false, got 'perhaps'"),
+        ({"common": {"seed": 3}}, "common: 'seed' is set by the study itself, for each run"),
+        ({"common": {"out": "x"}}, "common: 'out' is set by the study itself, for each run"),
+        ({"seeds": 0}, "seeds: expected a number from 1, or a list of whole numbers from 0, got 0"),
+        ({"seeds": [1, 2, 1]}, "seeds: 1 is there twice"),
+        ({"references": ["ce", "dls"]}, "references: there is no arm 'dls'"),
+        ({"judged_by": "luck"}, "judged_by: expected one of test, validation, got 'luck'"),
+        ({"judged_by": "validation"}, "small/ce: judged_by: validation needs the option validation"),
+        ({"sedes": 3}, "the study: unknown key 'sedes'"),
+    ],
+)
+def test_each_mistake_is_told_once(changed, told, tmp_path):
+    file = written(tmp_path / "s.yaml", **changed)
+    with pytest.raises(TrainError) as caught:
+        read_study(file, tmp_path / "out")
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{file}: ") for line in lines)
+    matching = [line for line in lines if re.search(told, line)]
+    assert len(matching) == 1, lines
+    # Beside it only what follows for the other arm.
+    assert len(lines) == (2 if changed == {"judged_by": "validation"} else 1), lines
+
+
+def test_all_mistakes_are_told(tmp_path, capsys):
+    file = written(tmp_path / "s.yaml", arms=["ce", "xyz"], seeds=-1, common={"epoch": 3})
+    assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "'xyz'" in error and "seeds: expected" in error and "'epoch'" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("arms: {ce: , ce: }\nsettings: {a: }", "line 1: 'ce' is there twice"),
+        ("settings:\n  a:\n  b:\n  a:\narms: [ce]", "line 4: 'a' is there twice"),
+        ("arms: [ce", "is no YAML"),
+        ("- ce", "expected a mapping with settings and arms, got a list"),
+    ],
+)
+def test_what_is_no_study(text, told, tmp_path):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(TrainError, match=told):
+        read_study(tmp_path / "s.yaml", tmp_path)
+
+
+def test_flags(tmp_path, capsys):
+    file = written(tmp_path / "s.yaml")
+    for flags, told in (
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3; near to it: --epochs"),
+        (["--seed", "3"], "--seed of a run is set by the study itself"),
+    ):
+        assert main(["study", str(file), "--out", str(tmp_path / "out"), *flags]) == 1
+        assert told in capsys.readouterr().err
+    assert main(["study", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "out")]) == 1
+    assert "none.yaml cannot be read" in capsys.readouterr().err
+
+
+# The runs
+
+
+def test_one_failing_run_does_not_stop_the_others(tmp_path):
+    file = written(tmp_path / "s.yaml", seeds=1, arms={"bad": {"arm": "ce", "arch": "no-such"}, "ce": None, "ls": None})
+    out = tmp_path / "out"
+    ended = subprocess.run(command(file, out), capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 1, ended.stderr
+    assert "1 of 3 runs failed:\n  small/bad/seed-0: --arch 'no-such' is neither" in ended.stderr
+    results = [out / "small" / arm / "seed-0" / "result.json" for arm in ("ce", "ls")]
+    assert all(json.loads(path.read_text())["epochs"] == 2 for path in results)
+    times = [path.stat().st_mtime_ns for path in results]
+
+    # What is finished is not repeated, and the arm that is mended is caught up on.
+    file = written(tmp_path / "s.yaml", seeds=1, arms={"bad": {"arm": "ce", "lr": 0.01}, "ce": None, "ls": None})
+    ended = subprocess.run(command(file, out), capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    assert "3 runs, of which 2 are finished" in ended.stdout
+    assert [path.stat().st_mtime_ns for path in results] == times
+    assert (out / "small" / "bad" / "seed-0" / "result.json").exists()
+
+    # A study that asks for something else does not take their results for its own.
+    file = written(tmp_path / "s.yaml", seeds=1, arms=["ce", "ls"], common={**COMMON, "lr": 0.3})
+    ended = subprocess.run(command(file, out), capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 1
+    assert "holds a finished run with --lr 0.1, and the study asks for 0.3" in ended.stderr
+    assert "(1 more runs likewise)" in ended.stderr
+
+
+def holder(path):
+    """The process that has the file open."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(os.readlink(entry) == str(path) for entry in (process / "fd").iterdir()):
+                return int(process.name)
+        except OSError:
+            continue
+    return None
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc to find a run's process by")
+
+
+@needs_proc
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_study_goes_on(how, tmp_path):
+    file = written(tmp_path / "s.yaml", seeds=1, arms=["ls", "sfr"], common={**COMMON, "epochs": 20})
+    out = tmp_path / "out"
+    study = subprocess.Popen(command(file, out, "--jobs", "1"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=-1)
+    first = out / "small" / "ls" / "seed-0"
+    wait_for(lambda: epochs_of(first) >= 3)
+    child = holder(first / ".lock")
+    study.send_signal(how)
+    said = study.communicate()[1].decode()
+    assert study.returncode == (130 if how == signal.SIGINT else -how)
+    assert how == signal.SIGKILL or "goes on where the study was" in said
+    # The run does not outlive the study.
+    wait_for(lambda: holder(first / ".lock") is None and not Path(f"/proc/{child}/fd").is_dir())
+    assert not (first / "result.json").exists()
+
+    done = epochs_of(first)
+    subprocess.run(command(file, out, "--jobs", "2"), cwd=ROOT, check=True, capture_output=True)
+    assert (first / "log.txt").read_text().count("epoch 1/20") == 1  # it has not begun anew
+    assert f"epoch {done + 1}/20" in (first / "log.txt").read_text()
+    subprocess.run(command(file, tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
+    for arm in ("ls", "sfr"):
+        parts, whole = (kill_runs.end_of(folder / "small" / arm / "seed-0") for folder in (out, tmp_path / "whole"))
+        assert kill_runs.same(parts, whole)
+
+
+@needs_proc
+def test_ray_takes_a_killed_run_up_again(tmp_path):
+    pytest.importorskip("ray", reason="the extra [cluster] is not installed")
+    arms = {"ce": None, "ls": None, "bad": {"arm": "ce", "arch": "no-such"}}
+    file = written(tmp_path / "s.yaml", seeds=1, arms=arms, common={**COMMON, "epochs": 60})
+    out = tmp_path / "out"
+    study = subprocess.Popen(
+        command(file, out, "--executor", "ray", "--jobs", "2"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = out / "small" / "ce" / "seed-0"
+    wait_for(lambda: epochs_of(first) >= 3 and epochs_of(out / "small" / "ls" / "seed-0") >= 1)
+    worker = holder(first / ".lock")
+    os.kill(worker, signal.SIGKILL)
+    after = wait_for(lambda: (pid := holder(first / ".lock")) not in (None, worker) and pid)
+    assert not (first / "result.json").exists()  # killed in the middle
+    said = study.communicate(timeout=300)
+    assert study.returncode == 1 and "1 of 3 runs failed:\n  small/bad/seed-0: --arch 'no-such'" in said[1], said
+    assert after != worker
+    for arm in ("ce", "ls"):
+        result = json.loads((out / "small" / arm / "seed-0" / "result.json").read_text())
+        assert result["epochs"] == 60
+    # The same as without Ray and without the kill.
+    file = written(tmp_path / "s.yaml", seeds=1, arms=["ce"], common={**COMMON, "epochs": 60})
+    subprocess.run(command(file, tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
+    whole = tmp_path / "whole" / "small" / "ce" / "seed-0"
+    assert kill_runs.same(kill_runs.end_of(first), kill_runs.end_of(whole))
+
+
+def test_without_ray(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else find(name))
+    file = written(tmp_path / "s.yaml")
+    assert main(["study", str(file), "--out", str(tmp_path / "out"), "--executor", "ray"]) == 1
+    assert "pip install 'sfr_ext[cluster]'" in capsys.readouterr().err
+
+
+# The files of the repository
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_files_can_be_read(file, tmp_path):
+    study = read_study(file, tmp_path)
+    assert study.runs and study.references
+    # A run of one arm sees the data of the same seed of another, but for the null control.
+    for run in study.runs:
+        assert run.config.seed == run.seed + (1000 if run.arm == "ce-again" else 0)
+    # The test set chooses nothing.
+    assert study.judged_by == ("validation" if "sweep" in file.stem else "test")
+    assert all((run.config.validation > 0) == ("sweep" in file.stem) for run in study.runs)
+
+
+def test_the_subset_of_imagenet_with_a_stand_in(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for part in ("train", "val"):
+        for label, colour in (("n01", (200, 30, 30)), ("n02", (30, 30, 200))):
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(8):
+                image.new("RGB", (90 + i, 70), colour).save(tmp_path / part / label / f"{i}.JPEG")
+    file, out = ROOT / "studies" / "imagenet-subset.yaml", tmp_path / "out"
+    few = "--settings all --seeds 1 --epochs 1 --test-every 1 --batch-size 8 --image-size 16 --workers 0"
+    more = [*few.split(), "--arch", "resnet8", "--precision", "32", "--data-dir", str(tmp_path)]
+    ended = subprocess.run(command(file, out, *more), cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert len(list(out.glob("all/*/seed-0/result.json"))) == 3 and not (out / "labels-10pct").exists()
+    assert main(["report", str(out)]) == 0
+    text = (out / "report.md").read_text()
+    assert "No run of this setting has been finished." in text.split("## labels-10pct")[1].split("## all")[0]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_with_a_stand_in(name, tmp_path, monkeypatch):
+    """In this process: what stands in for torchvision is not there in another."""
+    classes = int(name.removeprefix("cifar"))
+
+    def factory(folder, train, download):
+        random = np.random.default_rng(train)
+        return types.SimpleNamespace(
+            data=random.integers(0, 256, (128, 32, 32, 3), dtype=np.uint8), targets=[i % classes for i in range(128)]
+        )
+
+    package, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
+    datasets.CIFAR10 = datasets.CIFAR100 = factory
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    few = {"epochs": 1, "test_every": 1, "batch_size": 64, "precision": "32", "arch": "resnet8"}
+    study = read_study(ROOT / "studies" / f"{name}.yaml", tmp_path, few)
+    runs = {run.arm: run for run in study.runs if run.setting == "all" and run.seed == 0}
+    assert len(runs) == 14
+    for arm in ("ce", "sfr-project", "cutmix"):
+        work(runs[arm].config)
+        result = json.loads((runs[arm].config.out / "result.json").read_text())
+        assert result["data"] == name and set(result["probe_accuracy"]) == {"layer1", "layer2", "layer3"}
+
+
+def test_parts_of_a_study(tmp_path, capsys):
+    file = written(tmp_path / "s.yaml", settings={"small": None, "other": None})
+    out = tmp_path / "out"
+    assert main(["study", str(file), "--out", str(out), "--settings", "small,othr"]) == 1
+    assert "--settings: there is no setting 'othr'; near to it: other" in capsys.readouterr().err
+    arguments = command(file, out, "--settings", "other", "--seeds", "1", "--epochs", "1")
+    ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    found = sorted(str(path.relative_to(out)) for path in out.rglob("result.json"))
+    assert found == ["other/ce/seed-0/result.json", "other/ls/seed-0/result.json"]
+    assert list(json.loads((out / "study.json").read_text())["settings"]) == ["small", "other"]
+
+
+def test_other_seeds_for_a_null_control(tmp_path):
+    file = written(tmp_path / "s.yaml", arms={"ce": None, "again": {"arm": "ce", "shift_seeds": 50}})
+    runs = {run.name: run.config for run in read_study(file, tmp_path).runs}
+    assert [runs[f"small/again/seed-{seed}"].seed for seed in (0, 1)] == [50, 51]
+    file = written(tmp_path / "s.yaml", arms={"ce": {"shift_seeds": -1}})
+    with pytest.raises(TrainError, match="arms: ce: shift_seeds: expected a whole number from 0, got -1"):
+        read_study(file, tmp_path)
