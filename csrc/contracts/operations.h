@@ -4,6 +4,7 @@
 #include "assignment.h"
 #include "emd.h"
 #include "exact.h"
+#include "exact_emd.h"
 
 #define SFR_OPERATIONS(OPERATION)                      \
   OPERATION(cost_forward, CostForwardParams)           \
@@ -15,3 +16,8 @@
   OPERATION(exact_forward, ExactForwardParams)         \
   OPERATION(exact_backward, ExactBackwardParams)       \
   OPERATION(assignment_forward, AssignmentForwardParams)
+
+// Those of a CPU alone: on a GPU, where solving takes so much longer than what is saved, each is two of the above.
+#define SFR_CPU_OPERATIONS(OPERATION)                 \
+  OPERATION(exact_emd_forward, ExactEmdForwardParams) \
+  OPERATION(exact_emd_backward, ExactEmdBackwardParams)

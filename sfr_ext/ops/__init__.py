@@ -11,6 +11,7 @@ from .cost import cost_forward
 from .divergence import Divergence, SelfSolved, divergence_forward, flat, self_forward
 from .emd import emd_forward
 from .exact import exact_forward, exact_plan
+from .exact_emd import exact_emd_forward, in_one_pass
 from .launch import forced, forced_method
 from .sinkhorn import sinkhorn_forward
 from .snapshot import copied
@@ -37,11 +38,13 @@ __all__ = [
     "cost_forward",
     "divergence_forward",
     "emd_forward",
+    "exact_emd_forward",
     "exact_forward",
     "exact_plan",
     "flat",
     "forced",
     "forced_method",
+    "in_one_pass",
     "patch_grids",
     "problems",
     "saved",

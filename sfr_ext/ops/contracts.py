@@ -233,6 +233,27 @@ class ExactBackwardParams(NamedTuple):
     grad_b: Tensor | None
 
 
+class ExactEmdForwardParams(NamedTuple):
+    problem: CostParams
+    a: WeightView
+    b: WeightView
+    options: ExactOptions
+    solved: ExactSolved
+
+
+class ExactEmdBackwardParams(NamedTuple):
+    problem: CostParams
+    a: WeightView
+    b: WeightView
+    options: ExactOptions
+    saved: ExactSaved
+    grad_value: Tensor
+    grad_x: FeatureView
+    grad_y: FeatureView
+    grad_a: Tensor | None
+    grad_b: Tensor | None
+
+
 class AssignmentForwardParams(NamedTuple):
     B: int
     G: int
