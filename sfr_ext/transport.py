@@ -247,7 +247,7 @@ def costs_between(pair: ops.Pair, costs: ops.Ground) -> Tensor:
 
 def exact_between(where: str, pair: ops.Pair, costs: ops.Ground, options: ops.SolverOptions) -> ops.ExactSolved:
     """What `ops.exact_forward` returns for features."""
-    if ops.in_one_pass(pair.x, costs):
+    if ops.exact_in_one_pass(pair.x, costs):
         return ops.ExactSolved(*ops.exact_emd_forward(*pair, *costs, *prices(options, features=True), where))
     cost = costs_between(pair, costs)
     given = ops.Given(cost if cost.dim() == 4 else cost.unsqueeze(1), pair.a, pair.b)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "assignment.h"
+#include "directions.h"
 #include "emd.h"
 #include "exact.h"
 #include "exact_emd.h"
@@ -17,7 +18,9 @@
   OPERATION(exact_backward, ExactBackwardParams)       \
   OPERATION(assignment_forward, AssignmentForwardParams)
 
-// Those of a CPU alone: on a GPU, where solving takes so much longer than what is saved, each is two of the above.
-#define SFR_CPU_OPERATIONS(OPERATION)                 \
-  OPERATION(exact_emd_forward, ExactEmdForwardParams) \
+// Those of a CPU alone: what they save is next to nothing on a GPU, where others do the same one after the other.
+#define SFR_CPU_OPERATIONS(OPERATION)                      \
+  OPERATION(directions_forward, DirectionsForwardParams)   \
+  OPERATION(directions_backward, DirectionsBackwardParams) \
+  OPERATION(exact_emd_forward, ExactEmdForwardParams)      \
   OPERATION(exact_emd_backward, ExactEmdBackwardParams)

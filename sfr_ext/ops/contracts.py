@@ -254,6 +254,30 @@ class ExactEmdBackwardParams(NamedTuple):
     grad_b: Tensor | None
 
 
+class DirectionsParams(NamedTuple):
+    B: int
+    G: int
+    C: int
+    h: int
+    w: int
+    compute: DType
+    x: FeatureView
+    threads: int
+
+
+class DirectionsForwardParams(NamedTuple):
+    problem: DirectionsParams
+    directions: Tensor
+    inverse: Tensor
+
+
+class DirectionsBackwardParams(NamedTuple):
+    problem: DirectionsParams
+    directions: Tensor
+    inverse: Tensor
+    grad: Tensor
+
+
 class AssignmentForwardParams(NamedTuple):
     B: int
     G: int
