@@ -131,9 +131,8 @@ def _pull_again(ctx: Any, *above: Tensor | None) -> list[Tensor | None]:
             "sfr_ext.exact_emd_backward: second derivatives through the weights' gradients are not implemented; call "
             "backward without create_graph=True"
         )
-    grad_value, x, y, a, b, *rest = ctx.saved_tensors
-    f, g, *plan = rest
-    of_plan = exact_plan(*plan, f.shape[-1], g.shape[-1])  # moves nowhere, but jumps
+    grad_value, x, y, a, b, f, g, rows, columns, mass = ctx.saved_tensors
+    of_plan = exact_plan(rows, columns, mass, f.shape[-1], g.shape[-1])  # moves nowhere, but jumps
 
     def values(x: Tensor, y: Tensor) -> tuple[Tensor]:
         metric, patch_size = METRIC_NAMES[ctx.ground.metric], ctx.ground.patch_size

@@ -15,6 +15,7 @@ from .engine import L, TorchCheckpointIO
 from .files import atomic_write
 from .loader import IGNORED, ImageModule
 from .module import Classifier
+from .sharding import whole
 from .trained import WEIGHTS
 
 BEST_CHECKPOINT = LAST_CHECKPOINT.with_name("best.ckpt")  # of OUT: weights alone
@@ -36,7 +37,8 @@ class Best(L.Callback):
         """Keep a copy of the weights after this epoch if it is the best so far."""
         if accuracy > self.accuracy:
             self.epoch, self.accuracy = epoch, accuracy
-            self.weights = {name: x.detach().to("cpu", copy=True) for name, x in module.tested().state_dict().items()}
+            weights = whole(module.tested().state_dict())
+            self.weights = {name: x.detach().to("cpu", copy=True) for name, x in weights.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "accuracy": self.accuracy, "weights": self.weights}

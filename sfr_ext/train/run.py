@@ -41,6 +41,7 @@ from .module import Classifier
 from .monitor import FOLDER, STRIP, Monitor, first_test_image
 from .plots import plot_curves
 from .records import Records
+from .sharding import Sharded, SharesStatistics, check_sharding
 
 _PRECISION = {"32": "32-true", "64": "64-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
 
@@ -53,6 +54,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
             holds a run or cannot be written, a loss that is not finite.
         KeyboardInterrupt: interrupted; its argument says how to go on.
     """
+    if config.strategy == "fsdp2":
+        check_sharding(config)
     first = process_rank() == 0
     with alone_in(config.out) if first else nullcontext():
         if first:
@@ -87,6 +90,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if best is not None and first:
             best.save(config.out, module)
             device = trainer.strategy.root_device
+            if config.strategy == "fsdp2":  # the others have left, and their shares with them
+                model = build_model(config.arch, data.channels, data.num_classes)[0]
             result["test_loss"], result["test_accuracy"] = evaluate(config, model, best.weights, datamodule, device)
             result["best_epoch"], result["val_accuracy"] = best.epoch, best.accuracy
             result["validation_images"] = data.identity()["validation images"]
@@ -272,12 +277,16 @@ def _build_trainer(config: TrainConfig, callbacks: list[L.Callback], progress: b
     loggers: list[Any] = [CSVLogger(config.out, name="steps")]
     if _is_installed("tensorboard") if config.tensorboard is None else config.tensorboard:
         loggers.append(_tensorboard(config))
+    sharded = config.strategy == "fsdp2"
+    if sharded:
+        callbacks = [*callbacks, SharesStatistics()]
     bar = [RichProgressBar(leave=True)] if progress and _is_installed("rich") else []
     try:
         return L.Trainer(
             accelerator=config.accelerator,
             devices=config.devices if config.devices == "auto" else int(config.devices),
             num_nodes=config.nodes,
+            strategy=Sharded() if sharded else "auto",
             precision=_PRECISION[config.precision],  # type: ignore[arg-type]
             max_epochs=config.epochs,
             accumulate_grad_batches=config.accumulate,
