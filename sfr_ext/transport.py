@@ -184,7 +184,8 @@ def solve_sample(
     max_iter: int = 1000,
     init: tuple[Tensor, Tensor] | None = None,
 ) -> OTResult:
-    """`solve` on ``cost_matrix(x, y)`` without ever storing that matrix, forward or backward (``"exact"`` does).
+    """`solve` on ``cost_matrix(x, y)`` without ever storing that matrix, forward or backward (``"exact"`` does on a
+    GPU, for windows and for the cosine).
 
     Args:
         x, y, metric, patch_size: as in `cost_matrix`.
