@@ -157,11 +157,13 @@ PYBIND11_MODULE(_C, m) {
   py::dict fields, choices;
 #define SFR_DESCRIBE(name, Params) describe<sfr::Params>(fields, choices);
   SFR_OPERATIONS(SFR_DESCRIBE)
+  SFR_CPU_OPERATIONS(SFR_DESCRIBE)
   describe<sfr::cuda::Where>(fields, choices);
   m.attr("fields") = fields;
   m.attr("choices") = choices;
 #define SFR_ON_CPU(name, Params) on_cpu<sfr::Params>(m, #name, sfr::cpu::name);
   SFR_OPERATIONS(SFR_ON_CPU)
+  SFR_CPU_OPERATIONS(SFR_ON_CPU)
   m.def("cpu_isa", sfr::cpu::isa);
   m.def("cpu_isas", sfr::cpu::usable_isas);
 #ifdef SFR_CUDA

@@ -79,8 +79,8 @@ def emd_l2(
         metric: ``"l2"`` | ``"sqeuclidean"`` | ``"cosine"`` | ``"l1"``, as in `cost_matrix`.
         patch_size: ``k > 1`` matches ``k x k`` neighbourhoods.
         solver: ``"sinkhorn"``, or ``"exact"``: the earth mover's distance itself, for either objective, with a gradient
-            that follows the optimal plan and dual variables. It keeps the cost matrix; ``eps``, ``eps_scale``, ``tol``
-            and ``max_iter`` do not apply, and all objectives are one.
+            that follows the optimal plan and dual variables. It keeps the cost matrix on a GPU, for windows and
+            for the cosine; ``eps``, ``eps_scale``, ``tol`` and ``max_iter`` do not apply, and all objectives are one.
         objective: ``"transport"`` | ``"entropic"`` | ``"divergence"``: the debiased divergence
             ``E(x, y) - E(x, x) / 2 - E(y, y) / 2`` of entropic values, all with the eps of ``E(x, y)``; where a reach
             lets masses differ, plus ``eps / 2 (|a| - |b|)^2`` (Sejourne et al. 2019).

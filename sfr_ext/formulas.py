@@ -1,6 +1,6 @@
-"""The ground costs in plain torch, differentiable any number of times: what second derivatives go through.
+"""Ground costs and directions in plain torch, differentiable any number of times: what second derivatives go through.
 
-Written for that alone, in float64; the kernels compute costs and first derivatives.
+Written for that alone, in float64; the kernels compute these and first derivatives.
 """
 
 from __future__ import annotations
@@ -16,6 +16,14 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str, patch_size: int) -> Tensor
     """As `sfr_ext.cost_matrix`, float64."""
     p, q = patches(x, patch_size, x.dim() == 4), patches(y, patch_size, x.dim() == 4)
     return METRICS[metric](p if p.dim() == q.dim() else p.unsqueeze(1), q)
+
+
+def directions(x: Tensor, groups: int, height: int, width: int) -> Tensor:
+    """``[B, G, C, h, w]`` as csrc/contracts/directions.h has it, float64."""
+    pooled = F.adaptive_avg_pool2d(x.double(), (height, width)).unflatten(1, (groups, -1))
+    squared = pooled.square().sum(-3, keepdim=True)
+    floor = 1e-3 * squared.detach().sqrt().mean((-2, -1), keepdim=True)
+    return pooled / torch.maximum(squared, floor.square().clamp_min(torch.finfo(x.dtype).tiny)).sqrt()
 
 
 def patches(features: Tensor, size: int, maps: bool) -> Tensor:

@@ -187,7 +187,8 @@ def solve_sample(
     max_iter: int = 1000,
     init: tuple[Tensor, Tensor] | None = None,
 ) -> OTResult:
-    """`solve` on ``cost_matrix(x, y)`` without ever storing that matrix, forward or backward (``"exact"`` does).
+    """`solve` on ``cost_matrix(x, y)`` without ever storing that matrix, forward or backward (``"exact"`` does on a
+    GPU, for windows and for the cosine).
 
     Args:
         x, y, metric, patch_size: as in `cost_matrix`.
@@ -250,6 +251,8 @@ def costs_between(pair: ops.Pair, costs: ops.Ground) -> Tensor:
 
 def exact_between(where: str, pair: ops.Pair, costs: ops.Ground, options: ops.SolverOptions) -> ops.ExactSolved:
     """What `ops.exact_forward` returns for features."""
+    if ops.exact_in_one_pass(pair.x, costs):
+        return ops.ExactSolved(*ops.exact_emd_forward(*pair, *costs, *prices(options, features=True), where))
     cost = costs_between(pair, costs)
     given = ops.Given(cost if cost.dim() == 4 else cost.unsqueeze(1), pair.a, pair.b)
     return ops.ExactSolved(*ops.exact_forward(*given, *prices(options, features=True), where))

@@ -14,11 +14,13 @@ pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 pytest.importorskip("jsonargparse", reason="the extra [train] is not installed")
 
+from sfr_ext import cli
 from sfr_ext.train.records import read_rows
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 
 FEW = "--data digits --limit 128 --epochs 1 --accelerator cpu --no-progress --no-tensorboard".split()
+SHARES = ["--strategy", "fsdp2"]
 # The command with a network without batch statistics: each process would have its own.
 WITHOUT_STATISTICS = """if True:
     import sys
@@ -121,13 +123,23 @@ def test_tasks_of_slurm(by_lightning: dict[str, float], tmp_path: Path) -> None:
     same(result_of(tmp_path), by_lightning)
 
 
-@pytest.mark.parametrize("more", [[], ["--validation", "0.25", "--ema", "0.5"]], ids=["plain", "validation and ema"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--validation", "0.25", "--ema", "0.5"],
+        [*SHARES],
+        [*SHARES, "--validation", "0.25", "--optimizer", "adamw", "--lr", "0.01", "--accumulate", "2"],
+    ],
+    ids=["plain", "validation and ema", "shares", "shares, validation and adamw"],
+)
 def test_metrics_do_not_depend_on_the_number_of_processes(more: list[str], tmp_path: Path) -> None:
-    """One process with batches of 32 and two with 16: the same images make each step."""
+    """One process with batches of 32 and two with 16: the same images make each step. One has nothing to share out."""
     found = []
     for devices, size in ((1, 32), (2, 16)):
         out = tmp_path / str(devices)
-        options = [*FEW, *more, "--arm", "sfr", "--no-augment", "--epochs", "2", "--batch-size", str(size)]
+        own = more[len(SHARES) :] if devices == 1 and more[:2] == SHARES else more
+        options = [*FEW, *own, "--arm", "sfr", "--no-augment", "--epochs", "2", "--batch-size", str(size)]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if devices == 2 else []
         script = tmp_path / "run.py"
         script.write_text(WITHOUT_STATISTICS)
@@ -141,3 +153,29 @@ def test_metrics_do_not_depend_on_the_number_of_processes(more: list[str], tmp_p
             if "seconds" not in key:
                 assert row[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-6), key
     assert result["test_accuracy"] == pytest.approx(other["test_accuracy"], abs=1e-12)
+
+
+def test_checkpoints_of_shares_go_on_with_either_strategy(tmp_path: Path) -> None:
+    """They hold whole tensors, those of the optimiser too: what follows is the same but for rounding."""
+    script, out = tmp_path / "run.py", tmp_path / "shares"
+    script.write_text(WITHOUT_STATISTICS)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), "train"]
+    ended([started([*launcher, *FEW, *SHARES, "--batch-size", "16", "--devices", "2", "--out", str(out)])])
+    content = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+    kinds = {type(x) for x in [*content["state_dict"].values(), *content["optimizer_states"][0]["state"][0].values()]}
+    assert kinds == {torch.Tensor}
+    rows = []
+    for strategy in ("ddp", "fsdp2"):
+        on = ["--resume", str(out / "checkpoints" / "last.ckpt"), "--strategy", strategy, "--epochs", "2"]
+        other = tmp_path / strategy
+        ended([started([*launcher, *FEW, *on, "--batch-size", "16", "--devices", "2", "--out", str(other)])])
+        rows.append(read_rows(other / "metrics.csv")[-1])
+    for key in rows[0]:
+        if "seconds" not in key:
+            assert rows[0][key] == pytest.approx(rows[1][key], rel=1e-3, abs=1e-6), key
+
+
+def test_shares_are_refused_with_what_needs_whole_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    for more, word in ((["--ema", "0.9"], "--ema"), (["--monitor"], "--monitor"), (["--compile"], "--compile")):
+        assert cli.main(["train", *FEW, *SHARES, *more]) == 1
+        assert f"--strategy fsdp2 does not go with {word}" in capsys.readouterr().err

@@ -2,8 +2,10 @@
 #pragma once
 
 #include "assignment.h"
+#include "directions.h"
 #include "emd.h"
 #include "exact.h"
+#include "exact_emd.h"
 
 #define SFR_OPERATIONS(OPERATION)                      \
   OPERATION(cost_forward, CostForwardParams)           \
@@ -15,3 +17,10 @@
   OPERATION(exact_forward, ExactForwardParams)         \
   OPERATION(exact_backward, ExactBackwardParams)       \
   OPERATION(assignment_forward, AssignmentForwardParams)
+
+// Those of a CPU alone: what they save is next to nothing on a GPU, where others do the same one after the other.
+#define SFR_CPU_OPERATIONS(OPERATION)                      \
+  OPERATION(directions_forward, DirectionsForwardParams)   \
+  OPERATION(directions_backward, DirectionsBackwardParams) \
+  OPERATION(exact_emd_forward, ExactEmdForwardParams)      \
+  OPERATION(exact_emd_backward, ExactEmdBackwardParams)

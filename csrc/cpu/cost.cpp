@@ -25,8 +25,8 @@ struct Backward {
   Backward(Arena& arena, const CostBackwardParams& p) {
     ground.reserve(arena, p);
     ground_grad.reserve(arena, p, p.grad_x, p.grad_y);
-    of_x.reserve(arena, p.N());
-    of_y.reserve(arena, p.M());
+    of_x.reserve(arena, p.N(), few_slots);
+    of_y.reserve(arena, p.M(), few_slots);
     grad = arena.take<T>(p.N() * padded<T>(p.M()));
   }
 };

@@ -17,7 +17,8 @@ struct Variant {
 };
 
 #define SFR_HAS(feature) bool(__builtin_cpu_supports(feature))
-#define SFR_VARIANT(isa, runs_here) {#isa, runs_here, isa::operations}
+#define SFR_VARIANT(isa, runs_here) \
+  { #isa, runs_here, isa::operations }
 
 // Best first.
 const Variant variants[] = {
@@ -66,5 +67,6 @@ std::vector<std::string> usable_isas() {
     return chosen().operations.name(p); \
   }
 SFR_OPERATIONS(SFR_DISPATCH)
+SFR_CPU_OPERATIONS(SFR_DISPATCH)
 
 }  // namespace sfr::cpu

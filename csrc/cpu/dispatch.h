@@ -10,6 +10,7 @@ namespace sfr::cpu {
 
 #define SFR_DECLARE_OPERATION(name, Params) Status name(const Params&);
 SFR_OPERATIONS(SFR_DECLARE_OPERATION)
+SFR_CPU_OPERATIONS(SFR_DECLARE_OPERATION)
 #undef SFR_DECLARE_OPERATION
 
 // The chosen one; throws std::runtime_error if SFR_EXT_CPU_ISA names one that cannot be had.

@@ -20,6 +20,7 @@ template <class T>
 struct Side {
   const FeatureView* view = nullptr;
   int64_t map = 0;  // offset of this problem's map
+  int64_t end = 0;  // behind the last element of all maps
   int64_t patch = 1;
   Pixels pixels;                  // to read: those of the kept patches where a patch is one pixel, else all
   int64_t patches = 0;            // kept
@@ -30,9 +31,11 @@ struct Side {
   T* inverse = nullptr;           // [padded patches] 1 / |patch|, 0 for 0 (cosine)
   T* own = nullptr;               // [ld] coefficient of the pixel itself in its gradient (cosine)
 
-  void reserve(Arena& arena, const FeatureView& features, int64_t patch_size) {
+  // `last`: offset of the last map.
+  void reserve(Arena& arena, const FeatureView& features, int64_t last, const CostParams& p) {
     view = &features;
-    patch = patch_size;
+    patch = p.patch;
+    end = last + (p.C - 1) * view->stride_c + (view->H - 1) * view->stride_h + (view->W - 1) * view->stride_w + 1;
     const int64_t count = view->H * view->W;
     pixels.offset = arena.take<int64_t>(count);
     unused = arena.take<uint8_t>(count);
@@ -65,11 +68,10 @@ struct Side {
   }
 
   // Channels c .. c + channels of `all`: where they lie, if they lie as panels do, else a copy.
-  Panel<T> read(int64_t c, int64_t channels, int64_t all, T* copy) const {
+  Panel<T> read(int64_t c, int64_t channels, T* copy) const {
     const bool hidden = patch > 1 && kept, same = view->dtype == (sizeof(T) == 4 ? DType::float32 : DType::float64);
-    // Up to a whole vector, a row's end is followed by a part of the next.
-    const int64_t beyond = whole_vectors<T>(pixels.count) - pixels.count;
-    const bool followed = beyond == 0 || (c + channels < all && view->stride_c >= beyond);
+    // Up to a whole vector, a row's end is followed by what is next, of this map or another.
+    const bool followed = map + (c + channels - 1) * view->stride_c + whole_vectors<T>(pixels.count) <= end;
     if (same && pixels.adjacent && followed && !hidden)
       return {static_cast<const T*>(view->data) + map + c * view->stride_c, view->stride_c};
     pack(*view, map, pixels, c, channels, copy, ld);
@@ -91,8 +93,8 @@ struct Ground {
 
   void reserve(Arena& arena, const CostParams& p) {
     params = &p;
-    x.reserve(arena, p.x, p.patch);
-    y.reserve(arena, p.y, p.patch);
+    x.reserve(arena, p.x, map_offset(p.x, p.B - 1, 0), p);
+    y.reserve(arena, p.y, map_offset(p.y, p.B - 1, p.G - 1), p);
     cost = arena.take<T>(p.N() * padded<T>(p.M()));
     if (p.patch > 1) pixel_cost = arena.take<T>(p.x.H * p.x.W * padded<T>(p.y.H * p.y.W));
   }
@@ -190,7 +192,7 @@ void ground_forward(const Team& team, Ground<T>& ground) {
 
   for (int64_t c = 0; c < p.C; c += panel_channels) {
     const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
-    const Panel<T> of_x = x.read(c, channels, p.C, x_copy), of_y = y.read(c, channels, p.C, y_copy);
+    const Panel<T> of_x = x.read(c, channels, x_copy), of_y = y.read(c, channels, y_copy);
     if (cosine && team.rank == 0) {
       add_squares(x, of_x, channels, c == 0);
       add_squares(y, of_y, channels, c == 0);
@@ -224,7 +226,7 @@ void ground_norms(const Team& team, Ground<T>& ground) {
       T* copy = Arena(team.own).take<T>(panel_channels * side->ld);
       for (int64_t c = 0; c < ground.params->C; c += panel_channels) {
         const int64_t left = ground.params->C - c, channels = left < panel_channels ? left : panel_channels;
-        add_squares(*side, side->read(c, channels, ground.params->C, copy), channels, c == 0);
+        add_squares(*side, side->read(c, channels, copy), channels, c == 0);
       }
       invert_norms(*side);
     }
@@ -364,7 +366,7 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
     T* gy_panel = own.take<T>(panel_channels * y.ld);
     const int64_t c = block * panel_channels;
     const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
-    const Panel<T> of_x = x.read(c, channels, p.C, x_copy), of_y = y.read(c, channels, p.C, y_copy);
+    const Panel<T> of_x = x.read(c, channels, x_copy), of_y = y.read(c, channels, y_copy);
     if (work.x.data) {
       T* gx_panel = work.gathered + c * x.ld;
       pull_side(p.metric, x, of_x, y, of_y, work.transposed, x.ld, channels, gx_panel, ground.g == 0);

@@ -4,6 +4,9 @@
 
 #include <cmath>
 #include <limits>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "features.h"
 
@@ -108,6 +111,22 @@ SFR_INLINE V least_lane(V v) {
   }
 }
 
+// A bit for each lane in which both are equal.
+SFR_INLINE unsigned equal_lanes(Vec<double> x, Vec<double> y) {
+#if defined(__AVX512F__)
+  return _mm512_cmpeq_pd_mask((__m512d)x, (__m512d)y);
+#elif defined(__AVX2__)
+  return unsigned(_mm256_movemask_pd((__m256d)(x == y)));
+#elif defined(__SSE2__)
+  return unsigned(_mm_movemask_pd((__m128d)(x == y)));
+#else
+  const Indices equal = x == y;
+  unsigned bits = 0;
+  for (int k = 0; k < lanes<double>; ++k) bits |= unsigned(equal[k] & 1) << k;
+  return bits;
+#endif
+}
+
 SFR_INLINE bool any_lane(Indices x) {
   return least_lane(x)[0] != 0;  // comparisons give -1 where they hold
 }
@@ -147,8 +166,12 @@ SFR_INLINE Vec<double> widened(const double* p) {
   return load(p);
 }
 SFR_INLINE Vec<double> widened(const float* p) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p));  // GCC makes two halves and joins them
+#else
   typedef float Half __attribute__((vector_size(SFR_VECTOR_BYTES / 2), aligned(4)));
   return __builtin_convertvector(*reinterpret_cast<const Half*>(p), Vec<double>);
+#endif
 }
 
 // f(costs, column) for each vector of row[begin, end); past the end costs are infinite.
@@ -187,10 +210,19 @@ struct Running {
     at += lanes<double>;
   }
 
-  SFR_INLINE Nearest nearest() const {
-    const Vec<double> value = least_lane(least);
-    const Indices first = least_lane(least == value ? where : every(std::numeric_limits<int64_t>::max()));
-    return {value[0], first[0]};
+  SFR_INLINE Nearest nearest() const { return nearest(least_lane(least)); }
+
+  // `value`: the least lane, in every lane. As a rule one lane holds it.
+  SFR_INLINE Nearest nearest(Vec<double> value) const {
+    int64_t columns[lanes<double>];
+    store_indices(columns, where);
+    unsigned holds = equal_lanes(least, value);
+    int64_t first = columns[__builtin_ctz(holds)];
+    while (holds &= holds - 1) {
+      const int64_t other = columns[__builtin_ctz(holds)];
+      first = other < first ? other : first;
+    }
+    return {value[0], first};
   }
 };
 
@@ -219,6 +251,21 @@ inline void row_minima(Lanes lanes, const Costs<S>& cost, const double* v, doubl
   for (int64_t i = 0; i < cost.n; ++i) u[i] = nearest(lanes, cost.row(i), AsTheyAre(), v, 0, cost.width).value;
 }
 
+// The two least of all lanes of two vectors, in every lane; `second` is above `least` in each.
+struct TwoLeast {
+  Vec<double> least, second;
+};
+template <int shift = lanes<double> / 2>
+SFR_INLINE TwoLeast two_least(TwoLeast v) {
+  if constexpr (shift > 0) {
+    const Vec<double> least = rotate<shift>(v.least), second = rotate<shift>(v.second);
+    const Vec<double> more = least < v.least ? v.least : least, both = second < v.second ? second : v.second;
+    return two_least<shift / 2>({least < v.least ? least : v.least, more < both ? more : both});
+  } else {
+    return v;
+  }
+}
+
 struct TwoNearest {
   double value, second;
   int64_t column;
@@ -234,9 +281,9 @@ inline TwoNearest two_nearest(Lanes, const S* row, const double* v, int64_t widt
     second = loser < second ? loser : second;
     running.observe(x);
   });
-  const Nearest first = running.nearest();
-  const Vec<double> rest = running.where == every(first.column) ? second : running.least;
-  return {first.value, least_lane(rest < second ? rest : second)[0], first.column};
+  const TwoLeast least = two_least({running.least, second});
+  const Nearest first = running.nearest(least.least);
+  return {first.value, least.second[0], first.column};
 }
 
 // distance = min(distance, row - v + shift), with `from` = i where it fell; the least of the new distances.

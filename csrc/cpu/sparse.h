@@ -9,18 +9,20 @@ namespace sfr::cpu::SFR_ISA {
 // The other side's patches that each patch of one side is paired with, in slots: entry k of patch i at [k][i].
 template <class T>
 struct Slots {
-  static constexpr int64_t most = 4;  // of one patch; beyond, the dense way is as fast
-
-  int64_t ld = 0, depth = 0;
+  int64_t ld = 0, depth = 0, most = 0;
   int32_t* from = nullptr;  // [most][ld]
   T* weight = nullptr;      // [most][ld], 0: no entry
   int32_t* used = nullptr;  // [ld]
+  T* apart = nullptr;       // [most][ld] squared distances
 
-  void reserve(Arena& arena, int64_t patches) {
+  // `most`: of one patch.
+  void reserve(Arena& arena, int64_t patches, int64_t most_of_one) {
+    most = most_of_one;
     ld = whole_vectors<T>(patches);
     from = arena.take<int32_t>(most * ld);
     weight = arena.take<T>(most * ld);
     used = arena.take<int32_t>(ld);
+    apart = arena.take<T>(most * ld);
   }
 
   void clear() {
@@ -42,6 +44,9 @@ struct Slots {
     return true;
   }
 };
+
+// Of one patch; beyond, the dense way is as fast.
+constexpr int64_t few_slots = 4;
 
 // Both sides' slots from d/dC and C of one problem, contiguous [N][M]. False where there are more entries than slots.
 template <class T>
@@ -79,6 +84,46 @@ bool find_entries(Metric metric, const T* grad, const T* cost, int64_t n, int64_
       }
   });
   return fits;
+}
+
+// Makes of the masses in the student's slots the weights of pairs, by the distances from the features themselves, and
+// of these the teacher's slots.
+template <class T>
+void weigh_entries(const Ground<T>& ground, Slots<T>& of_x, Slots<T>& of_y, char* memory) {
+  const CostParams& p = *ground.params;
+  const int64_t n = ground.x.patches;
+  Arena own(memory);
+  T* x_copy = own.take<T>(panel_channels * ground.x.ld);
+  T* y_copy = own.take<T>(panel_channels * ground.y.ld);
+  with_metric(p.metric, [&](auto known) {
+    constexpr Metric metric = decltype(known)::value;
+    if constexpr (metric == Metric::l2) {
+      for (int64_t k = 0; k < of_x.depth * of_x.ld; ++k) of_x.apart[k] = 0;
+      for (int64_t c = 0; c < p.C; c += panel_channels) {
+        const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
+        const Panel<T> x = ground.x.read(c, channels, x_copy), y = ground.y.read(c, channels, y_copy);
+        for (int64_t k = 0; k < of_x.depth; ++k) {
+          const int32_t* index = of_x.from + k * of_x.ld;
+          T* sum = of_x.apart + k * of_x.ld;
+          for (int64_t channel = 0; channel < channels; ++channel) {
+            const T *of_patch = x.data + channel * x.ld, *others = y.data + channel * y.ld;
+#pragma GCC ivdep
+            for (int64_t i = 0; i < n; ++i) add_pair<Pair::difference>(sum[i], of_patch[i], others[index[i]]);
+          }
+        }
+      }
+    }
+    of_y.clear();
+    for (int64_t k = 0; k < of_x.depth; ++k)
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t at = k * of_x.ld + i;
+        T& weight = of_x.weight[at];
+        if (weight == 0) continue;
+        weight =
+            weight_of<metric>(weight, metric == Metric::l2 ? sqrt_of(of_x.apart[at]) : T(1), [](T v) { return v; });
+        of_y.add(of_x.from[at], i, weight);
+      }
+  });
 }
 
 // One gradient panel, as pull_side makes it.
@@ -124,7 +169,7 @@ void entries_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, 
   team.blocks((p.C + panel_channels - 1) / panel_channels, [&](int64_t block) {
     const int64_t c = block * panel_channels;
     const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
-    const Panel<T> panel_x = x.read(c, channels, p.C, x_copy), panel_y = y.read(c, channels, p.C, y_copy);
+    const Panel<T> panel_x = x.read(c, channels, x_copy), panel_y = y.read(c, channels, y_copy);
     if (work.x.data) {
       T* gx_panel = work.gathered + c * x.ld;
       pull_entries(p.metric, of_x, x.patches, panel_x, panel_y, channels, gx_panel, x.ld, ground.g == 0);

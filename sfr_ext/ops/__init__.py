@@ -8,9 +8,13 @@ nothing of torch.
 from .assignment import assignment_forward
 from .contracts import DTYPES, METRIC_NAMES, METRICS, STRATEGIES, ExactOptions, ExactSolved, Solved, SolverOptions
 from .cost import cost_forward
+from .directions import directions_forward
+from .directions import in_one_pass as directions_in_one_pass
 from .divergence import Divergence, SelfSolved, divergence_forward, flat, self_forward
 from .emd import emd_forward
 from .exact import exact_forward, exact_plan
+from .exact_emd import exact_emd_forward
+from .exact_emd import in_one_pass as exact_in_one_pass
 from .launch import forced, forced_method
 from .sinkhorn import sinkhorn_forward
 from .snapshot import copied
@@ -35,9 +39,13 @@ __all__ = [
     "compute_dtype",
     "copied",
     "cost_forward",
+    "directions_forward",
+    "directions_in_one_pass",
     "divergence_forward",
     "emd_forward",
+    "exact_emd_forward",
     "exact_forward",
+    "exact_in_one_pass",
     "exact_plan",
     "flat",
     "forced",

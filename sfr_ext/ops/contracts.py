@@ -233,6 +233,51 @@ class ExactBackwardParams(NamedTuple):
     grad_b: Tensor | None
 
 
+class ExactEmdForwardParams(NamedTuple):
+    problem: CostParams
+    a: WeightView
+    b: WeightView
+    options: ExactOptions
+    solved: ExactSolved
+
+
+class ExactEmdBackwardParams(NamedTuple):
+    problem: CostParams
+    a: WeightView
+    b: WeightView
+    options: ExactOptions
+    saved: ExactSaved
+    grad_value: Tensor
+    grad_x: FeatureView
+    grad_y: FeatureView
+    grad_a: Tensor | None
+    grad_b: Tensor | None
+
+
+class DirectionsParams(NamedTuple):
+    B: int
+    G: int
+    C: int
+    h: int
+    w: int
+    compute: DType
+    x: FeatureView
+    threads: int
+
+
+class DirectionsForwardParams(NamedTuple):
+    problem: DirectionsParams
+    directions: Tensor
+    inverse: Tensor
+
+
+class DirectionsBackwardParams(NamedTuple):
+    problem: DirectionsParams
+    directions: Tensor
+    inverse: Tensor
+    grad: Tensor
+
+
 class AssignmentForwardParams(NamedTuple):
     B: int
     G: int

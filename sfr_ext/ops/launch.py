@@ -38,17 +38,21 @@ def forced_method() -> int:
     return METHODS[_forced["method"]]
 
 
+def on_cpu(like: Tensor) -> bool:
+    """Whether kernels of a CPU run on it, and not those of a GPU or of one that is emulated."""
+    return like.device.type == "cpu" and _forced["emulated"] is None
+
+
 def run(name: str, like: Tensor, params: tuple[Any, ...]) -> int:
     """Calls a kernel of the module on the device of ``like`` with its ``...Params``; returns its status."""
-    on_cpu = like.device.type == "cpu"
-    if on_cpu and _forced["emulated"] is None:
+    if on_cpu(like):
         try:
             return getattr(_C, name)(params)
         except MemoryError:
             needed = f"the workspace that an input of shape {list(like.shape)} needs"
             raise MemoryError(f"sfr_ext.{name}: not enough memory for {needed}") from None
     kernel = getattr((_forced["emulated"] or _C).cuda, name)
-    queue = 0 if on_cpu else torch.cuda.current_stream(like.device).cuda_stream
+    queue = 0 if like.device.type == "cpu" else torch.cuda.current_stream(like.device).cuda_stream
     where = Where(like.device.index or 0, queue, STRATEGIES[_forced["strategy"]])
     missing = kernel(params, where)
     if missing:

@@ -59,10 +59,18 @@ class Operator:
 
     def kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function for every device: it takes the groups, and passes on where their tensors are."""
-        self.function = function
-        for device in ("CPU", "CUDA"):
-            library.impl(self.name, self.implementation, device)
-        return function
+        return self.kernel_on("CPU", "CUDA")(function)
+
+    def kernel_on(self, *devices: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """The same for these devices alone."""
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            self.function = function
+            for device in devices:
+                library.impl(self.name, self.implementation, device)
+            return function
+
+        return register
 
     def fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Outputs without contents, from the same groups."""

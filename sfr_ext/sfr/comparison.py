@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..channels import group_channels
 from ..emd import emd_l2
 from ..weights import cross_reference_weights
 from . import maps
@@ -84,10 +83,22 @@ class Comparison:
     def _student(self, name: str, grid: Grid, project: Project | None) -> Tensor:
         if project is not None:
             return self._unit(project(self._pooled("student", name, grid)))
-        return self._once(("student", name, grid), lambda: self._unit(self._pooled("student", name, grid)))
+
+        def make() -> Tensor:
+            x = self.features["student"][name]
+            if self._in_one_pass(x, grid):
+                return maps.directions(x, 1, *grid).squeeze(1)
+            return self._unit(self._pooled("student", name, grid))
+
+        return self._once(("student", name, grid), make)
 
     def _teacher(self, name: str, grid: Grid, channels: int, what: str) -> Tensor:
         def make() -> Tensor:
+            x = self.features["teacher"][name]
+            mode = self.options.channel_mode
+            if mode in ("match", "project") and self._in_one_pass(x, grid):
+                groups = self._count(x, channels, what) if mode == "match" else 1
+                return maps.directions(x.detach() if self.options.detach_teacher else x, groups, *grid)
             x = self._pooled("teacher", name, grid)
             if self.options.detach_teacher:
                 x = x.detach()
@@ -103,13 +114,20 @@ class Comparison:
             if teacher.shape[1] < channels:
                 raise ValueError(f"{self.where}.loss: expected the deep layer to have no fewer channels, got {what}")
             return teacher[:, :channels].unsqueeze(1)
+        groups = teacher.unflatten(1, (self._count(teacher, channels, what), channels))
+        return groups.mean(1, keepdim=True) if mode == "mean" else groups
+
+    def _count(self, teacher: Tensor, channels: int, what: str) -> int:
+        """How many groups the channels are cut into, as `sfr_ext.group_channels` does."""
         if channels == 0 or teacher.shape[1] == 0 or teacher.shape[1] % channels != 0:
             raise ValueError(
                 f"{self.where}.loss: expected the deep layer's channels to be a multiple of the shallow layer's "
                 f'(or channel_mode="project" or "crop"), got {what}'
             )
-        groups = group_channels(teacher, channels)
-        return groups.mean(1, keepdim=True) if mode == "mean" else groups
+        return int(teacher.shape[1] // channels)
+
+    def _in_one_pass(self, x: Tensor, grid: Grid) -> bool:
+        return self.options.normalize and maps.in_one_pass(x, *grid)
 
     def _unit(self, x: Tensor) -> Tensor:
         return maps.unit(x) if self.options.normalize else x

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ops
+
 
 def pool(x: Tensor, height: int, width: int) -> Tensor:
     """``adaptive_avg_pool2d``; where the sizes divide by its twin that is deterministic on a GPU, too."""
@@ -51,6 +53,17 @@ class _BlockMean(torch.autograd.Function):
         share = (grad * (1 / (ctx.down * ctx.across))).unsqueeze(-1)
         rows = share.expand(*grad.shape, ctx.across).flatten(-2).unsqueeze(-2)
         return rows.expand(*rows.shape[:-2], ctx.down, -1).flatten(-3, -2), None, None
+
+
+def in_one_pass(x: Tensor, height: int, width: int) -> bool:
+    """Whether `directions` takes a map: a compiler does better with the operations one by one."""
+    return ops.directions_in_one_pass(x, height, width) and not torch.compiler.is_compiling()
+
+
+def directions(x: Tensor, groups: int, height: int, width: int) -> Tensor:
+    """``[B, groups, C, height, width]``: `unit` of `pool`, of the groups that channels are cut into."""
+    found: Tensor = ops.directions_forward(x, groups, height, width)[0]
+    return found
 
 
 def unit(x: Tensor) -> Tensor:

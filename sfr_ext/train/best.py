@@ -11,6 +11,7 @@ from .config import LAST_CHECKPOINT
 from .engine import L, TorchCheckpointIO
 from .files import atomic_write
 from .module import Classifier
+from .sharding import whole
 from .trained import WEIGHTS
 
 BEST_CHECKPOINT = LAST_CHECKPOINT.with_name("best.ckpt")  # of OUT: weights alone
@@ -32,7 +33,8 @@ class Best(L.Callback):
         """Keep a copy of the weights after this epoch if it is the best so far."""
         if accuracy > self.accuracy:
             self.epoch, self.accuracy = epoch, accuracy
-            self.weights = {name: x.detach().to("cpu", copy=True) for name, x in module.tested().state_dict().items()}
+            weights = whole(module.tested().state_dict())
+            self.weights = {name: x.detach().to("cpu", copy=True) for name, x in weights.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "accuracy": self.accuracy, "weights": self.weights}

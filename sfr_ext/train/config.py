@@ -250,6 +250,13 @@ class TrainConfig:
     )
     overwrite: bool = option(False, "run", "replace the run that OUT holds", FREE)
     devices: str = option("1", "run", "how many, or auto", FREE, check=devices)
+    strategy: str = option(
+        "ddp",
+        "run",
+        "of several devices: each with all parameters (ddp), or with a share of them (fsdp2)",
+        FREE,
+        choices=("ddp", "fsdp2"),
+    )
     accelerator: str = option("auto", "run", "where to train", FREE, choices=("auto", "cpu", "gpu"))
     workers: int | None = option(
         None,

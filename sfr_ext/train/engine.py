@@ -9,11 +9,13 @@ with without_broken_torchvision():
     from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
+    from lightning.pytorch.strategies import DDPStrategy
     from lightning.pytorch.utilities import rank_zero_only
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 __all__ = [
     "CSVLogger",
+    "DDPStrategy",
     "L",
     "MisconfigurationException",
     "ModelCheckpoint",

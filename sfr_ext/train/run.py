@@ -44,6 +44,7 @@ from .monitor import FOLDER, STRIP, Monitor, first_test_image
 from .plots import plot_curves
 from .probe import probe
 from .records import Records
+from .sharding import Sharded, Shares, check_sharding
 from .trained import images_of
 
 _PRECISION = {"32": "32-true", "64": "64-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
@@ -57,6 +58,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
             holds a run or cannot be written, a loss that is not finite.
         KeyboardInterrupt: interrupted; its argument says how to go on.
     """
+    if config.strategy == "fsdp2":
+        check_sharding(config)
     first = process_rank() == 0
     with alone_in(config.out) if first else nullcontext():
         if first:
@@ -79,7 +82,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         records = Records(config.out / "metrics.csv", say=not progress, best=best)
         looks = [_monitor(config, data, model, stages)] if config.monitor else []
         probed = _probed_layers(config, data, model, stages) if config.probe else {}
-        trainer = _build_trainer(config, [records, *looks, *([] if best is None else [best])], progress)
+        shares = Shares() if config.strategy == "fsdp2" else None
+        optional = [callback for callback in (best, shares) if callback is not None]
+        trainer = _build_trainer(config, [records, *looks, *optional], progress)
         if first:
             print(f"{config.arm} on {config.data} ({len(data.train_labels)} images from {data.source}), {config.arch}")
             _clear(config)
@@ -91,11 +96,16 @@ def run(config: TrainConfig) -> dict[str, Any]:
         result = _result(config, data, model, records, trainer)
         if best is not None and first:
             best.save(config.out, module)
-            module.tested().load_state_dict(best.weights)
             result["best_epoch"], result["val_accuracy"] = best.epoch, best.accuracy
             result["validation_images"] = data.identity()["validation images"]
         if first:
-            evaluation = Evaluation(config, module.tested(), datamodule, trainer.strategy.root_device)
+            network = module.tested()
+            if shares is not None:  # the others have left, and what they held with them
+                network = build_model(config.arch, data.channels, data.num_classes)[0]
+                network.load_state_dict(shares.weights)
+            if best is not None:
+                network.load_state_dict(best.weights)
+            evaluation = Evaluation(config, network, datamodule, trainer.strategy.root_device)
             at_end = final_figures(evaluation)
             if best is None:  # all devices have counted the hits of the last epoch
                 at_end["test_accuracy"] = result["test_accuracy"]
@@ -303,6 +313,7 @@ def _build_trainer(config: TrainConfig, callbacks: list[L.Callback], progress: b
             accelerator=config.accelerator,
             devices=config.devices if config.devices == "auto" else int(config.devices),
             num_nodes=config.nodes,
+            strategy=Sharded() if config.strategy == "fsdp2" else "auto",
             precision=_PRECISION[config.precision],  # type: ignore[arg-type]
             max_epochs=config.epochs,
             accumulate_grad_batches=config.accumulate,
