@@ -188,11 +188,6 @@ SFR_DEVICE TwoNearest two_nearest(const Lanes& lanes, const S* row, const double
   return {first.value, -over_lanes<Max>(-rest, warp_threads), first.column};
 }
 
-// The number of the lowest bit that is set.
-SFR_DEVICE int lowest_bit(uint32_t x) {
-  return __ffs(int(x)) - 1;
-}
-
 // A bit for each column, whether row - v is no more than `least`; 32 columns a word, to the end of the last one.
 template <class S>
 SFR_DEVICE void mark_tight(const Lanes& lanes, const S* row, const double* v, double least, int64_t width,
