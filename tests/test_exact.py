@@ -527,6 +527,10 @@ def test_dual_variables_at_removed_patches(reach: float | None) -> None:
 HARD = {
     "ties": lambda n: torch.randint(0, 3, (1, n, n)).double(),
     "few zeros": lambda n: (rand(1, n, n) > 0.02).double(),
+    "next to no zeros": lambda n: (rand(1, n, n) > 1 / n).double(),
+    "sorted": lambda n: (torch.arange(n)[:, None] * torch.arange(n))[None].double(),
+    "large integers": lambda n: torch.randint(-50, 50, (1, n, n)).double(),
+    "the same but for a shift": lambda n: rand(1, n, 1) + rand(1, 1, n),
     "clouds apart": lambda n: torch.cdist(torch.randn(1, n, 3).double(), torch.randn(1, n, 3).double() + 5),
     "optimum at the minima": lambda n: 1 + rand(1, n, n) - torch.eye(n).double()[torch.randperm(n)],
     "on a line": lambda n: (rand(1, n, 1) - rand(1, 1, n)).abs(),

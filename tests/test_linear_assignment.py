@@ -108,6 +108,21 @@ def test_rows_that_compete_take_the_cheapest_columns() -> None:
     assert linear_assignment(cost, max_cost=7.5).tolist() == [0, 1, -1, -1]
 
 
+@pytest.mark.parametrize("shape", [(70, 70), (200, 200), (150, 151), (90, 260), (260, 90)])
+@pytest.mark.parametrize("zeros", [0.3, 1.0, 3.0, 10.0])
+def test_equal_costs(shape: tuple[int, int], zeros: float) -> None:
+    """Tight pairs by the dozen for each row, or next to none; forbidden pairs among them."""
+    torch.manual_seed(0)
+    allowed = torch.rand(3, *shape) < zeros / max(shape)
+    for cost in ((~allowed).double(), torch.where(allowed, torch.randint(0, 3, (3, *shape)), 3).double()):
+        for one, mine in zip(cost, linear_assignment(cost), strict=True):
+            assert int((mine >= 0).sum()) == min(shape)
+            assert total(one, mine) == one.numpy()[linear_sum_assignment(one.numpy())].sum()
+    forbidden = torch.where(allowed, 0.0, math.inf)
+    for one, mine in zip(forbidden, linear_assignment(forbidden), strict=True):
+        assert (int((mine >= 0).sum()), total(one, mine)) == most_and_least(one.numpy())
+
+
 def test_large_integers_are_exact() -> None:
     cost = torch.tensor([[2**52, 2**52 + 1], [2**52 + 1, 2**52 + 3]])
     assert linear_assignment(cost).tolist() == [1, 0]

@@ -11,9 +11,25 @@
 
 namespace sfr::cpu::SFR_ISA {
 
+// Whether all are finite, and none is large.
+template <class T>
+bool are_ordinary(const Costs<T>& cost, int64_t rows, int64_t columns) {
+  const int64_t whole = columns / lanes<double> * lanes<double>;
+  Indices ordinary = every(-1);
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* row = cost.row(i);
+    over_row(row, 0, whole,
+             [&](Vec<double> x, int64_t) { ordinary &= vabs<double>(x) <= splat<double>(largest_cost); });
+    for (int64_t j = whole; j < columns; ++j)
+      if (!(std::fabs(double(row[j])) <= largest_cost)) return false;
+  }
+  return !any_lane(~ordinary);
+}
+
 // What kinds of costs there are.
 template <class T>
 CostKinds kinds_of(const Costs<T>& cost, int64_t rows, int64_t columns) {
+  if (are_ordinary(cost, rows, columns)) return {true, false, false};
   Indices finite_or_inf = every(-1), infinite{}, large{};
   for (int64_t i = 0; i < rows; ++i) {
     const T* row = cost.row(i);

@@ -47,29 +47,18 @@ struct Forward : ExactWork<T> {
   }
 };
 
-// Whether no cost is infinite, NaN or so large that a sum could overflow.
-template <class T>
-bool ordinary(const Ground<T>& ground, int64_t n, int64_t m) {
-  constexpr T most = sizeof(T) == 4 ? std::numeric_limits<T>::max() : T(largest_cost);
-  Int<T> sound = Int<T>{} - 1;
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < m; j += lanes<T>) sound &= load(ground.cost + i * ground.ld + j) <= most;
-  for (int k = 0; k < lanes<T>; ++k)
-    if (sound[k] == 0) return false;
-  return true;
-}
-
 // The costs where they were computed, unless patches were removed, rows are the other side's or a price is to be added.
 template <class T>
 bool lay_out(ExactForwardParams& problem, int64_t item, Forward<T>& work, std::optional<Memory>& own) {
   Ground<T>& ground = work.ground;
   const int64_t n = problem.N, m = problem.M, width = whole_vectors<double>(m);
   const bool as_they_are = !work.a.kept && !work.b.kept && !work.turned && !priced(problem);
-  if (as_they_are && ordinary(ground, n, m)) {
+  const Costs<T> there{ground.cost, ground.ld, nullptr, n, m, width, width, false};
+  if (as_they_are && are_ordinary(there, n, m)) {
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = m; j < width; ++j) ground.cost[i * ground.ld + j] = std::numeric_limits<T>::infinity();
     work.scale = 1;
-    work.cost = {ground.cost, ground.ld, nullptr, n, m, width, width, false};
+    work.cost = there;
     return true;
   }
   problem.cost.data = ground.cost;

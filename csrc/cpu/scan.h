@@ -286,6 +286,33 @@ inline TwoNearest two_nearest(Lanes, const S* row, const double* v, int64_t widt
   return {first.value, least.second[0], first.column};
 }
 
+// The number of the lowest bit that is set.
+inline int lowest_bit(uint32_t x) {
+  return __builtin_ctz(x);
+}
+
+// All lanes' bits, in every lane.
+template <int shift = lanes<double> / 2>
+SFR_INLINE Indices or_lanes(Indices x) {
+  if constexpr (shift > 0)
+    return or_lanes<shift / 2>(x | rotate<shift>(x));
+  else
+    return x;
+}
+
+// A bit for each column, whether row - v is no more than `least`; 32 columns a word, to the end of the last one.
+template <class S>
+inline void mark_tight(Lanes, const S* row, const double* v, double least, int64_t width, uint32_t* words) {
+  for (int64_t first = 0; first < width; first += 32) {
+    Indices bits{}, bit = every(1) << lane_numbers();
+    over_row(row, first, width - first < 32 ? width : first + 32, [&](Vec<double> cost, int64_t j) {
+      bits |= (cost - load(v + j) <= splat<double>(least)) & bit;
+      bit <<= lanes<double>;
+    });
+    words[first / 32] = uint32_t(or_lanes(bits)[0]);
+  }
+}
+
 // distance = min(distance, row - v + shift), with `from` = i where it fell; the least of the new distances.
 template <class S>
 inline Nearest relax(Lanes, const S* row, const double* v, double shift, double* distance, int64_t* from, int64_t i,

@@ -49,6 +49,9 @@ inline float half_to_float(uint16_t bits) {
 inline uint16_t float_to_half(float x) {
   return simt::float_to_half(x);
 }
+inline int lowest_bit(uint32_t x) {
+  return __builtin_ctz(x);
+}
 inline uint32_t float_bits(float x) {
   return simt::bit_cast<uint32_t>(x);
 }
@@ -127,6 +130,10 @@ SFR_DEVICE uint32_t float_bits(float x) {
 }
 SFR_DEVICE float bits_float(uint32_t x) {
   return __uint_as_float(x);
+}
+// The number of the lowest bit that is set.
+SFR_DEVICE int lowest_bit(uint32_t x) {
+  return __ffs(int(x)) - 1;
 }
 SFR_DEVICE uint64_t double_bits(double x) {
   return uint64_t(__double_as_longlong(x));

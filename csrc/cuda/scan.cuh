@@ -188,6 +188,21 @@ SFR_DEVICE TwoNearest two_nearest(const Lanes& lanes, const S* row, const double
   return {first.value, -over_lanes<Max>(-rest, warp_threads), first.column};
 }
 
+// A bit for each column, whether row - v is no more than `least`; 32 columns a word, to the end of the last one.
+template <class S>
+SFR_DEVICE void mark_tight(const Lanes& lanes, const S* row, const double* v, double least, int64_t width,
+                           uint32_t* words) {
+#pragma unroll 1
+  for (int first = 0; first < width; first += 32) {
+    const int j = first + lanes.lane;
+    int bits = j < width && double(row[j]) - v[j] <= least ? int(1u << lanes.lane) : 0;
+#pragma unroll 1
+    for (int mask = warp_threads / 2; mask > 0; mask /= 2) bits |= shuffle_xor(bits, mask);
+    if (lanes.first) words[first / 32] = uint32_t(bits);
+  }
+  lanes.sync();
+}
+
 // distance = min(distance, row - v + shift), with `from` = i where it fell; the least of the new distances.
 template <class S>
 SFR_DEVICE Nearest relax(const Lanes& lanes, const S* row, const double* v, double shift, double* distance,

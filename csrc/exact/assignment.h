@@ -25,6 +25,7 @@ struct Assignment {
   int32_t* waiting = nullptr;    // [n] rows without a column
   int32_t* vacant = nullptr;     // [m] free columns
   double* closed = nullptr;      // [span] -inf: a column that only rows compete for that cannot all be matched
+  int32_t* spare = nullptr;      // memory that nobody else needs meanwhile
 
   template <class Memory>
   SFR_ANYWHERE void reserve(Memory& memory, int64_t rows, int64_t columns, int64_t row_length) {
@@ -92,12 +93,17 @@ SFR_LANES void transfer(const Lanes& lanes, const Assignment<S>& work) {
   }
 }
 
+struct Bids {
+  int64_t waiting, made, ties;
+};
+
 // A waiting row takes its first choice and lowers that column's v to where the second is as good; the row it turned
-// out bids next. On some costs two rows outbid each other for ever so little, hence a limit. Returns how many wait.
+// out bids next. On some costs two rows outbid each other for ever so little, hence a limit. Returns how many wait, and
+// how many bids were of rows that other columns suited as well.
 template <class S>
-SFR_LANES int64_t outbid(const Lanes& lanes, const Assignment<S>& work, int64_t count) {
+SFR_LANES Bids outbid(const Lanes& lanes, const Assignment<S>& work, int64_t count) {
   const int64_t m = work.cost.m;
-  int64_t bids = 2 * work.cost.n, next = 0, left = 0;
+  int64_t bids = 2 * work.cost.n, next = 0, left = 0, made = 0, ties = 0;
   while (next < count) {
     const int64_t i = work.waiting[next++];
     const TwoNearest choice = two_nearest(lanes, work.cost.row(i), work.v, work.cost.width);
@@ -108,6 +114,8 @@ SFR_LANES int64_t outbid(const Lanes& lanes, const Assignment<S>& work, int64_t 
       ++left;
       continue;
     }
+    ++made;
+    if (choice.second == choice.value) ++ties;
     int64_t j = choice.column;
     const double lower = choice.second < infinity ? work.v[j] - (choice.second - choice.value) : work.v[j];
     const bool strictly = lower < work.v[j];
@@ -132,7 +140,18 @@ SFR_LANES int64_t outbid(const Lanes& lanes, const Assignment<S>& work, int64_t 
     lanes.sync();
     if (out >= 0 && !again) ++left;
   }
-  return left;
+  return {left, made, ties};
+}
+
+// Lists the free columns; returns their number.
+template <class S>
+SFR_LANES int64_t list_vacant(const Lanes& lanes, const Assignment<S>& work) {
+  int64_t count = 0;
+  if (lanes.first)
+    for (int64_t j = 0; j < work.cost.m; ++j)
+      if (work.row[j] < 0) work.vacant[count++] = int32_t(j);
+  lanes.sync();
+  return lanes.of_first(count);
 }
 
 // What a search came to.
@@ -141,23 +160,25 @@ struct Search {
   int64_t reached;  // columns besides
 };
 
-// The shortest path from a waiting row to a free column; the matching changes along it, and v so that the path's
-// edges, and all of the search's, stay tight. `vacancies` is the number of free columns listed, of all or none.
 template <class S>
-SFR_LANES Search augment(const Lanes& lanes, const Assignment<S>& work, int64_t root, int64_t& vacancies) {
-  const Costs<S>& cost = work.cost;
-  lanes.each(cost.span, [&](int64_t j) {
+SFR_LANES void begin_search(const Lanes& lanes, const Assignment<S>& work) {
+  lanes.each(work.cost.span, [&](int64_t j) {
     work.open[j] = work.closed && work.closed[j] < 0 ? -infinity : work.v[j];
     work.distance[j] = infinity;
   });
-  int64_t i = root, count = 0;
-  double shift = 0;
-  Nearest next;
+}
+
+// Goes on from row i, at the distance `shift` less the row's own u, to the nearest free column. `count` columns are
+// reached before. `vacancies` is the number of free columns listed, of all or none.
+template <class S>
+SFR_LANES Nearest search(const Lanes& lanes, const Assignment<S>& work, int64_t i, double shift, int64_t vacancies,
+                         int64_t& count) {
+  const Costs<S>& cost = work.cost;
   for (;;) {
-    next = relax(lanes, cost.row(i), work.open, shift, work.distance, work.from, i, cost.width);
+    Nearest next = relax(lanes, cost.row(i), work.open, shift, work.distance, work.from, i, cost.width);
     if (!(next.value < infinity)) {
       lanes.sync();
-      return {false, count};
+      return next;
     }
     if (work.row[next.column] >= 0) {  // of several at the same distance a free one ends the search
       const auto as_near = [&](int64_t k) { return work.distance[work.vacant[k]] == next.value; };
@@ -165,7 +186,7 @@ SFR_LANES Search augment(const Lanes& lanes, const Assignment<S>& work, int64_t 
       if (vacancy < vacancies) next.column = work.vacant[vacancy];
     }
     const int64_t j = next.column;
-    if (work.row[j] < 0) break;
+    if (work.row[j] < 0) return next;
     if (lanes.first) {
       work.reached[count] = int32_t(j);
       work.reached_at[count] = next.value;
@@ -177,13 +198,28 @@ SFR_LANES Search augment(const Lanes& lanes, const Assignment<S>& work, int64_t 
     shift = next.value - (cost.at(i, j) - work.v[j]);
     lanes.sync();
   }
-  lanes.each(count, [&](int64_t k) { work.v[work.reached[k]] += work.reached_at[k] - next.value; });
-  const int64_t vacancy = lanes.find(vacancies, [&](int64_t k) { return work.vacant[k] == next.column; });
+}
+
+// Lowers v so that all edges of a search over `distance` are tight.
+template <class S>
+SFR_LANES void tighten(const Lanes& lanes, const Assignment<S>& work, int64_t count, double distance) {
+  lanes.each(count, [&](int64_t k) { work.v[work.reached[k]] += work.reached_at[k] - distance; });
+}
+
+// The shortest path from a waiting row to a free column; the matching changes along it, and v so that the path's
+// edges stay tight.
+template <class S>
+SFR_LANES Search augment(const Lanes& lanes, const Assignment<S>& work, int64_t root, int64_t& vacancies) {
+  begin_search(lanes, work);
+  int64_t count = 0;
+  const Nearest end = search(lanes, work, root, 0, vacancies, count);
+  if (!(end.value < infinity)) return {false, count};
+  tighten(lanes, work, count, end.value);
+  const int64_t vacancy = lanes.find(vacancies, [&](int64_t k) { return work.vacant[k] == end.column; });
   if (lanes.first) {
     if (vacancies > 0) work.vacant[vacancy] = work.vacant[vacancies - 1];
-    for (int64_t j = next.column;;) {
-      i = work.from[j];
-      const int64_t before = work.column[i];
+    for (int64_t j = end.column;;) {
+      const int64_t i = work.from[j], before = work.column[i];
       work.match(i, j);
       if (i == root) break;
       j = before;
@@ -192,46 +228,6 @@ SFR_LANES Search augment(const Lanes& lanes, const Assignment<S>& work, int64_t 
   if (vacancies > 0) --vacancies;
   lanes.sync();
   return {true, count};
-}
-
-enum class Matched { all, some, impossible };
-
-// Fills column, u and v. `some`: what is left would be slow this way, and `waiting` rows of the list wait. `scans` is
-// how many rows may be scanned in searches; counts the searches.
-template <class S>
-SFR_LANES Matched assign(const Lanes& lanes, Assignment<S>& work, int64_t scans, int64_t& waiting, int64_t& searches) {
-  const int64_t n = work.cost.n, m = work.cost.m;
-  clear(lanes, work);
-  waiting = n;
-  work.closed = nullptr;
-  int64_t vacancies = 0;
-  if (n == m) {
-    waiting = start_from_minima(lanes, work);
-    if (lanes.find(m, [&](int64_t j) { return !(work.v[j] < infinity); }) < m) return Matched::impossible;
-    if (waiting == 0) {
-      lanes.each(n, [&](int64_t i) { work.u[i] = 0; });
-      return Matched::all;
-    }
-    transfer(lanes, work);
-  }
-  waiting = outbid(lanes, work, waiting);
-  if (n == m) {
-    if (lanes.first)
-      for (int64_t j = 0; j < m; ++j)
-        if (work.row[j] < 0) work.vacant[vacancies++] = int32_t(j);
-    lanes.sync();
-    vacancies = lanes.of_first(vacancies);
-  }
-  while (waiting > 0) {
-    const Search search = augment(lanes, work, work.waiting[waiting - 1], vacancies);
-    if (!search.found) return Matched::impossible;
-    ++searches;
-    --waiting;
-    scans -= search.reached + 1;
-    if (scans < 0) break;
-  }
-  row_minima(lanes, work.cost, work.v, work.u);
-  return waiting == 0 ? Matched::all : Matched::some;
 }
 
 }  // namespace SFR_EXACT_NAMESPACE

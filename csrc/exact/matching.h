@@ -35,7 +35,7 @@ SFR_LANES void match_most(const Lanes& lanes, ExactWork<S>& work, const Matching
   lanes.each(cost.n, [&](int64_t i) { most.competes[i] = 0; });
   assignment.closed = most.closed;
   int64_t none = 0;
-  for (int64_t waiting = outbid(lanes, assignment, cost.n); waiting > 0; --waiting) {
+  for (int64_t waiting = outbid(lanes, assignment, cost.n).waiting; waiting > 0; --waiting) {
     const int64_t root = assignment.waiting[waiting - 1];
     const Search search = augment(lanes, assignment, root, none);
     if (search.found) continue;

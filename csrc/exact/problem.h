@@ -4,8 +4,8 @@
 #pragma once
 
 #include "../contracts/exact.h"
-#include "assignment.h"
 #include "masses.h"
+#include "ties.h"
 #include "transportation.h"
 
 namespace SFR_EXACT_NAMESPACE {
@@ -40,7 +40,8 @@ struct ExactWork {
     row_sum = memory.template take<double>(rows);
     column_sum = memory.template take<double>(columns);
     assignment.reserve(memory, rows, columns, span);
-    transportation.reserve(memory, rows, columns, span);
+    transportation.reserve(memory, rows, columns, span, TightPairs::size(rows, span));
+    assignment.spare = transportation.tree.indices;
   }
 
   static SFR_ANYWHERE int64_t least_side(const ExactParams& p) { return p.N < p.M ? p.N : p.M; }

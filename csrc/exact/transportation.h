@@ -38,13 +38,13 @@ struct Transportation {
   double* room = nullptr;                             // [span] v of columns with units left, else -inf
 
   template <class Memory>
-  SFR_ANYWHERE void reserve(Memory& memory, int64_t rows, int64_t columns, int64_t row_length) {
+  SFR_ANYWHERE void reserve(Memory& memory, int64_t rows, int64_t columns, int64_t row_length, int64_t most_indices) {
     const int64_t first = first_column(rows), nodes = first + columns + 1;
     potential = memory.template take<double>(first + row_length + 1);
     low = memory.template take<double>(first + row_length + 1);
     u = memory.template take<double>(rows);
     u_low = memory.template take<double>(rows);
-    tree.reserve(memory, nodes);
+    tree.reserve(memory, nodes, most_indices);
     entry = memory.template take<Entry>(rows + columns);
     row_left = memory.template take<Units>(rows);
     column_left = memory.template take<Units>(columns);

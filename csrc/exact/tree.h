@@ -27,18 +27,16 @@ struct Tree {
   int32_t* seen = nullptr;                     // the last pivot that came by on its way up
   // While the tree is built: entries as lists by node, and nodes that wait.
   int32_t *head = nullptr, *link = nullptr, *stack = nullptr;
+  int32_t* indices = nullptr;  // where all of these lie
+  int64_t indices_size = 0;
 
   template <class Memory>
-  SFR_ANYWHERE void reserve(Memory& memory, int64_t count) {
+  SFR_ANYWHERE void reserve(Memory& memory, int64_t count, int64_t more) {
     flow = memory.template take<Units>(count);
-    parent = memory.template take<int32_t>(count);
-    next = memory.template take<int32_t>(count);
-    before = memory.template take<int32_t>(count);
-    last = memory.template take<int32_t>(count);
-    seen = memory.template take<int32_t>(count);
-    head = memory.template take<int32_t>(count);
-    link = memory.template take<int32_t>(2 * count);
-    stack = memory.template take<int32_t>(count);
+    indices_size = 9 * count > more ? 9 * count : more;
+    indices = memory.template take<int32_t>(indices_size);
+    int32_t* left = indices;
+    for (int32_t** array : {&parent, &next, &before, &last, &seen, &head, &stack, &link}) *array = left, left += count;
   }
 
   SFR_LANES bool is_row(int64_t k) const { return k < columns; }

@@ -93,12 +93,14 @@ def hard(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor |
     if name == "clouds apart":  # long searches: the simplex method takes over
         x = torch.randn(80, 3, dtype=dtype)
         cost, a, b = torch.cdist(x, torch.randn(80, 3, dtype=dtype) + 5)[None, None], None, None
+    if name == "few zeros":  # tight pairs, and a search from all rows that wait
+        cost, a, b = (torch.rand(1, 1, 70, 70) > 1.5 / 70).to(dtype), None, None
     if name == "empty" and b is not None:
         b[:] = 0
     return cost, a, b, ExactOptions(0.2, 0.1) if name == "prices" else OPTIONS
 
 
-HARD = ["forbidden", "infeasible", "blocks", "square, forbidden", "clouds apart", "empty", "prices"]
+HARD = ["forbidden", "infeasible", "blocks", "square, forbidden", "clouds apart", "few zeros", "empty", "prices"]
 
 
 @pytest.mark.parametrize("name", HARD)
@@ -115,7 +117,7 @@ def test_every_way_is_the_cpus(name: str, dtype: torch.dtype) -> None:
             assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["forbidden", "blocks", "prices", "square, forbidden"])
+@pytest.mark.parametrize("name", ["forbidden", "blocks", "prices", "square, forbidden", "few zeros"])
 def test_no_race_on_other_ways(name: str) -> None:
     cost, a, b, options = hard(name, torch.float32)
     with emulated("race", "block", 1):
