@@ -340,10 +340,13 @@ def _divergence(
     reach = solver.pop("reach")
     reach = reach if isinstance(reach, tuple) else (reach, reach)
     normal = _weights("a", a, cost, -2), _weights("b", b, cost, -1)
-    used, _ = _regularisation(cost, *normal, eps, eps_scale, reach[0] or reach[1])
+    used, shown = _regularisation(cost, *normal, eps, eps_scale, reach[0] or reach[1])
 
     def entropic(cost: Tensor, a: Tensor | None, b: Tensor | None, reach: Reach) -> Tensor:
-        return sinkhorn(cost, a, b, used, eps_scale="absolute", reach=reach, **solver).entropic_cost
+        value = sinkhorn(cost, a, b, used, eps_scale="absolute", reach=reach, **solver).entropic_cost
+        # Equal costs between x and y give no eps: all three plans are a b^T then.
+        weight_a, weight_b = _weights("a", a, cost, -2), _weights("b", b, cost, -1)
+        return torch.where(shown > 0, value, (weight_a[..., :, None] * weight_b[..., None, :] * cost).sum((-2, -1)))
 
     def with_itself(z: Tensor) -> Tensor:
         flat = z.flatten(0, used.dim() - 1)

@@ -586,3 +586,59 @@ def test_divergence_of_nearly_equal_clouds(noise: float) -> None:
     assert emd_l2(x, y, tol=1e-6, **options).item() == pytest.approx(
         exact, rel={1e-2: 1e-3, 1e-3: 0.02, 1e-4: 1.0}[noise]
     )
+
+
+@pytest.mark.parametrize("apart", [1e3, 1e5, 1e9])
+@pytest.mark.parametrize("reach", [None, 0.5], ids=str)
+@pytest.mark.parametrize("metric", ["l2", "l1", "sqeuclidean"])
+def test_far_clusters_do_not_raise_eps(metric: str, reach: float | None, apart: float) -> None:
+    """Costs that no plan uses say nothing of the eps that the others can be solved with."""
+    x, y = torch.randn(1, 16, 8), torch.randn(1, 16, 8)
+    x[:, 8:] += apart
+    y[:, 8:] += apart
+    x, y = x.requires_grad_(), y.requires_grad_()
+    wide = [t.detach().double().requires_grad_() for t in (x, y)]
+    options = {"eps": 0.05, "eps_scale": "absolute", "reach": reach, "metric": metric}
+    result = solve_sample(x, y, **options)
+    expected = solve_sample(*wide, **options, tol=1e-10)
+    assert result.converged and result.eps.item() == pytest.approx(0.05)
+    assert result.transport_cost.item() == pytest.approx(expected.transport_cost.item(), rel=1e-3, abs=1e-6)
+    assert result.entropic_cost.item() == pytest.approx(expected.entropic_cost.item(), rel=1e-3)
+    found = torch.autograd.grad(result.transport_cost, (x, y))
+    for grad, wanted in zip(found, torch.autograd.grad(expected.transport_cost, wide), strict=True):
+        assert error(grad, wanted) < 1e-2
+
+
+@pytest.mark.parametrize("size", [1e2, 1e5, 1e8, 1e30])
+@pytest.mark.parametrize("reach", [0.5, (None, 0.5), None], ids=str)
+def test_a_start_far_away_and_a_reach(reach: Any, size: float) -> None:
+    cost, start = torch.rand(30, 25), (size * torch.randn(30), size * torch.randn(25))
+    result, expected = solve(cost, init=start, reach=reach), solve(cost.double(), reach=reach, tol=1e-10)
+    assert result.converged
+    assert result.transport_cost.item() == pytest.approx(expected.transport_cost.item(), rel=1e-3)
+    assert result.entropic_cost.item() == pytest.approx(expected.entropic_cost.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(F32, 1e-38), (F32, 1e-41), (F64, 1e-307), (F64, 1e-311)], ids=str)
+def test_gradients_at_the_smallest_numbers(dtype: torch.dtype, scale: float) -> None:
+    cost, a = (torch.rand(6, 7, dtype=dtype) * scale).requires_grad_(), weights(6, dtype=dtype).requires_grad_()
+    of_cost, of_a = torch.autograd.grad(solve(cost, a, eps=0.1).transport_cost, (cost, a))
+    assert of_cost.isfinite().all() and of_a.isfinite().all()
+    assert of_cost.sum().item() == pytest.approx(1, rel=1e-3)
+
+
+def test_divergence_where_all_pairs_cost_the_same() -> None:
+    """Its own terms are of product plans, too, but their costs differ."""
+    x, y = torch.rand(2, 20, 1, dtype=F64), torch.zeros(2, 1, 1, dtype=F64)
+    x[:, ::2] = 0
+    options = {"metric": "cosine", "objective": "divergence", "student_weight": weights(20)[None].expand(2, -1)}
+    expected = reference.emd_l2(x, y, **options)
+    assert emd_l2(x, y, **options).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_gradient_of_weights_whose_sum_overflows() -> None:
+    cost, a = torch.rand(6, 7), (2e38 * torch.rand(6)).requires_grad_()
+    (grad,) = torch.autograd.grad(solve(cost, a).transport_cost, a)
+    wide = a.detach().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(solve(cost.double(), wide, tol=1e-10).transport_cost, wide)
+    assert error(1e38 * grad.double(), 1e38 * wanted) < 1e-2

@@ -120,7 +120,7 @@ void with_plan(const Team& whole, const Transport<T>& work, const T* cost, F&& f
   const auto held = [](double total) {
     return T(total < double(Number<T>::largest) ? total : double(Number<T>::largest));
   };
-  f(plan, Totals<T>{held(work.a.total), held(work.b.total)});
+  f(plan, Totals<T>{held(work.a.total), held(work.b.total), T(1 / work.a.total), T(1 / work.b.total)});
 }
 
 // Both compiled once, in transport.cpp.

@@ -39,7 +39,7 @@ SFR_DEVICE void each_item(const KernelParams<Params>& p, F&& f) {
 // What reading the weights found out.
 template <class T>
 struct WeightSummary {
-  T a_total, b_total;
+  T a_total, b_total, per_a, per_b;
   int kept_rows, kept_columns;
   bool light;     // some kept patch weighs next to nothing
   bool weighted;  // some weights are given

@@ -108,6 +108,8 @@ template <class T>
   summary.weighted = a_side.weight || b_side.weight;
   summary.a_total = a_side.sum();
   summary.b_total = b_side.sum();
+  summary.per_a = 1 / a_side.total / a_side.most;
+  summary.per_b = 1 / b_side.total / b_side.most;
   if (team.rank == 0) *at.summary = summary;
 #pragma unroll 1
   for (int i = team.rank; i < problem.rows; i += team.size) at.row_weight[i] = a_side.marginal(problem.first + i);
@@ -158,7 +160,7 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach, 
 
 template <class T>
 SFR_DEVICE Totals<T> totals_of(const WeightSummary<T>& summary) {
-  return {summary.a_total, summary.b_total};
+  return {summary.a_total, summary.b_total, summary.per_a, summary.per_b};
 }
 
 // Solves problem p, whose weights have been read and whose costs are in place.

@@ -176,7 +176,7 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
   plan.each_patch_of_columns(
       [&](Index j) { columns.gradient()[j] = weight_gradient(columns, j, up, eps, rows.total); });
   plan.sync();
-  if (!spread || !(eps > 0)) return slope[0];
+  if (!spread || !(eps > least_eps<T>)) return slope[0];
   const T rate = slope[0] + up.eps, mean = spread->centre + spread->mean;
   if (!spread->flat())
     spread_backward(plan, *spread, rate * (eps / spread->deviation));

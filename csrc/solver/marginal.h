@@ -16,7 +16,8 @@ struct Marginal {
 
   T total = 1;           // sum of the weights; 1 without a reach
   T eps_over_reach = 0;  // 0: the marginal is met
-  T offset = 0;          // (centre / 2 + shift) / reach in powers of two: f is that of C, F that of C - centre
+  T centre = 0;          // centre / 2 / reach in powers of two: f is that of C, F that of C - centre
+  T offset = 0;          // ... and the shift's part
 
   static constexpr int of_rows = 5, of_columns = 10;  // vectors that there are
 
@@ -41,7 +42,7 @@ struct Marginal {
   // Gives the side a reach, in units of the cost like eps and centre; its weights are then to have their own sum.
   SFR_FN void set_reach(T reach, T eps, T centre, T sum_of_weights) {
     eps_over_reach = eps / reach;
-    offset = centre / (2 * reach) * T(1 / ln2);
+    this->centre = offset = centre / (2 * reach) * T(1 / ln2);
     total = sum_of_weights;
   }
   SFR_INLINE bool has_reach() const { return eps_over_reach > 0; }

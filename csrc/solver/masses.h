@@ -11,8 +11,15 @@ namespace SFR_TARGET {
 template <class T>
 SFR_FN void shift_masses(Plan<T>& plan, T by) {
   plan.shift += by;
-  plan.rows.offset += plan.rows.eps_over_reach * by;
-  plan.columns.offset -= plan.columns.eps_over_reach * by;
+  plan.rows.offset = plan.rows.centre + plan.rows.eps_over_reach * plan.shift;
+  plan.columns.offset = plan.columns.centre - plan.columns.eps_over_reach * plan.shift;
+}
+
+// What rounding leaves of the targets that a shift moves.
+template <class T>
+SFR_FN T rounding_of_shift(const Plan<T>& plan) {
+  const T rows = plan.rows.eps_over_reach, columns = plan.columns.eps_over_reach;
+  return magnitude((rows > columns ? rows : columns) * plan.shift) * Number<T>::epsilon;
 }
 
 // What the columns' potentials have in common, which may be large, goes to where no rounding meets it: nothing follows

@@ -98,17 +98,20 @@ SFR_FN T reach_of(double reach, T eps) {
   return T(reach) > held ? T(reach) : held;
 }
 
+// The least eps that there is: 1 / (eps ln 2) is finite.
+template <class T>
+constexpr T least_eps = is_single<T> ? T(4.5e-39) : T(1e-308);
+
 // eps of problem p in units of the cost; 0 where all costs are equal and any would do.
 template <class T>
-SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p, bool of_features) {
-  constexpr T negligible = is_single<T> ? T(4.5e-39) : T(1e-308);  // 1 / (eps ln 2) is finite
+SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p) {
   // What potentials of costs without outliers leave to rounding.
   constexpr T held = is_single<T> ? T(5e-5) : T(1e-13);
   const SolverOptions& options = solve.options;
   const bool relative = options.relative && !solve.eps_given;
   T eps = solve.eps_given ? static_cast<const T*>(solve.eps_given)[p] : T(options.eps);
   if (relative) eps *= spread.deviation;
-  const bool held_here = !solve.eps_given && (of_features || options.method != Method::automatic);
+  const bool held_here = !solve.eps_given && options.method != Method::automatic;
   const T least = held_here ? held * spread.deviation : T(0);
   if (eps < least) eps = least;
   // Far above all costs it no longer matters how large eps is, and potentials would round away what costs differ by.
@@ -119,7 +122,7 @@ SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p, 
   const T most = widest > 0 ? enough * widest : T(1);
   if (!solve.eps_given && eps > most) eps = most;
   // 0 that is given is what a problem with equal costs was given.
-  if (eps < negligible && !(solve.eps_given && eps == 0)) eps = negligible;
+  if (eps < least_eps<T> && !(solve.eps_given && eps == 0)) eps = least_eps<T>;
   if (relative && spread.flat()) {
     const T reach = options.reach_a + options.reach_b > 0
                         ? reach_of(options.reach_a > 0 ? options.reach_a : options.reach_b, T(0))

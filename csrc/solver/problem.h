@@ -8,10 +8,10 @@
 
 namespace SFR_TARGET {
 
-// Sums of both sides' weights as they were given.
+// Sums of both sides' weights as they were given, as far as the type goes, and what one is divided by them.
 template <class T>
 struct Totals {
-  T a = 1, b = 1;
+  T a = 1, b = 1, per_a = 1, per_b = 1;
 };
 
 // Sets what the plan's exponents are made of, and the masses of sides with a reach.
@@ -69,28 +69,31 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
   const Spread<T> spread = spread_of(plan, out.options);
   if (sound && spread.sound && !spread.feasible) return put_nothing(plan, out, p, Number<T>::infinity);
   const T nan = Number<T>::nan;
-  T eps = regularisation(out, spread, p, plan.of_features);
+  T eps = regularisation(out, spread, p);
   sound = sound && spread.sound && finite(spread.centre) && finite(eps);
   Solution<T> solution;
   if (sound) {
     set_scale(plan, out.options, totals, spread.centre, eps);
-    if (out.init_g) {
+    bool warm = out.init_g != nullptr;
+    if (warm) {
       set_columns(plan, out.init_g, p, spread.centre / 2);
       if (plan.has_reach() && !out.options.symmetric) take_shift(plan);
-    } else {
-      start(plan, out.options.symmetric);
+      warm = !(rounding_of_shift(plan) > T(1e-3));
     }
+    if (!warm) start(plan, out.options.symmetric);
     plan.each_row([&](Index i) { store(plan.rows.scale() + i, splat<T>(1)); });
     plan.each_column([&](Index j) { store(plan.columns.scale() + j, splat<T>(1)); });
     plan.sync();
     const T apart = far_apart(plan, spread, out.options, eps);
-    solution = solve(plan, out.options, apart, out.init_g != nullptr, out.eps_given != nullptr);
+    solution = solve(plan, out.options, apart, warm, out.eps_given != nullptr);
     eps *= solution.annealed_eps;
   }
 
+  // An eps of 0 stands for equal costs: then potentials hold their mean, and nothing else.
+  const T mean = eps > 0 ? T(0) : spread.mean / 2;
   // A side's potentials, and what they add to the dual value.
   const auto put_potential = [&](const Marginal<T>& side, Index i, T* to) {
-    const T bare = (side.log()[i] - log_weight_of(side, i)) * T(ln2), f = sound ? bare * eps : nan;
+    const T bare = (side.log()[i] - log_weight_of(side, i)) * T(ln2), f = sound ? bare * eps + mean : nan;
     if (to) *to = f;
     if (!side.has_reach()) return side.weight[i] * f;
     return -side.weight[i] * side.reach(eps) * expm1_of(-side.over_reach(bare));
@@ -165,20 +168,20 @@ SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> tot
 
   // Through the normalisation a = w / sum(w), which a side with a reach does without.
   const auto along = [](const Marginal<T>& side, Index i) { return side.weight[i] * side.gradient()[i]; };
-  const auto through = [](const Marginal<T>& side, Index i, T along, T total) {
+  const auto through = [](const Marginal<T>& side, Index i, T along, T per_total) {
     const T gradient = side.gradient()[i];
-    return side.has_reach() ? gradient : (gradient - along) / total;
+    return side.has_reach() ? gradient : (gradient - along) * per_total;
   };
   if (out_a) {
     const T mean_a = plan.sum_patches_of_rows([&](Index i) { return along(plan.rows, i); });
     plan.clear_removed_rows(out_a);
-    plan.each_patch_of_rows([&](Index i) { out_a[plan.row_index(i)] = through(plan.rows, i, mean_a, totals.a); });
+    plan.each_patch_of_rows([&](Index i) { out_a[plan.row_index(i)] = through(plan.rows, i, mean_a, totals.per_a); });
   }
   if (out_b) {
     const T mean_b = plan.sum_patches_of_columns([&](Index j) { return along(plan.columns, j); });
     plan.clear_removed_columns(out_b);
     plan.each_patch_of_columns(
-        [&](Index j) { out_b[plan.column_index(j)] = through(plan.columns, j, mean_b, totals.b); });
+        [&](Index j) { out_b[plan.column_index(j)] = through(plan.columns, j, mean_b, totals.per_b); });
   }
 }
 
