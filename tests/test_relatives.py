@@ -167,6 +167,9 @@ def test_byot():
     gradient = torch.autograd.grad(loss, model.fc.weight, retain_graph=True)[0]
     alone = torch.autograd.grad(0.7 * F.cross_entropy(logits, LABELS), model.fc.weight)[0]
     assert torch.allclose(gradient, alone, atol=1e-7)
+    # The deep features are not drawn to the shallow ones.
+    drawn = torch.autograd.grad(feature, (model.layer1.weight, model.layer2.weight), allow_unused=True)
+    assert drawn[0].abs().max() > 0 and drawn[1] is None
     relative.remove()
 
 

@@ -43,7 +43,23 @@ def command(file, out, *more):
     return [sys.executable, "-m", "sfr_ext", "study", str(file), "--out", str(out), "--threads", "1", *more]
 
 
-def wait_for(condition, seconds=120):
+@pytest.fixture
+def begun():
+    """Begins a study, which does not outlive the test."""
+    studies = []
+
+    def begin(*arguments):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        studies.append(subprocess.Popen(command(*arguments), cwd=ROOT, **pipes))
+        return studies[-1]
+
+    yield begin
+    for study in studies:
+        study.kill()
+        study.wait()
+
+
+def wait_for(condition, seconds=400):
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until
@@ -205,15 +221,15 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /
 
 @needs_proc
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_study_goes_on(how, tmp_path):
+def test_a_killed_study_goes_on(how, begun, tmp_path):
     file = written(tmp_path / "s.yaml", seeds=1, arms=["ls", "sfr"], common={**COMMON, "epochs": 20})
     out = tmp_path / "out"
-    study = subprocess.Popen(command(file, out, "--jobs", "1"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=-1)
+    study = begun(file, out, "--jobs", "1")
     first = out / "small" / "ls" / "seed-0"
     wait_for(lambda: epochs_of(first) >= 3)
     child = holder(first / ".lock")
     study.send_signal(how)
-    said = study.communicate()[1].decode()
+    said = study.communicate()[1]
     assert study.returncode == (130 if how == signal.SIGINT else -how)
     assert how == signal.SIGKILL or "goes on where the study was" in said
     # The run does not outlive the study.
@@ -231,18 +247,12 @@ def test_a_killed_study_goes_on(how, tmp_path):
 
 
 @needs_proc
-def test_ray_takes_a_killed_run_up_again(tmp_path):
+def test_ray_takes_a_killed_run_up_again(begun, tmp_path):
     pytest.importorskip("ray", reason="the extra [cluster] is not installed")
     arms = {"ce": None, "ls": None, "bad": {"arm": "ce", "arch": "no-such"}}
-    file = written(tmp_path / "s.yaml", seeds=1, arms=arms, common={**COMMON, "epochs": 60})
+    file = written(tmp_path / "s.yaml", seeds=1, arms=arms, common={**COMMON, "epochs": 30})
     out = tmp_path / "out"
-    study = subprocess.Popen(
-        command(file, out, "--executor", "ray", "--jobs", "2"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    study = begun(file, out, "--executor", "ray", "--jobs", "2")
     first = out / "small" / "ce" / "seed-0"
     wait_for(lambda: epochs_of(first) >= 3 and epochs_of(out / "small" / "ls" / "seed-0") >= 1)
     worker = holder(first / ".lock")
@@ -254,9 +264,11 @@ def test_ray_takes_a_killed_run_up_again(tmp_path):
     assert after != worker
     for arm in ("ce", "ls"):
         result = json.loads((out / "small" / arm / "seed-0" / "result.json").read_text())
-        assert result["epochs"] == 60
+        assert result["epochs"] == 30
+    said = (first / "log.txt").read_text()
+    assert said.count("epoch 1/30") == 1 and "epoch 30/30" in said  # it has gone on, not begun anew
     # The same as without Ray and without the kill.
-    file = written(tmp_path / "s.yaml", seeds=1, arms=["ce"], common={**COMMON, "epochs": 60})
+    file = written(tmp_path / "s.yaml", seeds=1, arms=["ce"], common={**COMMON, "epochs": 30})
     subprocess.run(command(file, tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
     whole = tmp_path / "whole" / "small" / "ce" / "seed-0"
     assert kill_runs.same(kill_runs.end_of(first), kill_runs.end_of(whole))

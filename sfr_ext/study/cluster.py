@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 from ..train.errors import TrainError
-from .local import TICK, Finished
+from .local import LOG, TICK, Finished
 from .plan import Run
 from .work import from_json, reason, to_json, work
 
@@ -61,8 +63,17 @@ def train_run(named: dict[str, Any], threads: int) -> str | None:
     import torch
 
     torch.set_num_threads(threads)
+    config = from_json(named)
     try:
-        work(from_json(named))
-    except Exception as error:
-        return reason(error)
+        config.out.mkdir(parents=True, exist_ok=True)
+        with (config.out / LOG).open("a", buffering=1) as said, redirect_stdout(said), redirect_stderr(said):
+            try:
+                work(config)
+            except Exception as error:
+                if not isinstance(error, TrainError):
+                    traceback.print_exc()
+                print(f"sfr-ext: {reason(error)}")
+                return reason(error)
+    except OSError as error:
+        return f"{config.out / LOG} cannot be written: {error.strerror or error}"
     return None
