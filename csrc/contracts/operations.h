@@ -18,7 +18,7 @@
   OPERATION(exact_backward, ExactBackwardParams)       \
   OPERATION(assignment_forward, AssignmentForwardParams)
 
-// Those of a CPU alone: what they save is next to nothing on a GPU, where others do the same one after the other.
+// Those of a CPU alone; on a GPU others do the same, one after the other.
 #define SFR_CPU_OPERATIONS(OPERATION)                      \
   OPERATION(directions_forward, DirectionsForwardParams)   \
   OPERATION(directions_backward, DirectionsBackwardParams) \
