@@ -161,6 +161,7 @@ def hard_shapes(
         "2000 x 2000, 5 % zeros": ("0 or 1", zeros(2000, 0.05), None, None),
         "2000 x 2000, 0.5 % zeros": ("0 or 1", zeros(2000, 0.005), None, None),
         "2000 x 2000, 0.1 % zeros": ("0 or 1", zeros(2000, 0.001), None, None),
+        "2000 x 2000, 0.03 % zeros": ("0 or 1", zeros(2000, 0.0003), None, None),
         "500 x 500, 2 % zeros": ("0 or 1", zeros(500, 0.02), None, None),
         "500 x 500, 0.5 % zeros": ("0 or 1", zeros(500, 0.005), None, None),
         "1000 x 1000, 0 to 3": ("integers", (4 * random(1000, 1000)).floor(), None, None),
