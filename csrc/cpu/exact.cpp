@@ -47,7 +47,8 @@ template <class T>
 struct Match : Forward<T> {
   Matching<T> most;
 
-  Match(Arena& arena, const AssignmentForwardParams& p) : Forward<T>(arena, as_transport(p), false) {
+  Match(Arena& arena, const AssignmentForwardParams& p)
+      : Forward<T>(arena, as_transport(p), Gate{p.maximize, p.limit}.open()) {
     const int64_t rows = p.N < p.M ? p.N : p.M;
     most.reserve(arena, rows, padded<double>(p.N + p.M - rows + 1));
     most.costs = arena.take<T>(rows * padded<double>(rows));
@@ -61,7 +62,8 @@ bool are_ordinary(const Costs<T>& cost, int64_t rows, int64_t columns) {
   Indices ordinary = every(-1);
   for (int64_t i = 0; i < rows; ++i) {
     const T* row = cost.row(i);
-    over_row(row, 0, whole, [&](Vec<double> x, int64_t) { ordinary &= vabs<double>(x) <= splat<double>(largest_cost); });
+    over_row(row, 0, whole,
+             [&](Vec<double> x, int64_t) { ordinary &= vabs<double>(x) <= splat<double>(largest_cost); });
     for (int64_t j = whole; j < columns; ++j)
       if (!(std::fabs(double(row[j])) <= largest_cost)) return false;
   }
