@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfr_ext import linear_assignment, solve
 from sfr_ext.ops import ExactOptions
 from sfr_ext.ops.exact import exact_forward
 
@@ -33,13 +34,23 @@ from ..harness.timing import time_rows
 class Solver:
     name: str
     distribution: str
-    weights: bool  # takes them
+    finds: (
+        str  # "plan": transport, with any weights; "matching": the same where sides are equal and nothing is weighted
+    )
     threads: int
     solve: Callable[[Tensor, Tensor | None, Tensor | None], Any]
 
 
 def _ours(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
     return exact_forward(cost[:, None], a, b, *ExactOptions(), "benchmark")
+
+
+def _assignment(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
+    return linear_assignment(cost)
+
+
+def _plan(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
+    return solve(cost, a, b, solver="exact").plan
 
 
 def _one_by_one(function: Callable[[Any], Any]) -> Callable[[Tensor, Tensor | None, Tensor | None], Any]:
@@ -49,13 +60,13 @@ def _one_by_one(function: Callable[[Any], Any]) -> Callable[[Tensor, Tensor | No
 def _lapjvx(matrix: Any) -> Any:
     import lap
 
-    return lap.lapjvx(matrix)
+    return lap.lapjvx(matrix, extend_cost=True)
 
 
 def _lapjvs(matrix: Any) -> Any:
     import lap
 
-    return lap.lapjvs(matrix)
+    return lap.lapjvs(matrix, extend_cost=True)
 
 
 def _scipy(matrix: Any) -> Any:
@@ -74,12 +85,14 @@ def _pot(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
 
 
 SOLVERS = [
-    Solver("1 thread", "sfr_ext", True, 1, _ours),
-    Solver("2 threads", "sfr_ext", True, 2, _ours),
-    Solver("lapjvx", "lapx", False, 1, _one_by_one(_lapjvx)),
-    Solver("lapjvs", "lapx", False, 1, _one_by_one(_lapjvs)),
-    Solver("linear_sum_assignment", "scipy", False, 1, _one_by_one(_scipy)),
-    Solver("emd2", "POT", True, 1, _pot),
+    Solver("1 thread", "sfr_ext", "plan", 1, _ours),
+    Solver("2 threads", "sfr_ext", "plan", 2, _ours),
+    Solver("linear_assignment", "sfr_ext", "matching", 1, _assignment),
+    Solver("solve, dense plan", "sfr_ext", "plan", 1, _plan),
+    Solver("lapjvx", "lapx", "matching", 1, _one_by_one(_lapjvx)),
+    Solver("lapjvs", "lapx", "matching", 1, _one_by_one(_lapjvs)),
+    Solver("linear_sum_assignment", "scipy", "matching", 1, _one_by_one(_scipy)),
+    Solver("emd2", "POT", "plan", 1, _pot),
 ]
 
 
@@ -102,6 +115,7 @@ def workloads() -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
     w1, maps, large = (_l2(WORKLOADS[name].make()) for name in ("w1", "maps", "large"))
     x, y = (F.normalize(torch.randn(16, 196, 3, generator=generator, dtype=torch.float64), dim=-1) for _ in range(2))
     points = torch.cdist(x, y)
+    many = torch.rand(1000, 20, 40, generator=generator, dtype=torch.float64)
     return {
         "49 x 49": ("unit vectors of 512 channels, uniform", w1, None, None),
         "49 x 49 maps": ("feature maps of a trained network, uniform", maps, None, None),
@@ -113,6 +127,8 @@ def workloads() -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
         "49 x 36": ("uniform", w1[:, :, :36].contiguous(), uniform(128, 49), uniform(128, 36)),
         "196 x 196 weights": ("random weights", large, weight(16, 196), weight(16, 196)),
         "196 x 196 sphere, weights": ("random weights", points, weight(16, 196), weight(16, 196)),
+        "1,000 of 20 x 40": ("random costs, uniform", many, uniform(1000, 20), uniform(1000, 40)),
+        "1,000 of 20 x 40, matched": ("random costs", many, None, None),
         "196 x 49": ("uniform", large[:, :, :49].contiguous(), uniform(16, 196), uniform(16, 49)),
         **hard_shapes(generator, weight, uniform),
     }
@@ -121,27 +137,50 @@ def workloads() -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
 def hard_shapes(
     generator: torch.Generator, weight: Callable[[int, int], Tensor], uniform: Callable[[int, int], Tensor]
 ) -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
-    """One problem each, of kinds that solvers differ in most."""
+    """One problem each, of kinds that solvers differ in most, or that are trivial."""
 
     def random(*shape: int) -> Tensor:
         return torch.rand(1, *shape, generator=generator, dtype=torch.float64)
 
-    def clouds(n: int, m: int) -> Tensor:
-        return torch.cdist(random(n, 3), random(m, 3))
+    def clouds(n: int, m: int, dimensions: int = 3) -> Tensor:
+        return torch.cdist(random(n, dimensions), random(m, dimensions))
 
-    at_minima = 1 + random(1000, 1000)
-    at_minima[0, torch.randperm(1000, generator=generator), torch.arange(1000)] = random(1000)[0] / 2
+    def zeros(n: int, share: float) -> Tensor:
+        return (random(n, n) > share).double()
+
+    def at_minima(n: int) -> Tensor:
+        cost = 1 + random(n, n)
+        cost[0, torch.randperm(n, generator=generator), torch.arange(n)] = random(n)[0] / 2
+        return cost
+
     return {
         "5000 x 5": ("points in space, uniform", clouds(5000, 5), uniform(1, 5000), uniform(1, 5)),
         "5 x 5000": ("points in space, uniform", clouds(5, 5000), uniform(1, 5), uniform(1, 5000)),
         "2000 x 20": ("points in space, random weights", clouds(2000, 20), weight(1, 2000), weight(1, 20)),
         "20 x 2000": ("points in space, random weights", clouds(20, 2000), weight(1, 20), weight(1, 2000)),
-        "2000 x 2000, 0 or 1": ("0.5 % zeros", (random(2000, 2000) > 0.005).double(), None, None),
-        "1000 x 1000, integers": ("0 to 99", (100 * random(1000, 1000)).floor(), None, None),
+        "2000 x 2000, 5 % zeros": ("0 or 1", zeros(2000, 0.05), None, None),
+        "2000 x 2000, 0.5 % zeros": ("0 or 1", zeros(2000, 0.005), None, None),
+        "2000 x 2000, 0.1 % zeros": ("0 or 1", zeros(2000, 0.001), None, None),
+        "2000 x 2000, 0.03 % zeros": ("0 or 1", zeros(2000, 0.0003), None, None),
+        "500 x 500, 2 % zeros": ("0 or 1", zeros(500, 0.02), None, None),
+        "500 x 500, 0.5 % zeros": ("0 or 1", zeros(500, 0.005), None, None),
+        "1000 x 1000, 0 to 3": ("integers", (4 * random(1000, 1000)).floor(), None, None),
+        "1000 x 1000, 0 to 99": ("integers", (100 * random(1000, 1000)).floor(), None, None),
+        "2000 x 2000 plane": ("points in a plane", clouds(2000, 2000, 2), None, None),
         "2000 x 2000 space": ("points in space", clouds(2000, 2000), None, None),
         "3500 x 3500 space": ("points in space", clouds(3500, 3500), None, None),
+        "4000 x 4000 space": ("points in space", clouds(4000, 4000), None, None),
         "2000 x 2000 clouds apart": ("points 5 apart", torch.cdist(random(2000, 3), random(2000, 3) + 5), None, None),
-        "1000 x 1000, minima": ("optimum at the column minima", at_minima, None, None),
+        "1000 x 1000, minima": ("optimum at the column minima", at_minima(1000), None, None),
+        "1000 x 1000, constant": ("all costs are 1", torch.ones(1, 1000, 1000, dtype=torch.float64), None, None),
+        "1000 x 1000, diagonal": ("0 there, 1 elsewhere", 1 - torch.eye(1000, dtype=torch.float64)[None], None, None),
+        "1000 x 1000, same rows": ("all rows are the same", random(1, 1000).repeat(1, 1000, 1), None, None),
+        "1000 x 1000, sums": (
+            "a number of the row and one of the column",
+            random(1000, 1) + random(1, 1000),
+            None,
+            None,
+        ),
     }
 
 
@@ -157,12 +196,15 @@ def timed(solver: Solver, cost: Tensor, a: Tensor | None, b: Tensor | None) -> E
     return row, run
 
 
-def rows(names: list[str], rounds: int) -> Iterator[list[str]]:
+def rows(names: list[str], rounds: int, seconds: float) -> Iterator[list[str]]:
     for name in names:
         kind, cost, a, b = workloads()[name]
-        able = [s for s in SOLVERS if version_of(s.distribution) is not None and (s.weights or a is None)]
+        goals = {"matching"} if a is None else {"plan"}
+        if cost.shape[1] == cost.shape[2]:
+            goals.add("plan")
+        able = [s for s in SOLVERS if version_of(s.distribution) is not None and s.finds in goals]
         entries = [timed(solver, cost, a, b) for solver in able]
-        time_rows(entries, Device("cpu"), rounds)
+        time_rows(entries, Device("cpu"), rounds, seconds)
         for row, _ in entries:
             spent = [1e3 * sample / len(cost) for sample in row.milliseconds]
             label = f"{name}, {kind}" if row is entries[0][0] else ""
@@ -175,9 +217,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.exact", description=__doc__)
     parser.add_argument("--problem", choices=workloads(), action="append", help="these alone")
     parser.add_argument("--rounds", type=int, default=15, help="times that each solver runs (default: 15)")
+    parser.add_argument("--seconds", type=float, default=5, help="that another's runs take, roughly (default: 5)")
     options = parser.parse_args(arguments)
     header = ("problem", "solver", "us a problem, median (smallest)", "times the first")
-    print(markdown(header, rows(options.problem or list(workloads()), options.rounds)))
+    print(markdown(header, rows(options.problem or list(workloads()), options.rounds, options.seconds)))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ struct Variant {
 };
 
 #define SFR_HAS(feature) bool(__builtin_cpu_supports(feature))
-#define SFR_VARIANT(isa, runs_here) \
-  { #isa, runs_here, isa::operations }
+#define SFR_VARIANT(isa, runs_here) {#isa, runs_here, isa::operations}
 
 // Best first.
 const Variant variants[] = {

@@ -28,7 +28,8 @@ template <class T>
 struct Match : Forward<T> {
   Matching<T> most;
 
-  Match(Arena& arena, const AssignmentForwardParams& p) : Forward<T>(arena, as_transport(p), false) {
+  Match(Arena& arena, const AssignmentForwardParams& p)
+      : Forward<T>(arena, as_transport(p), Gate{p.maximize, p.limit}.open()) {
     const int64_t rows = p.N < p.M ? p.N : p.M;
     most.reserve(arena, rows, padded<double>(p.N + p.M - rows + 1));
     most.costs = arena.take<T>(rows * padded<double>(rows));

@@ -119,6 +119,7 @@ struct Gate {
   bool maximize;
   double limit;
 
+  SFR_ANYWHERE bool open() const { return !maximize && limit == infinity; }  // nothing counts as anything else
   template <class S>
   SFR_LANES S operator()(S x) const {
     if (maximize ? double(x) < limit : double(x) > limit) return S(infinity);
