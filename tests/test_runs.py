@@ -361,6 +361,7 @@ OTHER = {
     "devices": "auto",
     "accelerator": "cpu",
     "nodes": 1,
+    "strategy": "fsdp2",
     "workers": 1,
     "progress": None,
     "monitor": True,
