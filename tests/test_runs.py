@@ -380,22 +380,23 @@ OTHER = {
 }
 
 
-@pytest.fixture(scope="module")
-def unfinished(tmp_path_factory):
+def stopped_at_the_end(folder, **options):
     """A run of one epoch whose result.json was not written any more."""
-    config = quick(tmp_path_factory.mktemp("unfinished"), epochs=1, solver="sinkhorn")
+    config = quick(folder, epochs=1, **options)
     run(config)
     (config.out / "result.json").unlink()
     return config
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    return stopped_at_the_end(tmp_path_factory.mktemp("unfinished"), solver="sinkhorn")
 
 
 @pytest.fixture(scope="module")
 def unfinished_relative(tmp_path_factory):
-    """The same of an arm with options of its own."""
-    config = quick(tmp_path_factory.mktemp("relative"), epochs=1, arm="byot")
-    run(config)
-    (config.out / "result.json").unlink()
-    return config
+    """Of an arm with options of its own."""
+    return stopped_at_the_end(tmp_path_factory.mktemp("relative"), arm="byot")
 
 
 @pytest.mark.parametrize("name", sorted(set(options()) - {"out", "resume", "overwrite"}))

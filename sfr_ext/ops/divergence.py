@@ -21,7 +21,7 @@ from ..implicit import marginal, total
 from .contracts import Count, OfColumns, OfRows, Solved, SolverOptions, Value
 from .derivatives import differentiable, no_second_derivative
 from .emd import features_backward, solve_features
-from .gradients import NeedPair, feature_gradients, fold_groups, named, weight_gradients
+from .gradients import NeedPair, fold_groups, named, pair_gradients
 from .operator import Operator
 from .solved import Saved, Upstream, room
 from .views import Ground, Pair, compute_dtype, patch_grids, problems
@@ -363,8 +363,7 @@ def _(
     teacher_given: bool,
     need: NeedPair,
 ) -> Gradients:
-    grad_x, grad_y = feature_gradients(pair.x, pair.y, need.need_x, need.need_y)
-    grad_a, grad_b = weight_gradients(saved.f, saved.g, need.need_a, need.need_b)
+    grad_x, grad_y, grad_a, grad_b = pair_gradients(pair, saved.f, saved.g, need)
     return grad_x, grad_y, fold_groups(grad_a, pair.a), fold_groups(grad_b, pair.b)
 
 

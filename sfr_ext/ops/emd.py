@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import formulas, implicit
 from .contracts import METRIC_NAMES, EmdBackwardParams, EmdForwardParams, Solve, Solved, SolveGrad, SolverOptions
 from .derivatives import differentiable, second_derivatives
-from .gradients import NeedPair, feature_gradients, fold_groups, named, weight_gradients
+from .gradients import NeedPair, fold_groups, named, pair_gradients
 from .launch import run
 from .operator import Operator
 from .solved import VALUES, Saved, Upstream, again, room, saved
@@ -75,16 +75,11 @@ def solve_features(
     return out
 
 
-def _gradients(pair: Pair, saved: Saved, need: NeedPair) -> Gradients:
-    grad_x, grad_y = feature_gradients(pair.x, pair.y, need.need_x, need.need_y)
-    return (grad_x, grad_y, *weight_gradients(saved.f, saved.g, need.need_a, need.need_b))
-
-
 @BACKWARD.fake
 def _(
     upstream: Upstream, pair: Pair, saved: Saved, ground: Ground, options: SolverOptions, need: NeedPair
 ) -> Gradients:
-    grad_x, grad_y, grad_a, grad_b = _gradients(pair, saved, need)
+    grad_x, grad_y, grad_a, grad_b = pair_gradients(pair, saved.f, saved.g, need)
     return grad_x, grad_y, fold_groups(grad_a, pair.a), fold_groups(grad_b, pair.b)
 
 
@@ -102,7 +97,7 @@ def features_backward(
     grad_eps_given: Tensor | None = None,
 ) -> Gradients:
     """Calls the backward kernel. ``grad_eps``: upstream, of the eps that was used; ``grad_eps_given``: out."""
-    gradients = _gradients(pair, saved, need)
+    gradients = pair_gradients(pair, saved.f, saved.g, need)
     grad_x, grad_y, grad_a, grad_b = named(gradients, need)
     solve = SolveGrad(
         solve=Solve(again(saved), options, weight_view(pair.a), weight_view(pair.b), eps_given),

@@ -20,7 +20,7 @@ from .contracts import (
 )
 from .derivatives import differentiable, second_derivatives
 from .exact import exact_plan
-from .gradients import NeedPair, feature_gradients, fold_groups, named, weight_gradients
+from .gradients import NeedPair, fold_groups, named, pair_gradients
 from .launch import on_cpu, run
 from .operator import Operator
 from .solved import room
@@ -63,16 +63,11 @@ def _forward(pair: Pair, ground: Ground, options: ExactOptions, caller: str) -> 
     return out
 
 
-def _gradients(pair: Pair, saved: ExactSaved, need: NeedPair) -> Gradients:
-    grad_x, grad_y = feature_gradients(pair.x, pair.y, need.need_x, need.need_y)
-    return (grad_x, grad_y, *weight_gradients(saved.f, saved.g, need.need_a, need.need_b))
-
-
 @BACKWARD.fake
 def _(
     grad_value: Tensor, pair: Pair, saved: ExactSaved, ground: Ground, options: ExactOptions, need: NeedPair
 ) -> Gradients:
-    grad_x, grad_y, grad_a, grad_b = _gradients(pair, saved, need)
+    grad_x, grad_y, grad_a, grad_b = pair_gradients(pair, saved.f, saved.g, need)
     return grad_x, grad_y, fold_groups(grad_a, pair.a), fold_groups(grad_b, pair.b)
 
 
@@ -80,7 +75,7 @@ def _(
 def _backward(
     grad_value: Tensor, pair: Pair, saved: ExactSaved, ground: Ground, options: ExactOptions, need: NeedPair
 ) -> Gradients:
-    gradients = _gradients(pair, saved, need)
+    gradients = pair_gradients(pair, saved.f, saved.g, need)
     grad_x, grad_y, grad_a, grad_b = named(gradients, need)
     view = view_of(pair.x)
     params = ExactEmdBackwardParams(

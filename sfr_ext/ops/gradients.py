@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .views import Pair
+
 
 def nothing(like: Tensor) -> Tensor:
     """Stands for a gradient that nobody asked for: an operator has to return tensors."""
@@ -41,6 +43,12 @@ def feature_gradients(x: Tensor, y: Tensor, need_x: bool, need_y: bool) -> tuple
 def weight_gradients(f: Tensor, g: Tensor, need_a: bool, need_b: bool) -> tuple[Tensor, Tensor]:
     """One gradient a problem; `fold_groups` brings them to the shape of the weights."""
     return (torch.empty_like(f) if need_a else nothing(f)), (torch.empty_like(g) if need_b else nothing(g))
+
+
+def pair_gradients(pair: Pair, f: Tensor, g: Tensor, need: NeedPair) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those of features and, one a problem, of weights."""
+    grad_x, grad_y = feature_gradients(pair.x, pair.y, need.need_x, need.need_y)
+    return (grad_x, grad_y, *weight_gradients(f, g, need.need_a, need.need_b))
 
 
 def fold_groups(grad: Tensor, weight: Tensor | None) -> Tensor:
