@@ -7,7 +7,7 @@ import torch
 from cases import METRICS, OBJECTIVES, features, value_and_gradients, weights
 from torch import Tensor
 
-from sfr_ext import emd_l2, solve, solve_sample
+from sfr_ext import cost_matrix, emd_l2, solve, solve_sample
 
 # One block of rows; several; with groups; windows.
 SHAPES = [
@@ -69,6 +69,30 @@ def test_teams_of_threads_on_one_large_problem(threads: None) -> None:
         results.append((result.transport_cost, result.g, grad))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def of_features(x: Tensor, y: Tensor, metric: str, patch_size: int) -> list[Tensor]:
+    """A dense upstream gradient, one of few entries, and every solver, of one problem that several threads share."""
+    cost = cost_matrix(x, y, metric=metric, patch_size=patch_size)
+    few = torch.eye(*cost.shape[-2:]).expand_as(cost)
+    results = [cost, *torch.autograd.grad(cost, (x, y), torch.ones_like(cost), retain_graph=True)]
+    results += torch.autograd.grad(cost, (x, y), few)
+    for solver in ("exact", "sinkhorn"):
+        value = emd_l2(x, y, metric=metric, patch_size=patch_size, solver=solver, max_iter=20)
+        results += [value, *torch.autograd.grad(value, (x, y))]
+    return results
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("metric", METRICS)
+def test_teams_of_threads_on_many_channels(metric: str, patch_size: int, threads: None) -> None:
+    """Panels of channels, each of which any thread of the team may take."""
+    x, y = features(1, 200, 16, 15, grad=True), features(1, 200, 15, 16, grad=True)
+    torch.set_num_threads(1)
+    expected = of_features(x, y, metric, patch_size)
+    for count in (2, 3, 8) * 3:
+        torch.set_num_threads(count)
+        assert all(map(torch.equal, of_features(x, y, metric, patch_size), expected))
 
 
 @pytest.mark.every_strategy

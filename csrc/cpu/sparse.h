@@ -162,11 +162,11 @@ void entries_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, 
     if (work.y.data) work.y_pixels.locate(work.y, nullptr, y.patches);
   }
   team.barrier();
-  Arena own(team.own);
-  T* x_copy = own.take<T>(panel_channels * x.ld);
-  T* y_copy = own.take<T>(panel_channels * y.ld);
-  T* gy_panel = own.take<T>(panel_channels * y.ld);
-  team.blocks((p.C + panel_channels - 1) / panel_channels, [&](int64_t block) {
+  team.blocks((p.C + panel_channels - 1) / panel_channels, [&](int64_t block, char* memory) {
+    Arena own(memory);
+    T* x_copy = own.take<T>(panel_channels * x.ld);
+    T* y_copy = own.take<T>(panel_channels * y.ld);
+    T* gy_panel = own.take<T>(panel_channels * y.ld);
     const int64_t c = block * panel_channels;
     const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
     const Panel<T> panel_x = x.read(c, channels, x_copy), panel_y = y.read(c, channels, y_copy);

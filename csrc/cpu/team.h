@@ -166,7 +166,7 @@ class Team {
       : memory(memory), own(own), crew_(crew), phase_(phase), slept_(slept) {}
 
   char* const memory;  // the problem's workspace
-  char* const own;     // this thread's workspace
+  char* const own;     // workspace of the thread that leads; blocks that need one take that of who runs them
   static constexpr int rank = 0, size = 1;
   void barrier() const {}
 
