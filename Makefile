@@ -18,6 +18,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 CXX_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+# `make test` takes its tests' files two at a time, where there are two cores.
+PROCESSES ?= 2
+
 # Without CUDA kernels unless asked for, so that it stays quick; set but empty, they are built where an nvcc works.
 # `make test` compiles them for two architectures in any case, with nvcc from PyPI (100 MB) where the machine has none.
 SFR_EXT_CUDA ?= 0
@@ -39,7 +42,7 @@ demo: install-train data
 
 test: install-test
 	$(linters)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 bench: install-bench
 	$(BIN)/python -m benchmarks --suite quick --out benchmarks/out
