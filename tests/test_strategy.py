@@ -129,7 +129,7 @@ def strategy(library: ctypes.CDLL) -> Iterator[object]:
 @pytest.mark.parametrize(
     ("spread", "annealed_eps"), [(0.0, 1.0), (22.2, 1.0), (22.3, 2.0), (44.4, 2.0), (44.5, 4.0), (1e6, 2.0**16)]
 )
-def test_annealing_starts_where_the_deviation_is_up_to_22_times_eps(strategy, spread: float, annealed_eps: float) -> None:
+def test_annealing_starts_at_22_deviations(strategy, spread: float, annealed_eps: float) -> None:
     assert strategy(spread=spread).annealed_eps == annealed_eps
     assert (
         strategy(spread=spread, method="relaxed").annealed_eps
