@@ -1,4 +1,4 @@
-"""Pictures of README and docs: a matching of two photographs, speed beside other libraries, what eps does, how it works.
+"""Pictures of README and docs: matched photographs, speed beside other libraries, what eps does, how it works.
 
     python tools/figures.py [FOLDER]
 
@@ -104,10 +104,7 @@ def blur() -> Any:
     first.axvline(mean, color=OURS, linewidth=0.8)
     first.set(title="costs of all pairs", xlabel="cost", yticks=[], ylim=(low, high))
     for axes, eps in zip(others, (1.0, 0.3, 0.05, None), strict=True):
-        if eps is None:
-            plan = sfr_ext.solve(cost, solver="exact").plan[0]
-        else:
-            plan = sfr_ext.solve(cost, eps=eps).plan[0]
+        plan = (sfr_ext.solve(cost, solver="exact") if eps is None else sfr_ext.solve(cost, eps=eps)).plan[0]
         axes.imshow(plan.numpy(), cmap="magma_r")
         axes.set(title="exact" if eps is None else f"eps = {eps} std", xticks=[], yticks=[])
     others[0].set_ylabel("the plan")
