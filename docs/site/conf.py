@@ -66,6 +66,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "image_scrapers": ("matplotlib", figures),
     "abort_on_example_error": True,
+    "capture_repr": (),
     "min_reported_time": 0,
     "remove_config_comments": True,
     "show_memory": False,

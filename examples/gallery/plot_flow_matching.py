@@ -45,9 +45,8 @@ for axis, end, title in zip(axes, (data, data[partner]), ("random pairs", "match
 
 plan = sfr_ext.solve(cost, eps=0.05).plan[0]
 sampled = torch.multinomial(plan, 1)[:, 0]
-print(
-    f"mean squared length, sampled from an entropic plan: {float((data[sampled] - noise).square().sum(1).mean()):.2f}"
-)
+length = float((data[sampled] - noise).square().sum(1).mean())
+print(f"mean squared length of pairs sampled from an entropic plan: {length:.2f}")
 
 # %%
 # Many batches at once are one call:

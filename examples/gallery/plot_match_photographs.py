@@ -3,7 +3,7 @@ Matching two photographs
 ========================
 
 Which patch of one picture is which patch of the other? The pictures are two parts of one photograph: the second one
-is further to the right, darker, and noisy.
+is further to the right, darker, and noisy (scikit-learn's flower.jpg, by vultilion on Flickr, CC BY 2.0).
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def features(image):
 
 
 x, y = features(first), features(second)
-x.shape
+print(x.shape)
 
 # %%
 # Not all patches of one picture are in the other. With a ``reach``, a patch that has no counterpart stays unmatched.
