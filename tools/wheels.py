@@ -2,9 +2,10 @@
 
     python tools/wheels.py [--python python3.10 --python python3.14t ...] [--plat manylinux_2_28_x86_64]
 
-They are written to build/wheels/repaired. Where containers run, `pipx run cibuildwheel` does the same for every Python and architecture; pyproject.toml has its
-settings. Here the compiler and the C library are those of this machine, and auditwheel says for which others the wheel
-is good. libgomp stays outside of the wheel: torch brings one, and two in a process would each start their threads.
+They are written to build/wheels/repaired. Where containers run, `pipx run cibuildwheel` does the same for every Python
+and architecture, by the settings in pyproject.toml. Here the compiler and the C library are those of this machine, and
+auditwheel says for which others the wheel is good. libgomp stays outside: torch brings one, and two in a process would
+each start their threads.
 """
 
 from __future__ import annotations
