@@ -24,6 +24,7 @@ OBJECTIVES = ("transport", "entropic", "divergence")
 EPS_SCALES = ("std", "absolute")
 REDUCTIONS = ("mean", "sum", "none")
 _MOST = 2**63 - 1  # what kernels count with
+_LARGEST = sys.float_info.max  # by a name of its own, since torch.compile of torch 2.4 does not look into sys
 
 
 def shape_of(tensor: Tensor) -> str:
@@ -78,7 +79,7 @@ def an_int(where: str, name: str, value: Any) -> None:
 
 def number(where: str, name: str, value: Any, *, positive: bool) -> None:
     a_number(where, name, value)
-    if not 0 <= value <= sys.float_info.max or (positive and value == 0):  # an int may be beyond any float
+    if not 0 <= value <= _LARGEST or (positive and value == 0):  # an int may be beyond any float
         refuse(ValueError, where, name, f"to be finite and {'above' if positive else 'at least'} 0", value)
 
 
