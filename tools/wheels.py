@@ -85,14 +85,14 @@ def check(python: str, wheel: Path) -> None:
     environment = OUT / "check"
     run(python, "-m", "venv", "--clear", environment)
     run(environment / "bin" / "pip", "install", "--quiet", wheel)
-    use = (environment / "bin" / "python", "-c", CHECK)
-    run(*use, PYTHONPATH="")
+    use = (environment / "bin" / "python", "-I", "-c", CHECK)  # -I: not the sources of this folder
+    run(*use)
     # In a name space of its own, where the system's library is an empty file; needs root.
     system = [path for path in Path("/usr/lib").glob("*/libgomp.so.1*")]
     hide = " && ".join(f"mount --bind /dev/null {path.resolve()}" for path in system if not path.is_symlink())
     if system and os.geteuid() == 0 and shutil.which("unshare"):
         script = f'{hide} && exec "$@"'
-        run("unshare", "--mount", "sh", "-c", script, "sh", *use, PYTHONPATH="")
+        run("unshare", "--mount", "sh", "-c", script, "sh", *use)
         print("the same without the system's libgomp")
     else:
         print("not checked without the system's libgomp: that needs root and unshare")

@@ -32,6 +32,7 @@ extensions = [
 ]
 exclude_patterns = ["gallery/README.rst"]
 myst_heading_anchors = 4
+highlight_language = "none"  # of blocks that do not say theirs
 default_role = "py:obj"  # as the docstrings have it: `emd_l2`
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # they are in the signatures
