@@ -34,6 +34,9 @@ define linters
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 endef
 
+# Threads that wait asleep: on a busy machine, spinning ones make tests several times as slow. Not for bench.
+demo test quick docs: export OMP_WAIT_POLICY ?= passive
+
 .PHONY: demo test quick docs wheels bench lint fuzz mutate-cuda format data clean \
   install-train install-test install-quick install-docs install-bench
 .DELETE_ON_ERROR:
