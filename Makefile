@@ -1,5 +1,8 @@
 # make demo    set up everything in .venv and train with and without SFR on real images
-# make test    set up everything in .venv and run the linters and all tests
+# make test    set up everything in .venv and run the linters and all tests (25 minutes on two cores)
+# make quick   the linters and the tests that are quick (2 minutes on two cores)
+# make docs    the site, build/docs/html/index.html: every example is run, and a warning is an error (minutes)
+# make wheels  a wheel for each Python that is installed here, repaired and checked (tools/wheels.py; minutes)
 # make bench   install other libraries, compare with them, write tables and plots to benchmarks/out (12 minutes)
 # make lint    the linters alone
 # make mutate-cuda  delete the CUDA kernels' barriers and guards one by one: do the tests notice? (an hour)
@@ -34,15 +37,33 @@ define linters
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 endef
 
-.PHONY: demo test bench lint fuzz mutate-cuda format data clean install-train install-test install-bench
+# Threads that wait asleep: on a busy machine, spinning ones make tests several times as slow. Not for bench.
+demo test quick docs: export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test quick docs wheels bench lint fuzz mutate-cuda format data clean \
+  install-train install-test install-quick install-docs install-bench
 .DELETE_ON_ERROR:
 
 demo: install-train data
 	$(BIN)/python tools/demo.py
 
 test: install-test
+	@echo "The linters, then all tests: 25 minutes on two cores, half an hour on busy ones. make quick takes 2 minutes."
 	$(linters)
 	$(BIN)/pytest --numprocesses auto --maxprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+
+# What a change of Python or of the CPU's kernels breaks first. Neither nvcc nor the emulator is needed.
+QUICK := api channels contracts cost_matrix counters docs emd_values errors exact first_minutes gradients linear_assignment \
+  plan reference smoothing snippets versions weights
+quick: install-quick
+	$(linters)
+	$(BIN)/pytest -q -m "not slow" $(wildcard $(QUICK:%=tests/test_%.py))
+
+docs: install-docs
+	$(BIN)/python tools/build_docs.py
+
+wheels:
+	$(PYTHON) tools/wheels.py
 
 bench: install-bench
 	$(BIN)/python -m benchmarks --suite quick --out benchmarks/out
@@ -76,8 +97,10 @@ $(VENV)/.made:
 install-train: EXTRAS = train
 install-test: EXTRAS = train,test,dev
 install-test: WITH_NVCC = 1
+install-quick: EXTRAS = train,test,dev
+install-docs: EXTRAS = train,docs
 install-bench: EXTRAS = bench
-install-train install-test install-bench: $(VENV)/.made
+install-train install-test install-quick install-docs install-bench: $(VENV)/.made
 	@echo "Installing sfr_ext[$(EXTRAS)] into $(VENV): a minute or two the first time, seconds after that"
 	@$(PIP) setuptools pybind11 ninja $$(SFR_EXT_CUDA=$(WITH_NVCC) $(BIN)/python tools/backend/native_build.py)
 	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'

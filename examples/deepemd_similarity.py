@@ -6,6 +6,10 @@
 somewhere on a background that says nothing. Takes a few seconds; needs SciPy, for the exact values to compare with.
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads sleep, see docs/troubleshooting.md
+
 import torch
 from torch import Tensor
 

@@ -6,6 +6,10 @@ Each round matches the clouds by optimal transport, sharper from round to round,
 onto what its points are matched with (Kabsch). Points are tokens `[B, N, C]` with C = 3. Takes a few seconds.
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads sleep, see docs/troubleshooting.md
+
 import torch
 from torch import Tensor
 

@@ -2,8 +2,12 @@
 
     python examples/train_with_sfr.py
 
-Needs scikit-learn (pip install 'sfr_ext[train]'); takes a few seconds.
+Needs scikit-learn (pip install scikit-learn); takes a few seconds.
 """
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads sleep, see docs/troubleshooting.md
 
 import torch
 from sklearn.datasets import load_digits

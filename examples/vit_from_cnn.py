@@ -3,8 +3,12 @@
     python examples/vit_from_cnn.py
 
 The ViT's tokens become maps by `sfr_ext.layouts.tokens`, and learned projections take their channels to the network's.
-Needs scikit-learn (pip install 'sfr_ext[train]'); takes a few seconds.
+Needs scikit-learn (pip install scikit-learn); takes a few seconds.
 """
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads sleep, see docs/troubleshooting.md
 
 import torch
 import torch.nn.functional as F

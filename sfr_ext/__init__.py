@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -46,10 +48,26 @@ __all__ = [
 _MODULES = ("layouts", "plot", "reference")
 
 
+def _require_compiled_part() -> None:
+    """A source folder that lies in the way has no compiled part; say so, and what to do."""
+    if importlib.util.find_spec(f"{__name__}._C") is not None:
+        return
+    folder = Path(__file__).parent
+    if found := sorted(path.name for path in folder.glob("_C.*.so")):
+        reason = f"sfr_ext: the compiled part in {folder} ({found[0]}) was built for another Python; install again"
+    else:
+        reason = (
+            f"sfr_ext has no compiled part in {folder}. If this is a clone of the repository: leave its folder after "
+            "`pip install .`, since Python finds the sources there first, or run `pip install --editable .` in it"
+        )
+    raise ImportError(reason, name=f"{__name__}._C", path=str(folder))
+
+
 def __getattr__(name: str) -> Any:
     """Load the public names when the first is asked for: the command line answers ``--help`` without torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _require_compiled_part()
     if name in _MODULES:  # which others import from, while they are loaded
         return importlib.import_module(f"{__name__}.{name}")
     api = importlib.import_module(f"{__name__}.api")

@@ -24,6 +24,7 @@ OBJECTIVES = ("transport", "entropic", "divergence")
 EPS_SCALES = ("std", "absolute")
 REDUCTIONS = ("mean", "sum", "none")
 _MOST = 2**63 - 1  # what kernels count with
+_LARGEST = sys.float_info.max  # by a name of its own, since torch.compile of torch 2.4 does not look into sys
 
 
 def shape_of(tensor: Tensor) -> str:
@@ -78,7 +79,7 @@ def an_int(where: str, name: str, value: Any) -> None:
 
 def number(where: str, name: str, value: Any, *, positive: bool) -> None:
     a_number(where, name, value)
-    if not 0 <= value <= sys.float_info.max or (positive and value == 0):  # an int may be beyond any float
+    if not 0 <= value <= _LARGEST or (positive and value == 0):  # an int may be beyond any float
         refuse(ValueError, where, name, f"to be finite and {'above' if positive else 'at least'} 0", value)
 
 
@@ -132,7 +133,7 @@ def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, 
     if not fits or y.shape[0] != x.shape[0] or y.shape[channel] != x.shape[channel]:
         kind = "[B, C, H', W'] or [B, G, C, H', W']" if maps else "[B, M, C] or [B, G, M, C]"
         sizes = f"B = {x.shape[0]} and C = {x.shape[channel]} (from {x_name})"
-        refuse(ValueError, where, y_name, f"of shape {kind} with {sizes}", shape_of(y))
+        refuse(ValueError, where, y_name, f"of shape {kind} with {sizes}", shape_of(y) + _hint(x_name, x, y_name, y))
     for name, value in ((x_name, x), (y_name, y)):
         if 0 in value.shape[1:]:
             refuse(ValueError, where, name, "to have no empty axis but the batch", shape_of(value))
@@ -149,6 +150,14 @@ def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, 
     for name, value in ((x_name, x), (y_name, y)):
         if min(value.shape[-2:]) < patch_size:
             refuse(ValueError, where, "patch_size", f"to fit into {name} of shape {shape_of(value)}", patch_size)
+
+
+def _hint(x_name: str, x: Tensor, y_name: str, y: Tensor) -> str:
+    """What to do where two batches of different length look like queries and classes that all face each other."""
+    channel = -3 if x.dim() == 4 else -1
+    if y.dim() != x.dim() or y.shape[0] == x.shape[0] or y.shape[channel] != x.shape[channel]:
+        return ""
+    return f"; to compare each of {x_name} with all of {y_name}, give {y_name}.expand({x.shape[0]}, *{y_name}.shape)"
 
 
 def weight(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ._version import __version__
+from .extras import how_to_install
 from .train.errors import EveryProcessError, TrainError
 
 
@@ -26,12 +27,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command in ("bench", "study", "train"):  # which read their options themselves
         arguments.options = rest
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        from .train.config import near_misses
+
+        known = [flag for action in arguments.parser._actions for flag in action.option_strings]
+        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{near_misses(rest[0].split('=')[0], known)}")
+    if arguments.command != "bench":  # which measures other libraries, too, as they come
+        # Threads that wait asleep: on a machine that is busy otherwise, spinning ones hold each other up badly. OpenMP
+        # reads this when torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code: int = arguments.function(arguments)
     except TrainError as error:
         if not isinstance(error, EveryProcessError) or error.told_here():
             print(f"sfr-ext: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        if error.name != "sfr_ext._C":
+            raise
+        print(f"sfr-ext: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print("; ".join(["sfr-ext: interrupted", *map(str, error.args)]), file=sys.stderr)
@@ -55,9 +68,6 @@ def _train(arguments: argparse.Namespace) -> int:
         _require("train", "jsonargparse", *needed)
     from .train.parser import parse
 
-    # Threads that wait asleep: on a machine that is busy otherwise, spinning ones hold each other up badly. OpenMP
-    # reads this when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     config = parse(arguments.options)
     _require("train", *needed, *(["sklearn"] if config.data == "digits" else []))
     from .train.run import run
@@ -70,7 +80,6 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _study(arguments: argparse.Namespace) -> int:
     _require("study", "jsonargparse", "lightning", "matplotlib", "filelock", "rich", "yaml")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from .study.command import study
     from .train.parser import only_given
 
@@ -119,10 +128,25 @@ def _is_installed(name: str) -> bool:
 def _require(command: str, *names: str) -> None:
     missing = [name for name in names if not _is_installed(name)]
     if missing:
-        raise TrainError(f"{command} needs {' and '.join(missing)}, not installed here: pip install 'sfr_ext[train]'")
+        how = how_to_install("train", *missing)
+        raise TrainError(f"{command} needs {' and '.join(missing)}, not installed here: {how}")
+
+
+_BENCH_HELP = """usage: sfr-ext bench [options]
+
+Speed beside other libraries. It runs in a clone of the repository, where `make bench` installs the libraries.
+
+In a clone, `python -m benchmarks --help` says all options. The usual ones:
+  --suite {quick,full,kernels}  how much
+  --out DIR                     where tables and plots are written
+  --compare OLD NEW             is the build of NEW.json slower than that of OLD.json
+"""
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.options in (["--help"], ["-h"]):  # of an installation without the benchmarks, too
+        print(_BENCH_HELP, end="")
+        return 0
     checkout = Path(__file__).resolve().parents[1]
     if not (checkout / "benchmarks" / "__main__.py").is_file():
         raise TrainError(
@@ -219,4 +243,6 @@ def _parser() -> argparse.ArgumentParser:
         "bench", add_help=False, help="speed beside other libraries (options: those of python -m benchmarks)"
     )
     bench.set_defaults(function=_bench)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return parser

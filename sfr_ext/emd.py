@@ -86,8 +86,8 @@ def emd_l2(
             lets masses differ, plus ``eps / 2 (|a| - |b|)^2`` (Sejourne et al. 2019).
         eps: regularisation; smaller is nearer to the exact distance and takes more iterations.
         eps_scale: ``"std"``: in standard deviations of each problem's costs. ``"absolute"``: in units of the cost.
-        reach: unbalanced transport: mass that is further away than this, in units of the cost, is rather left behind.
-            One number, or a pair for student and teacher; None: balanced. A side with a reach keeps the sum of its
+        reach: unbalanced transport: mass that is further away than this, in units of the cost, mostly stays. One
+            number, or a pair for student and teacher; None: balanced. A side with a reach keeps the sum of its
             weights. `solve` has the formula.
         tol: stop when a problem's L1 marginal error is at most this.
         max_iter: iterations at most; see `warn_on_nonconvergence`.

@@ -6,6 +6,7 @@ batch dimensions, written ``...`` below. Results are float64, whatever comes in.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .extras import how_to_install
 
 # One for both sides, or a pair; None: balanced.
 Reach = float | tuple[float | None, float | None] | None
@@ -75,7 +78,7 @@ def exact_emd(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) ->
         ``[...]``, without gradient.
 
     Raises:
-        ImportError: when SciPy is missing (``pip install sfr_ext[reference]`` brings it).
+        ImportError: when SciPy is missing; the message has the command that installs it.
         ValueError: for weights that are negative or not finite.
 
     >>> far = 1e4
@@ -85,6 +88,9 @@ def exact_emd(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) ->
     >>> round(float(exact_emd(cost, a, b)) * 210, 6)  # a test case of OpenCV's
     2460.0
     """
+    if importlib.util.find_spec("scipy") is None:
+        how = how_to_install("reference", "scipy")
+        raise ImportError(f"sfr_ext.reference.exact_emd needs scipy, not installed here: {how}", name="scipy")
     device, cost = cost.device, cost.detach().double().cpu()
     a, b = (None if w is None else w.detach().cpu() for w in (a, b))
     batch = cost.shape[:-2]

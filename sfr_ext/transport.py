@@ -91,7 +91,7 @@ def solve(
         eps_scale: ``"std"``: standard deviations of the costs under ``a (x) b``, problem by problem; gradients include
             this dependence. ``"absolute"``: units of the cost.
         reach: what leaving mass behind costs, in units of the cost (``rho`` of POT and OTT-JAX; GeomLoss's ``reach``
-            for ``p=1``, its square for ``p=2``): mass that is further away than this is rather left. None: balanced.
+            for ``p=1``, its square for ``p=2``): mass further away than this mostly stays. None: balanced.
             A pair: one for each side, such as ``(None, 0.5)``. For ``solver="exact"`` a price of each unit, not the
             limit of the above: ``min <P, C> + reach_a / 2 (|a| - |P|) + reach_b / 2 (|b| - |P|)`` over ``P 1 <= a``,
             ``P^T 1 <= b``, where nothing may be left on a side without a reach. A pair that costs more than

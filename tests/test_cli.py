@@ -223,7 +223,7 @@ def test_without_the_extra(monkeypatch, capsys):
     )
     assert cli.main(["train"]) == 1
     assert "train needs lightning and sklearn" in (sentence := one_sentence(capsys.readouterr()))
-    assert "pip install 'sfr_ext[train]'" in sentence
+    assert "pip install lightning scikit-learn (or all" in sentence
 
 
 @needs_extra

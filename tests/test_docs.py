@@ -16,11 +16,11 @@ from sfr_ext import cli
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "benchmarks/README.md")),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")),
 ]
 # What a path in a page is relative to, beside the page itself.
 ROOMS = ["", "csrc", "sfr_ext", "tests", "benchmarks", "docs"]
-SUFFIXES = "py|pyi|h|cpp|cu|cuh|md|json|npz|toml|txt"
+SUFFIXES = "py|pyi|h|cpp|cu|cuh|md|json|npz|toml|txt|cff|ipynb"
 # Written by runs, not part of the repository.
 WRITTEN = {
     "results.md",

@@ -191,7 +191,9 @@ def test_without_matplotlib() -> None:
         try:
             plot.plan(sfr_ext.solve(torch.rand(3, 3)))
         except ImportError as error:
-            assert str(error) == "sfr_ext.plot needs matplotlib, not installed here: pip install 'sfr_ext[plot]'", error
+            assert str(error).startswith(
+                "sfr_ext.plot needs matplotlib, not installed here: pip install matplotlib (or"
+            ), error
             print("told")
         """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

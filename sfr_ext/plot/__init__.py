@@ -9,7 +9,7 @@
 'Figure'
 
 Figures are made without pyplot: nothing has to be closed. All functions need matplotlib, an optional extra, which is
-imported when the first of them is called: ``pip install 'sfr_ext[plot]'``.
+imported when the first of them is called: ``pip install matplotlib``.
 """
 
 from .costs import cost

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..extras import how_to_install
 from ..result import OTResult
 
 GAP = 0.12  # between two images, in widths of one
@@ -32,7 +33,8 @@ def matplotlib(module: str) -> Any:
         if (error.name or "").split(".")[0] != "matplotlib":
             raise
         raise ImportError(
-            "sfr_ext.plot needs matplotlib, not installed here: pip install 'sfr_ext[plot]'", name="matplotlib"
+            f"sfr_ext.plot needs matplotlib, not installed here: {how_to_install('plot', 'matplotlib')}",
+            name="matplotlib",
         ) from error
 
 

@@ -56,9 +56,11 @@ class Comparison:
         for side in (student, teacher):
             if side.dim() == 3:
                 self._check_tokens(side, what)
-        sizes = [tuple(side.shape[2:]) if side.dim() == 4 else None for side in (student, teacher)]
-        if None not in sizes:  # both have a grid: one for both
-            sizes = [tuple(map(min, *sizes))] * 2  # type: ignore[arg-type]
+        # Spelled out, since torch.compile of torch 2.4 does not know map(min, ...).
+        sizes = [(side.shape[2], side.shape[3]) if side.dim() == 4 else None for side in (student, teacher)]
+        if sizes[0] is not None and sizes[1] is not None:  # both have a grid: one for both
+            both = (min(sizes[0][0], sizes[1][0]), min(sizes[0][1], sizes[1][1]))
+            sizes = [both, both]
         grids = []
         for side, size in zip((student, teacher), sizes, strict=True):
             if size is None:

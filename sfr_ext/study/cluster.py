@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
+from ..extras import how_to_install
 from ..train.errors import TrainError
 from .local import LOG, TICK, Finished
 from .plan import Run
@@ -31,7 +32,7 @@ def run_on_ray(runs: Sequence[Run], jobs: int, threads: int, gpus: float) -> Ite
         gpus: GPUs of each run; a part of 1 shares one.
     """
     if importlib.util.find_spec("ray") is None:
-        raise TrainError("--executor ray needs ray, not installed here: pip install 'sfr_ext[cluster]'")
+        raise TrainError(f"--executor ray needs ray, not installed here: {how_to_install('cluster', 'ray')}")
     import ray
 
     # Ray's workers wait asleep, as those of the local executor.

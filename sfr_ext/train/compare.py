@@ -16,14 +16,20 @@ _COLUMNS = ("run", "arm", "data", "arch", "seed", "epochs", "test accuracy", "se
 def compare(folders: Sequence[Path]) -> str:
     """A table with a row for each run; below it, where an arm has several seeds, their mean and standard deviation.
 
+    Folders without a ``result.json`` are named at the end, so that ``runs/*`` may be given while some still run.
+
     Raises:
-        TrainError: a folder without a readable ``result.json``.
+        TrainError: no folder has a ``result.json``, or one cannot be read.
     """
+    unfinished = [folder for folder in folders if not (folder / "result.json").exists()]
+    if len(unfinished) < len(folders):  # else the first one is told below
+        folders = [folder for folder in folders if folder not in unfinished]
     results = [_read(folder) for folder in folders]
     rows = [_COLUMNS, *(_row(folder, result) for folder, result in zip(folders, results, strict=True))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines + _over_seeds(results))
+    left = [f"without a result yet: {', '.join(map(str, unfinished))}"] if unfinished else []
+    return "\n".join(lines + _over_seeds(results) + left)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..extras import how_to_install
 from .errors import TrainError
 from .images import read_image
 from .optional import import_optional
@@ -57,7 +58,7 @@ def load_rows(place: Path | None) -> tuple[Rows, Rows, tuple[str, ...], str]:
         raise TrainError("hf: --data-dir is needed, a folder or the name of a data set on the hub")
     library, reason = import_optional("datasets")
     if library is None:
-        raise TrainError(f"--data hf needs the library datasets ({reason}): pip install 'sfr_ext[hf]'")
+        raise TrainError(f"--data hf needs the library datasets ({reason}): {how_to_install('hf', 'datasets', 'PIL')}")
     if import_optional("PIL.Image")[0] is None:
         raise TrainError("--data hf needs pillow, not installed here: pip install pillow")
     saved = any((place / name).is_file() for name in ("dataset_dict.json", "state.json"))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import plot, solve_sample
+from ..extras import how_to_install
 from ..result import OTResult
 from ..sfr import maps
 from ..sfr.candidates import candidates
@@ -39,9 +40,8 @@ def match(
     Raises:
         TrainError: a missing package, a file that cannot be read or written, no such layer.
     """
-    for package, name in (("matplotlib", "matplotlib"), ("PIL", "pillow")):
-        if importlib.util.find_spec(package) is None:
-            raise TrainError(f"match needs {name}, not installed here: pip install 'sfr_ext[plot]'")
+    if missing := [name for name in ("matplotlib", "PIL") if importlib.util.find_spec(name) is None]:
+        raise TrainError(f"match needs {' and '.join(missing)}, not installed here: {how_to_install('plot', *missing)}")
     if checkpoint is None and layer is not None:
         raise TrainError("--layer needs --checkpoint, whose network it is a layer of")
     if out.suffix[1:].lower() not in (formats := _formats()):

@@ -145,7 +145,11 @@ class Classifier(L.LightningModule):
             self.train_sums += torch.cat(
                 (means, torch.stack((hits.double(), hits.new_tensor(count, dtype=torch.float64))))
             )
-        self.log("train_loss", loss.detach(), prog_bar=True)
+        self.log("train_loss", loss.detach())
+        # Apart for who watches: their sum rises in a healthy run while smoothing and feature weight do.
+        self.log("cross-entropy", entropy.detach(), prog_bar=True, logger=False)
+        if self.regularizer is not None or self.relative is not None:
+            self.log("feature loss", feature.detach(), prog_bar=True, logger=False)
         return loss
 
     def _logits(self, images: Tensor) -> Tensor:

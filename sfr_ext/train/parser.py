@@ -37,8 +37,8 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
             checkpoint = _checkpoint(given)
             kept = checkpoint.with_name(KEPT_OPTIONS.name)
             if kept.is_file():  # flags win over what comes before them
-                _check_kept(kept)
-                given = vars(parser.parse_args(["--config", str(kept), *arguments]))
+                older = _older_defaults(_read_kept(kept))
+                given = vars(parser.parse_args([*older, "--config", str(kept), *arguments]))
             given["resume"] = checkpoint
             if given["out"] is None and checkpoint.parent.name == LAST_CHECKPOINT.parent.name:
                 given["out"] = checkpoint.parent.parent
@@ -107,14 +107,21 @@ def _checkpoint(given: dict[str, Any]) -> Path:
     return path / LAST_CHECKPOINT if path.is_dir() else path
 
 
-def _check_kept(path: Path) -> None:
-    """What a run has left of its options is text that can be read."""
+def _read_kept(path: Path) -> dict[str, Any]:
+    """What a run has left of its options."""
     try:
-        whole = isinstance(json.loads(path.read_text()), dict)
+        kept = json.loads(path.read_text())
     except (OSError, ValueError):
-        whole = False
-    if not whole:
+        kept = None
+    if not isinstance(kept, dict):
         raise TrainError(f"--resume: {path} is damaged; remove it, and give the run's options beside --resume")
+    return kept
+
+
+def _older_defaults(kept: Mapping[str, Any]) -> list[str]:
+    """Flags for the options that a run of an older version did not have, as it behaved."""
+    missing = {name: declared.before for name, declared in options().items() if name not in kept}
+    return [f"{flag(name)}={before}" for name, before in missing.items() if before is not None]
 
 
 def _parser() -> ArgumentParser:
