@@ -51,8 +51,8 @@ test: install-test
 	$(BIN)/pytest
 
 # What a change of Python or of the CPU's kernels breaks first. Neither nvcc nor the emulator is needed.
-QUICK := channels contracts docs emd_values errors first_minutes linear_assignment older_versions reference smoothing \
-  snippets threads_of_python weights
+QUICK := build_docs channels contracts docs emd_values errors first_minutes linear_assignment older_versions reference \
+  smoothing snippets threads_of_python weights
 quick: install-quick
 	$(linters)
 	$(BIN)/pytest -q -m "not slow" $(wildcard $(QUICK:%=tests/test_%.py))
