@@ -22,6 +22,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 CXX_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+# `make test` takes its tests' files two at a time, where there are two cores.
+PROCESSES ?= 2
+
 # Without CUDA kernels unless asked for, so that it stays quick; set but empty, they are built where an nvcc works.
 # `make test` compiles them for two architectures in any case, with nvcc from PyPI (100 MB) where the machine has none.
 SFR_EXT_CUDA ?= 0
@@ -48,7 +51,7 @@ demo: install-train data
 test: install-test
 	@echo "The linters, then all tests: 25 minutes on two cores, half an hour on busy ones. make quick takes 2 minutes."
 	$(linters)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 # What a change of Python or of the CPU's kernels breaks first. Neither nvcc nor the emulator is needed.
 QUICK := build_docs channels contracts docs emd_values errors first_minutes linear_assignment older_versions reference \

@@ -17,6 +17,20 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = _cache.name
 
 
+# Tests that build the kernels in build/, one after the other.
+_KERNELS = "tests/simt", "tests/gpu_model", "tests/test_cuda_build.py"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For several processes (pytest-xdist, ``--dist loadgroup``): a file's tests share what they have made."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        file = item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group("kernels" if file.startswith(_KERNELS) else file))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

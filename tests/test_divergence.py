@@ -68,6 +68,30 @@ def test_equal_inputs_have_no_divergence_and_no_gradient(
         assert gradient.abs().max() <= 1000 * rounding * slope.abs().max()
 
 
+@pytest.mark.every_strategy
+@pytest.mark.parametrize("metric", ["l2", "sqeuclidean", "l1"])
+@pytest.mark.parametrize(("n", "m"), [(3, 5), (40, 60)])
+def test_all_pairs_between_the_sides_cost_the_same(n: int, m: int, metric: str) -> None:
+    """Then eps is 0, and what the sides have with themselves is the mean cost."""
+    x, y = torch.eye(n + m)[None, :n], torch.eye(n + m)[None, n:]
+    a, b = weights(1, n), weights(1, m)
+    a[0, 1] = 0
+    options = {**DIVERGENCE, "metric": metric}
+    found, gradients = value_and_gradients(
+        lambda a, b: emd_l2(x, y, student_weight=a, teacher_weight=b, **options), a.requires_grad_(), b.requires_grad_()
+    )
+    apart = {"l2": 2**0.5, "sqeuclidean": 2.0, "l1": 2.0}[metric]
+
+    def mean_cost(w: Tensor) -> Tensor:
+        w = w / w.sum()
+        return apart * (1 - w.square().sum())
+
+    expected, wanted = value_and_gradients(lambda a, b: apart - mean_cost(a) / 2 - mean_cost(b) / 2, a, b)
+    assert error(found, expected.detach()[None]) < 1e-5
+    assert error(gradients[1], wanted[1]) < 1e-4
+    assert gradients[0][0, 1] == 0 and error(gradients[0][a > 0], wanted[0][a > 0]) < 1e-4
+
+
 def test_it_is_not_negative_beyond_rounding() -> None:
     """Inputs that hardly differ, or are permuted, at a loose tol."""
     x = features(32, 25, 8)

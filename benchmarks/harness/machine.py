@@ -16,7 +16,7 @@ import torch
 
 import sfr_ext
 
-PACKAGES = ("torch", "numpy", "scipy", "POT", "geomloss", "lapx", "jax", "jaxlib", "ott-jax", "flash-sinkhorn")
+PACKAGES = ("torch", "numpy", "scipy", "POT", "geomloss", "lapx", "jax", "jaxlib", "ott-jax", "regot", "flash-sinkhorn")
 SMI_FIELDS = (
     "name,driver_version,compute_cap,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,ecc.mode.current"
 )

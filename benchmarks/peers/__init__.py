@@ -8,8 +8,9 @@ from .ott_jax import OTT
 from .ours import OURS, TO_1E_6
 from .plain_torch import PLAIN_TORCH
 from .pot import POT
+from .regot import REGOT
 
 # Our row of a value comes before the others' rows of it: it is what those are compared with.
-PEERS = [*OURS, *PLAIN_TORCH, *POT, *GEOMLOSS, *OTT, *FLASH, *EXACT]
+PEERS = [*OURS, *PLAIN_TORCH, *POT, *GEOMLOSS, *OTT, *FLASH, *REGOT, *EXACT]
 
 __all__ = ["MAX_ITER", "OURS", "PEERS", "TO_1E_6", "Peer", "Solved", "Unsuited"]

@@ -64,6 +64,20 @@ SFR_FN void mean_backward(Plan<T>& plan, const Spread<T>& spread, T rate) {
   });
 }
 
+// Into gradient() of both sides, those of the product of the weights, which is the plan where eps is 0: the mean cost
+// of a patch.
+template <class T>
+SFR_FN void weights_backward_of_product(Plan<T>& plan, Upstream<T> up) {
+  const Marginal<T>&rows = plan.rows, &columns = plan.columns;
+  const T rate = up.transport + up.entropic;
+  const auto cost = [&](Index i, Index j, Vec<T> mass) {
+    return mass > 0 ? rate * mass * plan.centred(i, j) : Vec<T>{};
+  };
+  plan.gather([&](Index i, Index j, Vec<T>) { return cost(i, j, mass_at(columns, j)); },
+              [&](Index i, Index j, Vec<T>) { return cost(i, j, splat<T>(rows.weight[i])); }, rows.gradient(),
+              columns.gradient());
+}
+
 // log2 of what row or column i of the plan is held in units of: half that of its sum, where that is small. So no entry
 // underflows that counts in its row or its column, and the system's diagonal is nowhere small.
 template <class T>
@@ -172,10 +186,14 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
     store(plan.at(i, j), p > 0 ? p * (up.transport + moved) : Vec<T>{});
   });
   slope[0] += up.entropic * (rows.total * columns.total - held.mass);
-  plan.each_patch_of_rows([&](Index i) { rows.gradient()[i] = weight_gradient(rows, i, up, eps, columns.total); });
-  plan.each_patch_of_columns(
-      [&](Index j) { columns.gradient()[j] = weight_gradient(columns, j, up, eps, rows.total); });
-  plan.sync();
+  if (eps > 0) {
+    plan.each_patch_of_rows([&](Index i) { rows.gradient()[i] = weight_gradient(rows, i, up, eps, columns.total); });
+    plan.each_patch_of_columns(
+        [&](Index j) { columns.gradient()[j] = weight_gradient(columns, j, up, eps, rows.total); });
+    plan.sync();
+  } else {
+    weights_backward_of_product(plan, up);
+  }
   if (!spread || !(eps > least_eps<T>)) return slope[0];
   const T rate = slope[0] + up.eps, mean = spread->centre + spread->mean;
   if (!spread->flat())

@@ -71,20 +71,27 @@ SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
   out.centre = -most[0];
   const T range = most[1] - out.centre, unit = range > Number<T>::smallest ? range : Number<T>::smallest;
   const T scale = 1 / unit;
-  T sums[2];
-  plan.template reduce_entries<Sum>(sums, [&](Index i, Index j, Vec<T>(&found)[2]) {
-    const Vec<T> c = plan.cost_at(i, j), mass = c < infinity ? a[i] * mass_at(plan.columns, j) : Vec<T>{};
+  // About the middle of the range; once more about the mean, where that is far from it beside the deviation.
+  const auto mass_of = [&](Index i, Index j) {
+    return plan.cost_at(i, j) < infinity ? a[i] * mass_at(plan.columns, j) : Vec<T>{};
+  };
+  const auto apart = [&](Index i, Index j) { return (plan.cost_at(i, j) - out.centre) * scale; };
+  constexpr T middle = T(0.5);
+  T sums[3];
+  plan.template reduce_entries<Sum>(sums, [&](Index i, Index j, Vec<T>(&found)[3]) {
+    const Vec<T> mass = mass_of(i, j), x = apart(i, j), d = x - middle;
     found[0] += mass;
-    found[1] += mass > 0 ? mass * ((c - out.centre) * scale) : Vec<T>{};
+    found[1] += mass > 0 ? mass * x : Vec<T>{};
+    found[2] += mass > 0 ? mass * d * d : Vec<T>{};
   });
   if (out.forbids) out.allowed = sums[0];
-  const T mean = sums[1] / out.allowed;
-  T squares[1];
-  plan.template reduce_entries<Sum>(squares, [&](Index i, Index j, Vec<T>(&found)[1]) {
-    const Vec<T> c = plan.cost_at(i, j), mass = c < infinity ? a[i] * mass_at(plan.columns, j) : Vec<T>{};
-    const Vec<T> d = (c - out.centre) * scale - mean;
-    found[0] += mass > 0 ? mass * d * d : Vec<T>{};
-  });
+  const T mean = sums[1] / out.allowed, aside = (mean - middle) * (mean - middle) * out.allowed;
+  T squares[1] = {sums[2] - aside};
+  if (squares[0] < aside)
+    plan.template reduce_entries<Sum>(squares, [&](Index i, Index j, Vec<T>(&found)[1]) {
+      const Vec<T> mass = mass_of(i, j), d = apart(i, j) - mean;
+      found[0] += mass > 0 ? mass * d * d : Vec<T>{};
+    });
   out.mean = unit * mean;
   out.deviation = unit * sqrt_of(squares[0] / out.allowed);
   return out;
