@@ -6,10 +6,12 @@ import argparse
 import importlib.util
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ._version import __version__
 from .extras import how_to_install
@@ -180,8 +182,19 @@ def _from_0(text: str) -> float:
     return 0.0 if text == "0" else _above_0(text)
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that names commands like a word that is none."""
+
+    def error(self, message: str) -> NoReturn:
+        from .train.config import near_misses
+
+        if match := re.search(r"argument command: invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            message += near_misses(match[1], re.findall(r"\w+", match[2]))
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sfr-ext", description="Optimal transport between feature maps.")
+    parser = _Parser(prog="sfr-ext", description="Optimal transport between feature maps.")
     parser.add_argument("--version", action="version", version=f"sfr-ext {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="how this installation was built")

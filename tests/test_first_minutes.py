@@ -113,6 +113,12 @@ def test_near_misses_of_every_command(
     assert caught.value.code == 2 and f"near to it: {near}" in said and f"usage: sfr-ext {arguments[0]}" in said
 
 
+def test_near_misses_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["trian"])
+    assert caught.value.code == 2 and "near to it: train" in capsys.readouterr().err
+
+
 def test_help_of_bench_needs_no_benchmarks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

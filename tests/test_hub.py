@@ -143,5 +143,5 @@ def test_without_the_library(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(TrainError, match=r"--data hf needs the library datasets .*pip install 'sfr_ext\[hf\]'"):
+    with pytest.raises(TrainError, match=r"--data hf needs the library datasets .*pip install datasets pillow"):
         load_data(hf(tmp_path, tmp_path))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from sfr_ext import cli
 from sfr_ext.train.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,3 +58,19 @@ def test_page(page: str) -> None:
         pytest.importorskip("scipy")
     assert blocks(page)
     run(page, {})
+
+
+def test_the_network_out_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block of docs/troubleshooting.md on last.ckpt, with a run of its name."""
+    for module in ("lightning", "jsonargparse", "sklearn"):
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    quick = ["--limit", "64", "--batch-size", "32", "--epochs", "1", "--no-progress", "--accelerator", "cpu"]
+    assert cli.main(["train", "--data", "digits", "--arm", "sfr", "--arch", "resnet8", *quick]) == 0
+    section = (ROOT / "docs/troubleshooting.md").read_text().split("## The network out of a run")[1]
+    code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
+    names: dict[str, Any] = {"images": torch.rand(3, 1, 8, 8), "torch": torch}
+    exec(compile(code, "docs/troubleshooting.md", "exec"), names)
+    assert names["logits"].shape == (3, 10)
+    again, _ = build_model("resnet8", channels=1, num_classes=10)
+    again.load_state_dict(torch.load("network.pt"))

@@ -108,7 +108,7 @@ def main() -> int:
     for path in (DOCS / "site").iterdir():
         if path.is_file():
             shutil.copy(path, SOURCE / path.name)
-    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/tour.ipynb"):
         copy(ROOT / name, done)
     environment = {
         **os.environ,
