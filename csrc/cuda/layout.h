@@ -34,6 +34,7 @@ struct ProblemLayout {
   int blocks = 1, slab = 0;        // of a team; rows of each
   bool resident = true;            // plan and vectors in shared memory
   bool cost_near = true;           // costs beside them
+  bool in_registers = false;       // the plan while it is solved
   int ld = 0;
   // Panels of features, to compare and to pull gradients: channels, and pixels of either map. A map with more comes in
   // tiles.
@@ -59,9 +60,20 @@ template <class T>
 struct WeightSummary;
 constexpr int64_t summary_entries = 8;  // that it takes
 
+// What a kernel knows of its problems when it is compiled.
+enum class Place {
+  any,   // nothing
+  near,  // plan and vectors lie in shared memory, and one block solves a problem, whose sides have no reach
+  tile,  // likewise, but the plan lies in registers
+};
+template <Place place>
+constexpr bool in_one_block = place != Place::any;
+
 // Where everything of one problem lies; the same function measures on the host and places on the device.
-template <class T>
+template <class T, Place place = Place::any>
 struct ProblemMemory {
+  static constexpr bool near_known = in_one_block<place>;
+
   // Near: in shared memory, or, streamed, in the block's own part of global memory.
   T *P, *cost, *row_weight, *column_weight, *row_vectors, *column_vectors, *partial;
   uint8_t *x_used, *y_used;
@@ -76,29 +88,36 @@ struct ProblemMemory {
 
   SFR_BOTH ProblemMemory(const ProblemLayout& s, const Operation& operation, Arena shared, Arena near, Arena far) {
     const int rows = round_up(s.slab, 4);
-    Arena& own = s.resident ? shared : near;
+    const bool reach = !near_known && operation.reach;
+    Arena& own = near_known || s.resident ? shared : near;
     const auto solver = [&](Arena& arena, int64_t count) { return operation.solved ? arena.take<T>(count) : nullptr; };
     warps = solver(shared, buffer_entries);
     summary = reinterpret_cast<WeightSummary<T>*>(solver(shared, summary_entries));
     P = solver(own, int64_t(rows) * s.ld);
     // Costs, or the weights of pairs; else they leave at once.
     const bool kept = operation.solved || operation.backward;
-    cost = s.cost_near && kept ? own.take<T>(int64_t(rows) * s.ld) : nullptr;
+    cost = (place == Place::tile || s.cost_near) && kept ? own.take<T>(int64_t(rows) * s.ld) : nullptr;
     row_weight = solver(own, rows);
     column_weight = solver(own, s.ld);
     x_used = own.take<uint8_t>(operation.solved ? s.x_pixels : 0);
     y_used = own.take<uint8_t>(operation.solved ? s.y_pixels : 0);
     // Panels of features and vectors of the solver are never needed at the same time.
     panels = shared;
-    row_vectors = solver(own, int64_t(Marginal<T>::of_rows + operation.reach) * rows);
-    column_vectors = solver(own, int64_t(Marginal<T>::of_columns + operation.reach) * s.ld);
-    const Cover cover = s.cover();
-    partial = solver(own, int64_t(cover.slices) * cover.width);
+    if (place == Place::tile || (place == Place::any && s.in_registers)) {
+      row_vectors = solver(own, tiles64.row_entries<T>());
+      column_vectors = solver(own, tiles64.warps * tiles64.column_entries<T>());
+      partial = solver(own, tiles64.partial_entries());
+    } else {
+      const Cover cover = s.cover();
+      row_vectors = solver(own, int64_t(Marginal<T>::of_rows + reach) * rows);
+      column_vectors = solver(own, int64_t(Marginal<T>::of_columns + reach) * s.ld);
+      partial = solver(own, int64_t(cover.slices) * cover.width);
+    }
     shared_end = shared.used;
     near_end = near.used;
 
-    blocks = s.blocks > 1 ? far.take<T>(ReductionBuffer<T>::entries_of_blocks(s.blocks, s.M)) : nullptr;
-    far_cost = s.cost_near ? nullptr : far.take<T>(int64_t(round_up(s.N, 4)) * s.ld);
+    blocks = !near_known && s.blocks > 1 ? far.take<T>(ReductionBuffer<T>::entries_of_blocks(s.blocks, s.M)) : nullptr;
+    far_cost = place == Place::tile || s.cost_near ? nullptr : far.take<T>(int64_t(round_up(s.N, 4)) * s.ld);
     pixel_costs = operation.windows ? far.take<T>(int64_t(round_up(s.x_pixels, 4)) * round_up(s.y_pixels, 4)) : nullptr;
     const auto norms = [&](int64_t count) { return operation.norms ? far.take<T>(count) : nullptr; };
     x_own = norms(s.x_pixels);
@@ -191,6 +210,13 @@ inline int solvers_of(int64_t entries) {
   return warps * warp_threads;
 }
 
+// Whether the plan of a problem that one block solves lies in registers.
+template <class T>
+bool holds_in_registers(const Operation& operation) {
+  return is_single<T> && operation.solved && !operation.reach && operation.N <= tiles64.rows() &&
+         operation.M <= tiles64.columns();
+}
+
 // The first strategy that fits, with panels of whole maps or of tiles; false: none does.
 template <class T>
 bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const DeviceLimits& device, bool tiled) {
@@ -219,12 +245,18 @@ bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const
   if (wanted(Strategy::block) || !operation.solved) {
     // Costs alone need no team, unless patches share pixels.
     s.slab = !operation.solved && !operation.backward && !operation.windows && s.N > 64 ? 56 : s.N;
+    if (holds_in_registers<T>(operation)) {
+      s.solvers = tiles64.threads();
+      if (operation.C == 0) s.threads = s.solvers;
+    }
     for (const bool near : {true, false}) {
       s.cost_near = near;
+      s.in_registers = near && holds_in_registers<T>(operation);
       if (fill<T>(s, operation, shared, tiled)) return true;
     }
   }
   if (!operation.solved) return false;
+  s.in_registers = false;
   s.threads = s.solvers = block_threads;
   s.cost_near = false;  // the weights of pairs, which take their place, are for all blocks
   const int most_blocks = device.together ? std::min(device.processors, 32) : 1;
@@ -317,13 +349,24 @@ int64_t launch_items(Kernel<KernelParams<Params>> kernel, const Params& params, 
   return 0;
 }
 
+// An operation's kernels: for any place, and for what is near, which float64, for checks and not for speed, does
+// without.
+template <class Params>
+struct Kernels {
+  Kernel<KernelParams<Params>> any, near, tile;
+
+  Kernel<KernelParams<Params>> of(const Operation& operation, const ProblemLayout& s) const {
+    if (s.in_registers) return tile;
+    return near && s.resident && s.blocks == 1 && !operation.reach ? near : any;
+  }
+};
 // The same for a problem that is laid out as its operation asks for.
 template <class T, class Params>
-int64_t lay_out_and_launch(Kernel<KernelParams<Params>> kernel, const Params& params, const Operation& operation,
+int64_t lay_out_and_launch(const Kernels<Params>& kernels, const Params& params, const Operation& operation,
                            int64_t items, const Where& where) {
   const OnDevice on(where.device);
-  return launch_items(kernel, params, operation, choose<T>(operation, where.strategy, limits(where.device)), items,
-                      where);
+  const ProblemLayout layout = choose<T>(operation, where.strategy, limits(where.device));
+  return launch_items(kernels.of(operation, layout), params, operation, layout, items, where);
 }
 
 }  // namespace sfr::cuda
