@@ -80,9 +80,8 @@ Kernel<KernelParams<CostForwardParams>> cost_forward_kernel_of() {
 
 template <class T>
 Kernels<CostBackwardParams> cost_backward_kernels() {
-  if constexpr (sizeof(T) == 4)
-    return {cost_backward_kernel<T, Place::any>, cost_backward_kernel<T, Place::near>, nullptr};
-  return {cost_backward_kernel<T, Place::any>, nullptr, nullptr};
+  if constexpr (sizeof(T) == 4) return {cost_backward_kernel<T, Place::any>, cost_backward_kernel<T, Place::near>};
+  return {cost_backward_kernel<T, Place::any>, nullptr};
 }
 
 }  // namespace

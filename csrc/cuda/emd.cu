@@ -27,9 +27,8 @@ SFR_KERNEL emd_forward_kernel(const __grid_constant__ KernelParams<EmdForwardPar
 
 template <class T>
 Kernels<EmdForwardParams> emd_forward_kernels() {
-  if constexpr (sizeof(T) == 4)
-    return {emd_forward_kernel<T, Place::any>, emd_forward_kernel<T, Place::near>, emd_forward_kernel<T, Place::tile>};
-  return {emd_forward_kernel<T, Place::any>, nullptr, nullptr};
+  if constexpr (sizeof(T) == 4) return {emd_forward_kernel<T, Place::any>, emd_forward_kernel<T, Place::near>};
+  return {emd_forward_kernel<T, Place::any>, nullptr};
 }
 
 // From d/dC in the plan to the gradients of the features.
@@ -63,10 +62,8 @@ SFR_KERNEL emd_backward_kernel(const __grid_constant__ KernelParams<EmdBackwardP
 
 template <class T>
 Kernels<EmdBackwardParams> emd_backward_kernels() {
-  if constexpr (sizeof(T) == 4)
-    return {emd_backward_kernel<T, Place::any>, emd_backward_kernel<T, Place::near>,
-            emd_backward_kernel<T, Place::tile>};
-  return {emd_backward_kernel<T, Place::any>, nullptr, nullptr};
+  if constexpr (sizeof(T) == 4) return {emd_backward_kernel<T, Place::any>, emd_backward_kernel<T, Place::near>};
+  return {emd_backward_kernel<T, Place::any>, nullptr};
 }
 
 }  // namespace

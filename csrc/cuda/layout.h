@@ -64,7 +64,6 @@ constexpr int64_t summary_entries = 8;  // that it takes
 enum class Place {
   any,   // nothing
   near,  // plan and vectors lie in shared memory, and one block solves a problem, whose sides have no reach
-  tile,  // likewise, but the plan lies in registers
 };
 template <Place place>
 constexpr bool in_one_block = place != Place::any;
@@ -96,14 +95,14 @@ struct ProblemMemory {
     P = solver(own, int64_t(rows) * s.ld);
     // Costs, or the weights of pairs; else they leave at once.
     const bool kept = operation.solved || operation.backward;
-    cost = (place == Place::tile || s.cost_near) && kept ? own.take<T>(int64_t(rows) * s.ld) : nullptr;
+    cost = s.cost_near && kept ? own.take<T>(int64_t(rows) * s.ld) : nullptr;
     row_weight = solver(own, rows);
     column_weight = solver(own, s.ld);
     x_used = own.take<uint8_t>(operation.solved ? s.x_pixels : 0);
     y_used = own.take<uint8_t>(operation.solved ? s.y_pixels : 0);
     // Panels of features and vectors of the solver are never needed at the same time.
     panels = shared;
-    if (place == Place::tile || (place == Place::any && s.in_registers)) {
+    if (s.in_registers) {
       row_vectors = solver(own, tiles64.row_entries<T>());
       column_vectors = solver(own, tiles64.warps * tiles64.column_entries<T>());
       partial = solver(own, tiles64.partial_entries());
@@ -117,7 +116,7 @@ struct ProblemMemory {
     near_end = near.used;
 
     blocks = !near_known && s.blocks > 1 ? far.take<T>(ReductionBuffer<T>::entries_of_blocks(s.blocks, s.M)) : nullptr;
-    far_cost = place == Place::tile || s.cost_near ? nullptr : far.take<T>(int64_t(round_up(s.N, 4)) * s.ld);
+    far_cost = s.cost_near ? nullptr : far.take<T>(int64_t(round_up(s.N, 4)) * s.ld);
     pixel_costs = operation.windows ? far.take<T>(int64_t(round_up(s.x_pixels, 4)) * round_up(s.y_pixels, 4)) : nullptr;
     const auto norms = [&](int64_t count) { return operation.norms ? far.take<T>(count) : nullptr; };
     x_own = norms(s.x_pixels);
@@ -353,10 +352,9 @@ int64_t launch_items(Kernel<KernelParams<Params>> kernel, const Params& params, 
 // without.
 template <class Params>
 struct Kernels {
-  Kernel<KernelParams<Params>> any, near, tile;
+  Kernel<KernelParams<Params>> any, near;
 
   Kernel<KernelParams<Params>> of(const Operation& operation, const ProblemLayout& s) const {
-    if (s.in_registers) return tile;
     return near && s.resident && s.blocks == 1 && !operation.reach ? near : any;
   }
 };

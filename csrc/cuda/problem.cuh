@@ -112,9 +112,7 @@ struct Problem {
   }
   SFR_DEVICE ReductionBuffer<T> buffer() const { return {at.warps, at.blocks, layout.M}; }
   // The slab's costs.
-  SFR_DEVICE T* cost() const {
-    return place == Place::tile || layout.cost_near ? at.cost : at.far_cost + int64_t(first) * layout.ld;
-  }
+  SFR_DEVICE T* cost() const { return layout.cost_near ? at.cost : at.far_cost + int64_t(first) * layout.ld; }
 };
 
 }  // namespace sfr::cuda

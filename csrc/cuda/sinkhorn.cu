@@ -41,9 +41,8 @@ SFR_KERNEL sinkhorn_forward_kernel(const __grid_constant__ KernelParams<Sinkhorn
 template <class T>
 Kernels<SinkhornForwardParams> sinkhorn_forward_kernels() {
   if constexpr (sizeof(T) == 4)
-    return {sinkhorn_forward_kernel<T, Place::any>, sinkhorn_forward_kernel<T, Place::near>,
-            sinkhorn_forward_kernel<T, Place::tile>};
-  return {sinkhorn_forward_kernel<T, Place::any>, nullptr, nullptr};
+    return {sinkhorn_forward_kernel<T, Place::any>, sinkhorn_forward_kernel<T, Place::near>};
+  return {sinkhorn_forward_kernel<T, Place::any>, nullptr};
 }
 
 // d/dC from the plan to where it is wanted.
@@ -77,9 +76,8 @@ SFR_KERNEL sinkhorn_backward_kernel(const __grid_constant__ KernelParams<Sinkhor
 template <class T>
 Kernels<SinkhornBackwardParams> sinkhorn_backward_kernels() {
   if constexpr (sizeof(T) == 4)
-    return {sinkhorn_backward_kernel<T, Place::any>, sinkhorn_backward_kernel<T, Place::near>,
-            sinkhorn_backward_kernel<T, Place::tile>};
-  return {sinkhorn_backward_kernel<T, Place::any>, nullptr, nullptr};
+    return {sinkhorn_backward_kernel<T, Place::any>, sinkhorn_backward_kernel<T, Place::near>};
+  return {sinkhorn_backward_kernel<T, Place::any>, nullptr};
 }
 
 Operation operation_of(const SinkhornParams& p) {

@@ -85,7 +85,7 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
       for (int e = 0; e < E; ++e) entries.C[r][e] = inside(r, e) ? cost[row(r) * ld + column(e)] : T(0);
   }
   // The plan to where others read it.
-  SFR_DEVICE void store_plan(T* out, int ld) const {
+  SFR_DEVICE void leave(T* out, int ld) const {
     each_entry([&](int r, int e) { out[row(r) * ld + column(e)] = entries.P[r][e]; });
   }
 
@@ -434,7 +434,8 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
     for (int k = 0; k < own_columns; ++k) {
       const int j = own_column + k;
       const bool kept = weight.at[k] > 0;
-      const T scaled = relaxed<T>(columns, v.at[k], entries.total[k], columns.target_at(j, v.at[k]), omega);
+      const T target = columns.has_reach() ? columns.target_at(j, v.at[k]) : weight.at[k];
+      const T scaled = relaxed<T>(columns, v.at[k], entries.total[k], target, omega);
       next.at[k] = kept ? scaled : v.at[k];
       if (sample && kept) {
         left[0] += magnitude(scaled * entries.total[k] - columns.target_at(j, scaled));

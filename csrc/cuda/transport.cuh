@@ -169,10 +169,10 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T, place>& problem, Team& team, bool 
 }
 
 // The same for a plan in registers, its costs too.
-template <class T>
-SFR_DEVICE TilePlan<T> make_plan(const Problem<T, Place::tile>& problem, Team& team, TileEntries<T>& entries,
-                                 bool of_features) {
-  const ProblemMemory<T, Place::tile>& at = problem.at;
+template <class T, Place place>
+SFR_DEVICE TilePlan<T> make_tile_plan(const Problem<T, place>& problem, Team& team, TileEntries<T>& entries,
+                                      bool of_features) {
+  const ProblemMemory<T, place>& at = problem.at;
   const ProblemLayout& s = problem.layout;
   constexpr TileShape shape = TilePlan<T>::shape;
   TilePlan<T> plan(team.rank, entries);
@@ -196,24 +196,22 @@ SFR_DEVICE TilePlan<T> make_plan(const Problem<T, Place::tile>& problem, Team& t
   for (int j = team.lane(); j < shape.columns(); j += warp_threads)
     of_columns[j] = j < s.M ? at.column_weight[j] : T(0);
   team.sync();
-  plan.load_costs(problem.cost(), s.ld);
+  plan.load_costs(at.cost, s.ld);
   return plan;
 }
 
-// What a thread holds of a problem beside its plan.
-template <class T, Place place>
-struct Held {};
-template <class T>
-struct Held<T, Place::tile> : TileEntries<T> {};
-
-template <class T, Place place>
-SFR_DEVICE auto plan_of(const Problem<T, place>& problem, Team& team, Held<T, place>& held,
-                        const TeamContext<place>& context) {
+// Calls f(plan) with the plan of a problem, by the threads that solve it.
+template <class T, Place place, class F>
+SFR_DEVICE void with_plan(const Problem<T, place>& problem, Team& team, const TeamContext<place>& context, F&& f) {
   const bool of_features = context.operation.C > 0;
-  if constexpr (place == Place::tile)
-    return make_plan<T>(problem, team, held, of_features);
-  else
-    return make_plan(problem, team, !in_one_block<place> && context.operation.reach, of_features);
+  if constexpr (in_one_block<place>)
+    if (problem.layout.in_registers) {
+      TileEntries<T> entries;
+      TilePlan<T> plan = make_tile_plan(problem, team, entries, of_features);
+      return f(plan);
+    }
+  Plan<T> plan = make_plan(problem, team, !in_one_block<place> && context.operation.reach, of_features);
+  f(plan);
 }
 
 // The options of a kernel's problems, as far as it knows them.
@@ -234,11 +232,11 @@ template <class T, Place place>
   const Problem<T, place> problem(context);
   if (!problem.solves()) return context.epoch;
   Team team = problem.solvers();
-  Held<T, place> held;
-  auto plan = plan_of(problem, team, held, context);
   Solve solve = out;
   solve.options = known<place>(out.options);
-  problem_forward(plan, solve, totals_of(*problem.at.summary), problem.at.summary->sound, p);
+  with_plan(problem, team, context, [&](auto& plan) SFR_INLINED {
+    problem_forward(plan, solve, totals_of(*problem.at.summary), problem.at.summary->sound, p);
+  });
   return team.epoch;
 }
 
@@ -249,20 +247,20 @@ template <class T, Place place>
   const Problem<T, place> problem(context);
   if (!problem.solves()) return context.epoch;
   Team team = problem.solvers();
-  Held<T, place> held;
-  auto plan = plan_of(problem, team, held, context);
   SolveGrad solve = grad;
   solve.options = known<place>(grad.options);
-  problem_backward(plan, solve, totals_of(*problem.at.summary), p);
-  if (context.operation.norms && is_sound<T>(grad, p)) {
-    T *rows = plan.rows.sum(), *columns = plan.columns.sum();
-    const auto term = [&](int i, int j, T gradient) { return gradient * (1 - plan.cost_at(i, j)); };
-    plan.gather(term, term, rows, columns);
-    plan.each_row([&](int i) { problem.at.x_sums[plan.first + i] = rows[i]; });
-    if (plan.has_columns())  // mutant: all blocks have the same
-      plan.each_column([&](int j) { problem.at.y_sums[j] = columns[j]; });
-  }
-  if constexpr (place == Place::tile) plan.store_plan(problem.at.P, problem.layout.ld);
+  with_plan(problem, team, context, [&](auto& plan) SFR_INLINED {
+    problem_backward(plan, solve, totals_of(*problem.at.summary), p);
+    if (context.operation.norms && is_sound<T>(grad, p)) {
+      T *rows = plan.rows.sum(), *columns = plan.columns.sum();
+      const auto term = [&](int i, int j, T gradient) { return gradient * (1 - plan.cost_at(i, j)); };
+      plan.gather(term, term, rows, columns);
+      plan.each_row([&](int i) { problem.at.x_sums[plan.first + i] = rows[i]; });
+      if (plan.has_columns())  // mutant: all blocks have the same
+        plan.each_column([&](int j) { problem.at.y_sums[j] = columns[j]; });
+    }
+    plan.leave(problem.at.P, problem.layout.ld);
+  });
   return team.epoch;
 }
 

@@ -149,7 +149,7 @@ def hot_loops(content: dict[str, Any]) -> list[HotLoop]:
 
 
 # csrc/cuda/layout.h: what a kernel knows of where its problems lie.
-PLACES = ("any", "near", "tile")
+PLACES = ("any", "near")
 
 
 def named(kernels: Iterable[Kernel], part: str) -> Kernel:
