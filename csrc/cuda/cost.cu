@@ -74,8 +74,10 @@ SFR_KERNEL cost_backward_kernel(const __grid_constant__ KernelParams<CostBackwar
 // Forward keeps no costs: they leave at once.
 template <class T>
 Kernel<KernelParams<CostForwardParams>> cost_forward_kernel_of() {
-  if constexpr (sizeof(T) == 4) return cost_forward_kernel<T, Place::near>;
-  return cost_forward_kernel<T, Place::any>;
+  if constexpr (sizeof(T) == 4)
+    return cost_forward_kernel<T, Place::near>;
+  else
+    return cost_forward_kernel<T, Place::any>;
 }
 
 template <class T>

@@ -102,7 +102,7 @@ struct ProblemMemory {
     y_used = own.take<uint8_t>(operation.solved ? s.y_pixels : 0);
     // Panels of features and vectors of the solver are never needed at the same time.
     panels = shared;
-    if (s.in_registers) {
+    if (near_known && s.in_registers) {
       row_vectors = solver(own, tiles64.row_entries<T>());
       column_vectors = solver(own, tiles64.warps * tiles64.column_entries<T>());
       partial = solver(own, tiles64.partial_entries());
@@ -185,10 +185,9 @@ int64_t fill_pull(ProblemLayout& s, const Operation& operation, int64_t room, bo
 }
 
 // Fills in sizes and panels; false: does not fit into `shared` bytes.
-template <class T>
-bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool tiled) {
-  s.ld = s.cover().template row_length<T>(s.M);
-  const ProblemMemory<T> places(s, operation, {}, {}, {});
+template <class T, Place place>
+bool fill_panels(ProblemLayout& s, const Operation& operation, int64_t shared, bool tiled) {
+  const ProblemMemory<T, place> places(s, operation, {}, {}, {});
   const int64_t before = int64_t(places.panels.used);
   int64_t panels = 0;
   if (operation.C > 0) {
@@ -200,6 +199,13 @@ bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool til
   s.near_bytes = int64_t(places.near_end);
   s.far_bytes = int64_t(places.far_end);
   return s.shared_bytes <= shared;
+}
+
+template <class T>
+bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool tiled) {
+  s.ld = s.cover().template row_length<T>(s.M);
+  return s.in_registers ? fill_panels<T, Place::near>(s, operation, shared, tiled)
+                        : fill_panels<T, Place::any>(s, operation, shared, tiled);
 }
 
 // Threads that solve a problem of this size: few enough that a barrier is quick, a power of two of warps.

@@ -1,8 +1,9 @@
 // One team, the memory it has, and the problem it is at.
 //
-// A kernel is a row of phases: weights, costs, solving, gradients. Each is a function of its own, which is called and
-// not inlined: it takes a TeamContext, finds its threads and memory anew, and leaves what the next one needs in that
-// memory. So no phase's registers weigh on another's, and forward and backward share their code.
+// A kernel is a row of phases: weights, costs, solving, gradients. Each takes a TeamContext, finds its threads and
+// memory anew, and leaves what the next one needs in that memory. Where the kernel knows which memory that is (Place),
+// phases are inlined: addresses and parameters are then constants of the compiler, or nearly so. Elsewhere each is a
+// function of its own, which is called, so that no phase's registers weigh on another's.
 #pragma once
 
 #include "layout.h"

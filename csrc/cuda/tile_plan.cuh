@@ -437,11 +437,15 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
       const T target = columns.has_reach() ? columns.target_at(j, v.at[k]) : weight.at[k];
       const T scaled = relaxed<T>(columns, v.at[k], entries.total[k], target, omega);
       next.at[k] = kept ? scaled : v.at[k];
-      if (sample && kept) {
-        left[0] += magnitude(scaled * entries.total[k] - columns.target_at(j, scaled));
-        left[1] += is_at_edge<T>(scaled);
-      }
     }
+    if (sample)
+#pragma unroll
+      for (int k = 0; k < own_columns; ++k) {
+        const T scaled = next.at[k];
+        const T target = columns.has_reach() ? columns.target_at(own_column + k, scaled) : weight.at[k];
+        left[0] += weight.at[k] > 0 ? magnitude(scaled * entries.total[k] - target) : T(0);
+        left[1] += weight.at[k] > 0 ? is_at_edge<T>(scaled) : T(0);
+      }
     *reinterpret_cast<Own*>(columns.scale() + own_column) = next;  // hot: tile column scaled
     if (sample)
       over_warp<Sum>(left);

@@ -195,7 +195,7 @@ SFR_DEVICE TilePlan<T> make_tile_plan(const Problem<T, place>& problem, Team& te
 #pragma unroll 1
   for (int j = team.lane(); j < shape.columns(); j += warp_threads)
     of_columns[j] = j < s.M ? at.column_weight[j] : T(0);
-  team.sync();
+  team.sync();  // the costs may be others' too
   plan.load_costs(at.cost, s.ld);
   return plan;
 }
@@ -214,11 +214,16 @@ SFR_DEVICE void with_plan(const Problem<T, place>& problem, Team& team, const Te
   f(plan);
 }
 
-// The options of a kernel's problems, as far as it knows them.
-template <Place place>
-SFR_DEVICE SolverOptions known(SolverOptions options) {
-  if constexpr (in_one_block<place>) options.reach_a = options.reach_b = 0;
-  return options;
+// What is to be solved, with the options that a kernel knows of.
+template <Place place, class Solving>
+SFR_DEVICE decltype(auto) known(const Solving& given) {
+  if constexpr (in_one_block<place>) {
+    Solving solving = given;
+    solving.options.reach_a = solving.options.reach_b = 0;
+    return solving;
+  } else {
+    return (given);
+  }
 }
 
 template <class T>
@@ -232,8 +237,7 @@ template <class T, Place place>
   const Problem<T, place> problem(context);
   if (!problem.solves()) return context.epoch;
   Team team = problem.solvers();
-  Solve solve = out;
-  solve.options = known<place>(out.options);
+  const auto& solve = known<place>(out);
   with_plan(problem, team, context, [&](auto& plan) SFR_INLINED {
     problem_forward(plan, solve, totals_of(*problem.at.summary), problem.at.summary->sound, p);
   });
@@ -247,8 +251,7 @@ template <class T, Place place>
   const Problem<T, place> problem(context);
   if (!problem.solves()) return context.epoch;
   Team team = problem.solvers();
-  SolveGrad solve = grad;
-  solve.options = known<place>(grad.options);
+  const auto& solve = known<place>(grad);
   with_plan(problem, team, context, [&](auto& plan) SFR_INLINED {
     problem_backward(plan, solve, totals_of(*problem.at.summary), p);
     if (context.operation.norms && is_sound<T>(grad, p)) {
