@@ -251,17 +251,21 @@ bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const
     // Costs alone need no team, unless patches share pixels.
     s.slab = !operation.solved && !operation.backward && !operation.windows && s.N > 64 ? 56 : s.N;
     if (holds_in_registers<T>(operation)) {
-      s.solvers = tiles64.threads();
-      if (operation.C == 0) s.threads = s.solvers;
+      ProblemLayout held = s;
+      held.in_registers = true;
+      held.solvers = tiles64.threads();
+      if (operation.C == 0) held.threads = held.solvers;
+      if (fill<T>(held, operation, shared, tiled)) {
+        s = held;
+        return true;
+      }
     }
     for (const bool near : {true, false}) {
       s.cost_near = near;
-      s.in_registers = near && holds_in_registers<T>(operation);
       if (fill<T>(s, operation, shared, tiled)) return true;
     }
   }
   if (!operation.solved) return false;
-  s.in_registers = false;
   s.threads = s.solvers = block_threads;
   s.cost_near = false;  // the weights of pairs, which take their place, are for all blocks
   const int most_blocks = device.together ? std::min(device.processors, 32) : 1;

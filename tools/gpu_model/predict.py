@@ -20,7 +20,7 @@ from .timing import BARRIER, Latencies
 
 ITERATIONS, SAMPLED, STEPS, EVALUATIONS = 28, 7, 22, 4.5
 OTHER_PASSES = 4  # over the costs: their spread, the update of the rows, what is saved
-SLICE_STORE = 4  # clocks of a store beside others
+STORE, RESULT = 4, 120  # clocks of a store beside others, and to find out where a result belongs
 COPY = 24  # instructions to bring one element of a panel to its place
 FETCHED = 8  # elements of a thread that are on their way at once
 REGISTERS = 256  # of a thread: one block of 8 warps fills a multiprocessor
@@ -40,6 +40,7 @@ ASSUMED = f"""\
   problems, as many as fit.
 * {COPY} instructions for each element that comes into a panel, as long each as those of an update of the rows;
   {FETCHED} elements of a thread are on their way at a time.
+* A result takes {STORE} clocks to store, and where slices are added up {RESULT} more to find its place.
 * Other blocks' sums are read one after the other, a latency of the L2 cache each; a meeting takes three of them.
 * Weights of pairs are read with the bank conflicts that their addresses have; from global memory, 32 bytes for 16.
 * A launch, reading marginals and writing outputs take no time."""
@@ -225,11 +226,12 @@ class Model:
         # Tiles of 4 load 16 bytes at a time: as dear for each multiply-add.
         self.add("distances", work * channels, pair.clocks * scale, pair.instructions * scale,
                  pair.multiply_adds * scale, self.all)  # fmt: skip
+        # Each thread writes its results; of several slices, it then adds some up.
+        clocks = s.edge**2 * STORE
         if s.tile_slices > 1:
-            # Each thread writes its results, and then adds those of others.
             added = math.ceil(s.tiles * s.edge**2 / s.threads)
-            clocks = s.edge**2 * SLICE_STORE + added * (s.tile_slices - 1) / 4 * slice_.clocks
-            self.add("slices", work, clocks + 2 * BARRIER, 0, 0, self.all)
+            clocks += added * (RESULT + (s.tile_slices - 1) / 4 * slice_.clocks) + 2 * BARRIER
+        self.add("slices", work, clocks, 0, 0, self.all)
         pixels = min(self.rows, s.compare_x) + min(self.n, s.compare_y)
         self.copies(work * math.ceil(C / s.panel_channels), s.panel_channels * pixels)
 
