@@ -50,7 +50,7 @@ def test_iterations_are_those_of_the_machine_code():
     """At the size that the budgets count, nothing is extrapolated."""
     found = predict.predict(Workload(128, 7, 512), H100, False)
     clocks = {m.name: m.figures.clocks for m in code.of_loops("90")}
-    expected = 21 * clocks["iteration"] + 7 * clocks["sampled iteration"]
+    expected = 21 * clocks["tile: iteration"] + 7 * clocks["tile: sampled iteration"]
     assert found.share("iterations") * H100.clock == pytest.approx(expected)
 
 
