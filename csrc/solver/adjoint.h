@@ -66,7 +66,7 @@ SFR_FN void mean_backward(Plan<T>& plan, const Spread<T>& spread, T rate) {
 
 // Into gradient() of both sides, those of the product of the weights, which is the plan where eps is 0: the mean cost
 // of a patch.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void weights_backward_of_product(Plan<T>& plan, Upstream<T> up) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   const T rate = up.transport + up.entropic;
