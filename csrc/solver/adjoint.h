@@ -26,7 +26,7 @@ SFR_FN T weight_gradient(const Marginal<T>& side, Index i, Upstream<T> up, T eps
 // Through eps = s std(C). With u = (C - mean) / std and on the pairs that are allowed, deps/dC = s a_i b_j u and
 // deps/da_i = s std / 2 sum_j b_j (u^2 - 1), where the masses a_i b_j sum to 1; `rate` is d/deps times s. Added to the
 // plan and to both gradients.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void spread_backward(Plan<T>& plan, const Spread<T>& spread, T rate) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   const T unit = 1 / (rows.total * columns.total * spread.allowed), scale = 1 / spread.deviation;
@@ -52,7 +52,7 @@ SFR_FN void spread_backward(Plan<T>& plan, const Spread<T>& spread, T rate) {
 }
 
 // Through eps = s |mean(C)|, where all costs are equal: weights do not change their mean.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void mean_backward(Plan<T>& plan, const Spread<T>& spread, T rate) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   const T unit = rate / (rows.total * columns.total * spread.allowed);
@@ -82,7 +82,7 @@ struct InUnits {
 
 // The plan of the potentials, in units of its rows and columns, with the sums over both as the system has them (see
 // newton.h).
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN InUnits<T> plan_in_units(Plan<T>& plan) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   T of_rows[1], of_columns[1];
@@ -119,7 +119,7 @@ SFR_FN InUnits<T> plan_in_units(Plan<T>& plan) {
 
 // d/dC into the plan, and d/da, d/db (before normalisation of the weights) into gradient() of both sides. `spread`:
 // where eps follows that of the costs; null elsewhere. Returns d/deps, without what comes from upstream.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>* spread) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   const auto bare = [](const Marginal<T>& side, Index i) {

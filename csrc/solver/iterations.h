@@ -10,7 +10,8 @@ namespace SFR_TARGET {
 template <class T>
 SFR_INLINE Vec<T> in_range(Vec<T> x) {
   constexpr T most = Rules<T>::most_scale, least = 1 / most;
-  return x > most ? splat<T>(most) : x < least ? splat<T>(least) : x;
+  const Vec<T> above = x < least ? splat<T>(least) : x;  // both ways at once: no branch
+  return x > most ? splat<T>(most) : above;
 }
 
 template <class T>

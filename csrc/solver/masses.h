@@ -8,7 +8,7 @@ namespace SFR_TARGET {
 
 // Adds `by`, in powers of two, to all potentials of the rows and takes it from those of the columns. No entry of the
 // plan changes, so the potentials stay as they are: a number beside them holds it, and no rounding meets it.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void shift_masses(Plan<T>& plan, T by) {
   plan.shift += by;
   plan.rows.offset = plan.rows.centre + plan.rows.eps_over_reach * plan.shift;
@@ -16,7 +16,7 @@ SFR_FN void shift_masses(Plan<T>& plan, T by) {
 }
 
 // What rounding leaves of the targets that a shift moves.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN T rounding_of_shift(const Plan<T>& plan) {
   const T rows = plan.rows.eps_over_reach, columns = plan.columns.eps_over_reach;
   return magnitude((rows > columns ? rows : columns) * plan.shift) * Number<T>::epsilon;
@@ -25,7 +25,7 @@ SFR_FN T rounding_of_shift(const Plan<T>& plan) {
 // What the columns' potentials have in common, which may be large, goes to where no rounding meets it: nothing follows
 // from it in a balanced problem, and elsewhere it is a shift. It is that of the column nearest to 0, so that no outlier
 // moves it.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void take_shift(Plan<T>& plan) {
   const Marginal<T>& columns = plan.columns;
   T nearest[2];  // from below, and negative from above
@@ -42,7 +42,7 @@ SFR_FN void take_shift(Plan<T>& plan) {
 
 // The dual value is largest in such a shift where the masses of both targets, A = sum_i a_i exp(-f_i / reach_a) and B
 // alike, are equal: s = ln(A / B) / (1 / reach_a + 1 / reach_b) (Sejourne, Vialard and Peyre, 2022).
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void balance_masses(Plan<T>& plan) {
   const auto target = [](const Marginal<T>& side, Index i, Vec<T>(&sums)[1]) {
     const Vec<T> log = load(side.log() + i) + log2<T>(load(side.scale() + i));

@@ -29,7 +29,7 @@ SFR_INLINE Vec<T> counted(const Marginal<T>& side, Index i, Vec<T> x) {
 //
 // The residual is weighed by the columns' sums, so small columns hardly enter it: at the end each column is solved for
 // once more, given the rows', which makes it as exact as they are, whatever its weight.
-template <class T, class Unit>
+template <class T, template <class> class Plan, class Unit>
 SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit, Unit&& unit) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   T *r = columns.residual(), *p = columns.direction(), *q = columns.product(), *d = columns.inverse_diagonal();
@@ -121,7 +121,7 @@ SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit, Unit&& unit) {
 // One Newton step on both potentials, left in the scalings: the plan's system with the errors of its marginals as right
 // sides. The potentials before it stay in right(). A step of the conjugate gradients counts as an iteration. Returns
 // whether the step was cut.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN bool newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) {
   const auto missing = [](const Marginal<T>& side, Index i) {
     store(side.right() + i, kept(side, i, load(side.target() + i) - load(side.sum() + i)));
@@ -142,7 +142,7 @@ SFR_FN bool newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) {
   return of_rows[0] > step.longest || of_columns[0] > step.longest;
 }
 
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void undo_step(Plan<T>& plan) {
   const auto back = [](const Marginal<T>& side, Index i) { store(side.log() + i, load(side.right() + i)); };
   plan.each_row([&](Index i) { back(plan.rows, i); });
@@ -151,7 +151,7 @@ SFR_FN void undo_step(Plan<T>& plan) {
 }
 
 // What rounding of the potentials leaves of an error.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN T rounding(Plan<T>& plan) {
   const auto size = [](const Marginal<T>& side, Index i, Vec<T>(&most)[1]) {
     const Vec<T> log = vabs<T>(kept(side, i, load(side.log() + i)));

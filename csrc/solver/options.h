@@ -29,7 +29,7 @@ struct Within {
   bool all;
 };
 
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN Within<T> pairs_within(Plan<T>& plan, T most, bool rows_need = true, bool columns_need = true) {
   T *of_rows = plan.rows.right(), *of_columns = plan.columns.right();
   const T* a = plan.rows.weight;
@@ -43,7 +43,7 @@ SFR_FN Within<T> pairs_within(Plan<T>& plan, T most, bool rows_need = true, bool
   return {mass, (rows == 0 || !rows_need) && (columns == 0 || !columns_need)};
 }
 
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
   constexpr T infinity = Number<T>::infinity;
   const T* a = plan.rows.weight;
@@ -134,7 +134,7 @@ SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p) 
 }
 
 // Whether every patch has a pair within `reach` of the least cost, and a quarter of all mass does.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN bool spans(Plan<T>& plan, const Spread<T>& spread, T reach) {
   const Within<T> within = pairs_within(plan, spread.centre + reach);
   return within.all && within.mass >= spread.allowed / 4;
@@ -142,7 +142,7 @@ SFR_FN bool spans(Plan<T>& plan, const Spread<T>& spread, T reach) {
 
 // How far costs are apart, as far as it matters, in units of eps: nothing is moved much further than a reach, and where
 // some costs are so large that they mean "never", the others count.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN T far_apart(Plan<T>& plan, const Spread<T>& spread, const SolverOptions& options, T eps) {
   constexpr T beyond = 100, suspicious = T(1 << 20), widest = is_single<T> ? T(1e38) : T(1e307);
   if (!(eps > 0)) return 0;

@@ -15,7 +15,7 @@ struct Totals {
 };
 
 // Sets what the plan's exponents are made of, and the masses of sides with a reach.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void set_scale(Plan<T>& plan, const SolverOptions& options, Totals<T> totals, T centre, T eps) {
   plan.centre = centre;
   plan.shift = 0;
@@ -31,13 +31,13 @@ SFR_FN void set_scale(Plan<T>& plan, const SolverOptions& options, Totals<T> tot
 }
 
 // Potentials, with the marginals, from those of problem p as they are returned.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void set_rows(Plan<T>& plan, const void* from, int64_t p) {
   const T* f = static_cast<const T*>(from) + p * plan.all_rows;
   plan.each_row([&](Index i) { store(plan.rows.log() + i, log_weight(plan.rows, i)); });
   plan.each_patch_of_rows([&](Index i) { plan.rows.log()[i] += f[plan.row_index(i)] * plan.factor; });
 }
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void set_columns(Plan<T>& plan, const void* from, int64_t p, T centre) {
   const T* g = static_cast<const T*>(from) + p * plan.all_columns;
   plan.each_column([&](Index j) { store(plan.columns.log() + j, log_weight(plan.columns, j)); });
@@ -46,7 +46,7 @@ SFR_FN void set_columns(Plan<T>& plan, const void* from, int64_t p, T centre) {
 }
 
 // Everything about an empty problem is 0. One without a plan has `value` inf instead.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void put_nothing(const Plan<T>& plan, const Solve& out, int64_t p, T value = 0) {
   plan.fill_rows(static_cast<T*>(out.f) + p * plan.all_rows, T(0));
   if (plan.has_columns()) plan.fill_columns(static_cast<T*>(out.g) + p * plan.all_columns, T(0));
@@ -63,7 +63,7 @@ SFR_FN void put_nothing(const Plan<T>& plan, const Solve& out, int64_t p, T valu
 }
 
 // Solves problem p. `sound`: its weights are what weights should be.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, bool sound, int64_t p) {
   if (sound && plan.empty()) return put_nothing(plan, out, p);
   const Spread<T> spread = spread_of(plan, out.options);
@@ -134,7 +134,7 @@ SFR_FN bool is_sound(const SolveGrad& grad, int64_t p) {
 }
 
 // Leaves d/dC of problem p in the plan, and writes the gradients of weights and eps. One that is not sound has no d/dC.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> totals, int64_t p) {
   T* out_a = grad.grad_a ? static_cast<T*>(grad.grad_a) + p * plan.all_rows : nullptr;
   T* out_b = grad.grad_b && plan.has_columns() ? static_cast<T*>(grad.grad_b) + p * plan.all_columns : nullptr;

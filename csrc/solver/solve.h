@@ -9,12 +9,13 @@
 namespace SFR_TARGET {
 
 // The problem for eps times `by`, and columns' potentials for it.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void scale_eps(Plan<T>& plan, T by) {
   plan.factor /= by;
   plan.shift /= by;
-  plan.rows.eps_over_reach *= by;
-  plan.columns.eps_over_reach *= by;
+  // Where there is none, the compiler is to see that it stays 0.
+  if (plan.rows.has_reach()) plan.rows.eps_over_reach *= by;
+  if (plan.columns.has_reach()) plan.columns.eps_over_reach *= by;
   plan.each_column([&](Index j) {
     const Vec<T> start = log_weight(plan.columns, j), log = load(plan.columns.log() + j);
     store(plan.columns.log() + j, start + kept(plan.columns, j, log - start) / by);
@@ -24,7 +25,7 @@ SFR_FN void scale_eps(Plan<T>& plan, T by) {
 }
 
 // Columns' potentials to start from, where none are given.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN void start(Plan<T>& plan, bool symmetric) {
   plan.each_column([&](Index j) { store(plan.columns.log() + j, log_weight(plan.columns, j)); });
   if (!plan.has_reach()) return plan.sync();
@@ -45,7 +46,7 @@ struct Solution {
 
 // From the columns' potentials to a plan within tol, or as far as max_iter goes. `spread`: the costs' deviation over
 // eps. `warm`: the potentials are a start that was given. `fixed`: eps may not give way.
-template <class T>
+template <class T, template <class> class Plan>
 SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread, bool warm, bool fixed) {
   SolverStrategy<T> strategy(options, spread, warm, fixed);
   Refinement<T> refinement(options, plan.light);
