@@ -32,12 +32,14 @@ from cuda_toolchain import WERROR_FLAGS, CudaToolchain, NoCuda, find_cuda  # noq
 
 # "kernel<arguments> sm_75", with * for anything: why these may have a stack frame or spills.
 ALLOWED: dict[str, str] = {
-    "*_kernel<*> *": "a kernel calls its phases (csrc/cuda/problem.cuh); what it keeps over a call lies in its frame",
-    "*<double> *": "float64 is for checks, not for speed: compiled with less effort, and its tiles are twice as large",
+    "*_kernel<float, any> *": "a kernel that calls its phases (csrc/cuda/problem.cuh): what it keeps meanwhile",
+    "*_backward_kernel<float, near> *": "a frame of some words between phases, which are inlined; no spills",
+    "*_kernel<float> *": "the exact solver's frames",
+    "*<double*> *": "float64 is for checks, not for speed: compiled with less effort, and its tiles are twice as large",
     "quotient *": "float64's, compiled with less effort; float's is inlined",
     "solve_and_write<float, float> *": "the exact solver in one; its scans have no local access (budgets.toml)",
-    "transport_forward<float> sm_120": "between phases only; the assembler needs no spill on any other architecture",
-    "read_weights<float> sm_120": "a store of 4 bytes; the assembler needs none on any other architecture",
+    "transport_forward<float, any> sm_120": "between phases only; the assembler needs none on any other architecture",
+    "read_weights<float, any> sm_120": "a store of 4 bytes; the assembler needs none on any other architecture",
 }
 
 
@@ -104,6 +106,9 @@ def short_names(mangled: Iterable[str]) -> dict[str, str]:
 
 def _short(name: str) -> str:
     name = re.sub(r"\(anonymous namespace\)::|\b\w+::", "", name)
+    name = re.sub(r"\(Place\)(\d)", lambda place: ("any", "near")[int(place[1])], name)
+    if phase := re.match(r"(?:\w+ )*Phase<&\((?:\w+ )*(\w+<[^(]*>)\(", name):
+        return phase[1]  # problem.cuh: a phase that is a function of its own
     begin = depth = 0
     for at, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")

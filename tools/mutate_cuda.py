@@ -36,7 +36,7 @@ PATTERNS = ["cuda/*.cuh", "cuda/*.cu", "solver/*.h"]
 LEFT_OUT = {"device.cuh", "runtime.cu"}
 
 # Functions and methods that are called for the meeting alone.
-BARRIERS = ["sync_block", "sync_threads", "sync_warp", "arrive_and_wait", "sync", "grid_barrier"]
+BARRIERS = ["sync_block", "sync_threads", "sync_warp", "arrive_and_wait", "sync", "sync_solvers", "grid_barrier"]
 # Names by which a comparison is taken for a bounds check: what stands left of < or >=.
 INDICES = set("i j k e n p q r c s t o at row column pixel channel after item slice step".split())
 # Comparisons that choose the thread that does something alone.

@@ -6,21 +6,21 @@ namespace sfr::cuda {
 namespace {
 
 // A slab of rows is an item of its own, unless patches share pixels.
-template <class T>
+template <class T, Place place>
 SFR_KERNEL cost_forward_kernel(const __grid_constant__ KernelParams<CostForwardParams> p) {
   const ProblemLayout& s = p.layout;
   const int64_t slabs = (s.N + s.slab - 1) / s.slab;
-  each_item(p, [&](TeamContext& context, int64_t item) {
+  each_item<place>(p, [&](TeamContext<place>& context, int64_t item) SFR_INLINED {
     const int64_t map = item / slabs;
     const int first = int(item % slabs) * s.slab, rows = s.N - first < s.slab ? s.N - first : s.slab;
     T* out = static_cast<T*>(p.cost) + (map * s.N + first) * s.M;
-    context.epoch = ground_forward<T>(context, p, map / p.G, map % p.G, first, rows, out, s.M);
+    context.epoch = run<place, ground_forward<T, place>>(context, p, map / p.G, map % p.G, first, rows, out, s.M);
   });
 }
 
 // Cosine: sums over rows and columns of d/dC (1 - C).
-template <class T>
-SFR_DEVICE void cosine_sums(Ground<T>& ground, const T* grad, const T* cost) {
+template <class T, Place place>
+SFR_DEVICE void cosine_sums(Ground<T, place>& ground, const T* grad, const T* cost) {
   const Team& team = ground.team;
   const int N = ground.layout.N, M = ground.layout.M;
   const auto term = [&](int i, int j) {
@@ -44,10 +44,10 @@ SFR_DEVICE void cosine_sums(Ground<T>& ground, const T* grad, const T* cost) {
   }
 }
 
-template <class T>
-[[nodiscard]] SFR_PHASE unsigned feature_gradients(TeamContext context, const CostBackwardParams& p, int64_t b,
-                                                   int64_t g) {
-  Ground<T> ground(context, p, b, g);
+template <class T, Place place>
+[[nodiscard]] SFR_DEVICE unsigned cost_gradients(TeamContext<place> context, const CostBackwardParams& p, int64_t b,
+                                                 int64_t g) {
+  Ground<T, place> ground(context, p, b, g);
   const ProblemLayout& s = context.layout;
   const int64_t at = (b * p.G + g) * s.N * s.M;
   const T *cost = static_cast<const T*>(p.cost) + at, *grad = static_cast<const T*>(p.grad_cost) + at;
@@ -63,12 +63,27 @@ template <class T>
 }
 
 // A whole batch entry at a time: the gradient of x sums over its groups.
-template <class T>
+template <class T, Place place>
 SFR_KERNEL cost_backward_kernel(const __grid_constant__ KernelParams<CostBackwardParams> p) {
-  each_item(p, [&](TeamContext& context, int64_t b) {
+  each_item<place>(p, [&](TeamContext<place>& context, int64_t b) SFR_INLINED {
 #pragma unroll 1
-    for (int64_t g = 0; g < p.G; ++g) context.epoch = feature_gradients<T>(context, p, b, g);
+    for (int64_t g = 0; g < p.G; ++g) context.epoch = run<place, cost_gradients<T, place>>(context, p, b, g);
   });
+}
+
+// Forward keeps no costs: they leave at once.
+template <class T>
+Kernel<KernelParams<CostForwardParams>> cost_forward_kernel_of() {
+  if constexpr (sizeof(T) == 4)
+    return cost_forward_kernel<T, Place::near>;
+  else
+    return cost_forward_kernel<T, Place::any>;
+}
+
+template <class T>
+Kernels<CostBackwardParams> cost_backward_kernels() {
+  if constexpr (sizeof(T) == 4) return {cost_backward_kernel<T, Place::any>, cost_backward_kernel<T, Place::near>};
+  return {cost_backward_kernel<T, Place::any>, nullptr};
 }
 
 }  // namespace
@@ -79,7 +94,7 @@ int64_t cost_forward(const CostForwardParams& p, const Where& where) {
   Operation operation = operation_of(p);
   operation.solved = false;
   const ProblemLayout layout = choose<T>(operation, where.strategy, limits(where.device));
-  return launch_items<CostForwardParams>(cost_forward_kernel<T>, p, operation, layout,
+  return launch_items<CostForwardParams>(cost_forward_kernel_of<T>(), p, operation, layout,
                                          p.B * p.G * ((layout.N + layout.slab - 1) / layout.slab), where);
 }
 
@@ -88,7 +103,7 @@ int64_t cost_backward(const CostBackwardParams& p, const Where& where) {
   Operation operation = operation_of(p);
   operation.solved = false;
   operation.backward = true;
-  return lay_out_and_launch<T>(cost_backward_kernel<T>, p, operation, p.B, where);
+  return lay_out_and_launch<T>(cost_backward_kernels<T>(), p, operation, p.B, where);
 }
 
 template int64_t cost_forward<SFR_REAL>(const CostForwardParams&, const Where&);

@@ -16,17 +16,17 @@ inline Operation operation_of(const CostParams& p) {
 }
 
 // One problem's features, and the team that is at them.
-template <class T>
-struct Ground : Problem<T> {
-  using Problem<T>::at;
-  using Problem<T>::layout;
-  using Problem<T>::team;
+template <class T, Place place>
+struct Ground : Problem<T, place> {
+  using Problem<T, place>::at;
+  using Problem<T, place>::layout;
+  using Problem<T, place>::team;
   const CostParams& params;
   int64_t b, g;
   const uint8_t *x_used, *y_used;  // null: all pixels are
 
-  SFR_DEVICE Ground(const TeamContext& context, const CostParams& p, int64_t item, int64_t group)
-      : Problem<T>(context), params(p), b(item), g(group) {
+  SFR_DEVICE Ground(const TeamContext<place>& context, const CostParams& p, int64_t item, int64_t group)
+      : Problem<T, place>(context), params(p), b(item), g(group) {
     const bool weighted = context.operation.solved && at.summary->weighted;
     x_used = weighted ? at.x_used : nullptr;
     y_used = weighted ? at.y_used : nullptr;
@@ -72,8 +72,8 @@ struct Ground : Problem<T> {
 };
 
 // Squared norms of all pixels, then 1 / |patch| of all patches: 0 for 0.
-template <class T>
-SFR_DEVICE void invert_norms(Ground<T>& ground) {
+template <class T, Place place>
+SFR_DEVICE void invert_norms(Ground<T, place>& ground) {
   Team& team = ground.team;
   const ProblemLayout& layout = ground.layout;
   const auto squares = [&](const Region& region, const uint8_t* used, T* out) {
@@ -119,10 +119,10 @@ SFR_DEVICE void invert_norms(Ground<T>& ground) {
 
 // Costs of the rows [first, first + rows) of problem (b, g) into out [rows][ld], from the features. Ends with a barrier
 // of the block.
-template <class T>
-[[nodiscard]] SFR_PHASE unsigned ground_forward(TeamContext context, const CostParams& params, int64_t b, int64_t g,
-                                                int first, int rows, T* out, int64_t ld) {
-  Ground<T> ground(context, params, b, g);
+template <class T, Place place>
+[[nodiscard]] SFR_DEVICE unsigned ground_forward(TeamContext<place> context, const CostParams& params, int64_t b,
+                                                 int64_t g, int first, int rows, T* out, int64_t ld) {
+  Ground<T, place> ground(context, params, b, g);
   Team& team = ground.team;
   const ProblemLayout& layout = ground.layout;
   const CostParams& p = ground.params;
@@ -132,8 +132,7 @@ template <class T>
 
   const int begin = windows ? ground.share_begin(layout.x_pixels) : first;
   const int count = windows ? ground.share_end(layout.x_pixels) - begin : rows;
-  T* sums = windows ? ground.at.pixel_costs + int64_t(begin) * pixel_ld : out;
-  const int64_t sums_ld = windows ? pixel_ld : ld;
+  T* of_pixels = ground.at.pixel_costs + int64_t(begin) * pixel_ld;
   const int x_tile = layout.compare_x, y_tile = layout.compare_y, edge = tile_edge<T>(x_tile, y_tile);
   Panels<T> panels(ground.at.panels, layout.panel_channels, panel_row(x_tile, edge), panel_row(y_tile, edge));
 #pragma unroll 1
@@ -144,7 +143,12 @@ template <class T>
       panels.clear_ends(team, height, width);
       const Reader x(ground.x_region(begin + i, height), ground.x_used, layout.panel_channels);
       const Reader y(ground.y_region(j, width), ground.y_used, layout.panel_channels);
-      pair_sums(team, pair_of(p.metric), edge, x, y, int(p.C), panels, sums + i * sums_ld + j, sums_ld);
+      pair_sums(team, pair_of(p.metric), edge, x, y, int(p.C), panels, [&](int r, int c, T sum) {
+        if (windows)
+          of_pixels[int64_t(i + r) * pixel_ld + j + c] = sum;
+        else
+          out[(i + r) * ld + j + c] = sum;
+      });
     }
   if (windows) team.grid_barrier();
 
@@ -177,8 +181,8 @@ template <class T>
 // From d/dC of a slab to the weights of pairs of patches, W [slab][ld] (may be in the place of either): grad_x_i =
 // sum_j pull(W_ij, x_i, y_j), to which cosine adds own_i x_i. The ends of its rows, and the rows after the last
 // patch up to a multiple of 4, are 0. `broken`: NaN everywhere.
-template <class T>
-SFR_DEVICE void weigh(Ground<T>& ground, int first, int rows, const T* grad, int64_t ld_grad, const T* cost,
+template <class T, Place place>
+SFR_DEVICE void weigh(Ground<T, place>& ground, int first, int rows, const T* grad, int64_t ld_grad, const T* cost,
                       int64_t ld_cost, T* W, int64_t ld, bool broken) {
   const Team& team = ground.team;
   const ProblemLayout& layout = ground.layout;
@@ -202,8 +206,8 @@ SFR_DEVICE void weigh(Ground<T>& ground, int first, int rows, const T* grad, int
 }
 
 // Adjoint of the windows' sums: a pair of pixels gets the weights of all pairs of patches that it is part of.
-template <class T>
-SFR_DEVICE void spread_windows(Ground<T>& ground, const T* W, int64_t ld) {
+template <class T, Place place>
+SFR_DEVICE void spread_windows(Ground<T, place>& ground, const T* W, int64_t ld) {
   Team& team = ground.team;
   const ProblemLayout& layout = ground.layout;
   const FeatureView &x = ground.params.x, &y = ground.params.y;
@@ -234,8 +238,8 @@ SFR_DEVICE void spread_windows(Ground<T>& ground, const T* W, int64_t ld) {
 
 // Cosine: from the sums over each patch's row or column of d/dC (1 - C), in x_sums and y_sums, to the pixels' own
 // coefficients: sum over their patches of |patch|^-2 times that.
-template <class T>
-SFR_DEVICE void own_coefficients(Ground<T>& ground) {
+template <class T, Place place>
+SFR_DEVICE void own_coefficients(Ground<T, place>& ground) {
   const Team& team = ground.team;
   const auto spread = [&](const FeatureView& view, int pixels, const T* sums, const T* inverse, T* out) {
 #pragma unroll 1
@@ -245,7 +249,7 @@ SFR_DEVICE void own_coefficients(Ground<T>& ground) {
       out[p] = own;
     }
   };
-  const ProblemMemory<T>& at = ground.at;
+  const ProblemMemory<T, place>& at = ground.at;
   spread(ground.params.x, ground.layout.x_pixels, at.x_sums, at.x_inverse, at.x_own);
   spread(ground.params.y, ground.layout.y_pixels, at.y_sums, at.y_inverse, at.y_own);
 }
@@ -304,16 +308,29 @@ struct PullStep {
   }
 };
 
+// Weights of pairs of pixels [x_pixels][ld], in one of two places.
+template <class T>
+struct PairWeights {
+  const T *near, *far;  // `far` in global memory, or null
+  int64_t ld;
+
+  SFR_DEVICE PairWeights from(int x, int y) const {
+    const int64_t offset = x * ld + y;
+    return {near + offset, far ? far + offset : nullptr, ld};
+  }
+};
+
 // Tiles of one side's gradient for a panel: onto `out`, unless it is the first of the others' tiles that they see.
 template <Pull pull, class T>
 SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T* mine, int my_row, const T* theirs,
-                           int their_row, int pixels, int others, const T* W, int64_t ldw, int channels, const T* own,
+                           int their_row, int pixels, int others, const PairWeights<T>& W, int channels, const T* own,
                            bool first, bool last, T* out) {
   const int columns = (pixels + 3) / 4, tiles = columns * ((channels + 3) / 4);
+  const int apart = pull == Pull::to_x ? columns : 1;
   // Units are counted over both sides, so that their tiles fill the team together.
 #pragma unroll 1
   for (int unit = (team.rank + team.size - first_unit % team.size) % team.size; unit < tiles; unit += team.size) {
-    const int row = unit / columns, pixel = (unit - row * columns) * 4, channel = row * 4;
+    const int row = unit / columns, pixel = (unit - row * columns) * (pull == Pull::to_x ? 1 : 4), channel = row * 4;
     T sum[4][4] = {};
     if (!first)
 #pragma unroll
@@ -321,27 +338,31 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
         if (channel + c < channels)
 #pragma unroll
           for (int p = 0; p < 4; ++p)
-            if (pixel + p < pixels) sum[c][p] = out[(channel + c) * my_row + pixel + p];
-    with_pair(pair, [&](auto known) {
-      pull_tile<decltype(known)::value, pull>(mine, my_row, theirs, their_row, others, W, ldw, pixel, channel, channels,
-                                              sum);
-    });
+            if (pixel + p * apart < pixels) sum[c][p] = out[(channel + c) * my_row + pixel + p * apart];
+    const auto add = [&](const T* weights) {
+      with_pair(pair, [&](auto known) {
+        pull_tile<decltype(known)::value, pull>(mine, my_row, theirs, their_row, others, weights, W.ld, pixel, apart,
+                                                channel, channels, sum);
+      });
+    };
+    // Where weights may lie in either memory, each has instructions of its own.
+    W.far ? add(W.far) : add(W.near);
 #pragma unroll
     for (int c = 0; c < 4; ++c)
       if (channel + c < channels)
 #pragma unroll
         for (int p = 0; p < 4; ++p) {
-          const int at = (channel + c) * my_row + pixel + p;
-          if (pixel + p < pixels)  // mutant: what lies beyond is the end of the panel's row, which nobody reads
-            out[at] = pair == Pair::product && last ? sum[c][p] + own[pixel + p] * mine[at] : sum[c][p];
+          const int at = (channel + c) * my_row + pixel + p * apart;
+          if (pixel + p * apart < pixels)  // mutant: what lies beyond is the end of the panel's row, which nobody reads
+            out[at] = pair == Pair::product && last ? sum[c][p] + own[pixel + p * apart] * mine[at] : sum[c][p];
         }
   }
 }
 
-// Gradients of both maps from the weights of pairs of pixels, W [x_pixels][ldw]; blocks take panels of channels in
+// Gradients of both maps from the weights of pairs of pixels; blocks take panels of channels in
 // turn. The gradient of x gathers over the groups, and leaves with the last.
-template <class T>
-SFR_DEVICE void pull_features(Ground<T>& ground, const T* W, int64_t ldw, const FeatureView& grad_x,
+template <class T, Place place>
+SFR_DEVICE void pull_features(Ground<T, place>& ground, const PairWeights<T>& W, const FeatureView& grad_x,
                               const FeatureView& grad_y) {
   Team& team = ground.team;
   const ProblemLayout& layout = ground.layout;
@@ -399,13 +420,13 @@ SFR_DEVICE void pull_features(Ground<T>& ground, const T* W, int64_t ldw, const 
       fetch(team, x, next.channel, channels_at(next.channel), 0, next_x);
       fetch(team, y, next.channel, channels_at(next.channel), 0, next_y);
     }
-    const T* weights = W + x_first * ldw + y_first;
+    const PairWeights<T> weights = W.from(x_first, y_first);
     const int x_tiles = now.to_x ? (nx + 3) / 4 * ((channels + 3) / 4) : 0;
     if (now.to_x)
-      pull_panel<Pull::to_x>(team, pair, 0, panels.x, panels.x_row, panels.y, panels.y_row, nx, ny, weights, ldw,
-                             channels, ground.at.x_own + x_first, now.first(), now.last(), panels.grad_x);
+      pull_panel<Pull::to_x>(team, pair, 0, panels.x, panels.x_row, panels.y, panels.y_row, nx, ny, weights, channels,
+                             ground.at.x_own + x_first, now.first(), now.last(), panels.grad_x);
     if (now.to_y)
-      pull_panel<Pull::to_y>(team, pair, x_tiles, panels.y, panels.y_row, panels.x, panels.x_row, ny, nx, weights, ldw,
+      pull_panel<Pull::to_y>(team, pair, x_tiles, panels.y, panels.y_row, panels.x, panels.x_row, ny, nx, weights,
                              channels, ground.at.y_own + y_first, now.first(), now.last(), panels.grad_y);
     team.sync();
     if (now.to_x && now.last()) {
@@ -433,18 +454,18 @@ SFR_DEVICE void pull_features(Ground<T>& ground, const T* W, int64_t ldw, const 
 }
 
 // Gradients of both maps from the weights of pairs of patches, known to the whole team. Ends with a barrier.
-template <class T>
-SFR_DEVICE void ground_backward(Ground<T>& ground, const T* W, int64_t ld, const FeatureView& grad_x,
+template <class T, Place place>
+SFR_DEVICE void ground_backward(Ground<T, place>& ground, const T* W, int64_t ld, const FeatureView& grad_x,
                                 const FeatureView& grad_y) {
   const bool cosine = ground.params.metric == Metric::cosine, windows = ground.patch() > 1;
   if (windows) {
     spread_windows(ground, W, ld);
-    W = ground.at.pixel_costs;
-    ld = round_up(ground.layout.y_pixels, 4);
   }
+  const PairWeights<T> weights{W, windows ? ground.at.pixel_costs : nullptr,
+                               windows ? round_up(ground.layout.y_pixels, 4) : ld};
   if (cosine) own_coefficients(ground);
   if (windows || cosine) ground.team.grid_barrier();
-  pull_features(ground, W, ld, grad_x, grad_y);
+  pull_features(ground, weights, grad_x, grad_y);
   ground.team.grid_barrier();
 }
 

@@ -34,6 +34,7 @@ struct ProblemLayout {
   int blocks = 1, slab = 0;        // of a team; rows of each
   bool resident = true;            // plan and vectors in shared memory
   bool cost_near = true;           // costs beside them
+  bool in_registers = false;       // the plan while it is solved
   int ld = 0;
   // Panels of features, to compare and to pull gradients: channels, and pixels of either map. A map with more comes in
   // tiles.
@@ -59,9 +60,19 @@ template <class T>
 struct WeightSummary;
 constexpr int64_t summary_entries = 8;  // that it takes
 
+// What a kernel knows of its problems when it is compiled.
+enum class Place {
+  any,   // nothing
+  near,  // plan and vectors lie in shared memory, and one block solves a problem, whose sides have no reach
+};
+template <Place place>
+constexpr bool in_one_block = place != Place::any;
+
 // Where everything of one problem lies; the same function measures on the host and places on the device.
-template <class T>
+template <class T, Place place = Place::any>
 struct ProblemMemory {
+  static constexpr bool near_known = in_one_block<place>;
+
   // Near: in shared memory, or, streamed, in the block's own part of global memory.
   T *P, *cost, *row_weight, *column_weight, *row_vectors, *column_vectors, *partial;
   uint8_t *x_used, *y_used;
@@ -76,7 +87,8 @@ struct ProblemMemory {
 
   SFR_BOTH ProblemMemory(const ProblemLayout& s, const Operation& operation, Arena shared, Arena near, Arena far) {
     const int rows = round_up(s.slab, 4);
-    Arena& own = s.resident ? shared : near;
+    const bool reach = !near_known && operation.reach;
+    Arena& own = near_known || s.resident ? shared : near;
     const auto solver = [&](Arena& arena, int64_t count) { return operation.solved ? arena.take<T>(count) : nullptr; };
     warps = solver(shared, buffer_entries);
     summary = reinterpret_cast<WeightSummary<T>*>(solver(shared, summary_entries));
@@ -90,14 +102,20 @@ struct ProblemMemory {
     y_used = own.take<uint8_t>(operation.solved ? s.y_pixels : 0);
     // Panels of features and vectors of the solver are never needed at the same time.
     panels = shared;
-    row_vectors = solver(own, int64_t(Marginal<T>::of_rows + operation.reach) * rows);
-    column_vectors = solver(own, int64_t(Marginal<T>::of_columns + operation.reach) * s.ld);
-    const Cover cover = s.cover();
-    partial = solver(own, int64_t(cover.slices) * cover.width);
+    if (near_known && s.in_registers) {
+      row_vectors = solver(own, tiles64.row_entries<T>());
+      column_vectors = solver(own, tiles64.warps * tiles64.column_entries<T>());
+      partial = solver(own, tiles64.partial_entries());
+    } else {
+      const Cover cover = s.cover();
+      row_vectors = solver(own, int64_t(Marginal<T>::of_rows + reach) * rows);
+      column_vectors = solver(own, int64_t(Marginal<T>::of_columns + reach) * s.ld);
+      partial = solver(own, int64_t(cover.slices) * cover.width);
+    }
     shared_end = shared.used;
     near_end = near.used;
 
-    blocks = s.blocks > 1 ? far.take<T>(ReductionBuffer<T>::entries_of_blocks(s.blocks, s.M)) : nullptr;
+    blocks = !near_known && s.blocks > 1 ? far.take<T>(ReductionBuffer<T>::entries_of_blocks(s.blocks, s.M)) : nullptr;
     far_cost = s.cost_near ? nullptr : far.take<T>(int64_t(round_up(s.N, 4)) * s.ld);
     pixel_costs = operation.windows ? far.take<T>(int64_t(round_up(s.x_pixels, 4)) * round_up(s.y_pixels, 4)) : nullptr;
     const auto norms = [&](int64_t count) { return operation.norms ? far.take<T>(count) : nullptr; };
@@ -167,10 +185,9 @@ int64_t fill_pull(ProblemLayout& s, const Operation& operation, int64_t room, bo
 }
 
 // Fills in sizes and panels; false: does not fit into `shared` bytes.
-template <class T>
-bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool tiled) {
-  s.ld = s.cover().template row_length<T>(s.M);
-  const ProblemMemory<T> places(s, operation, {}, {}, {});
+template <class T, Place place>
+bool fill_panels(ProblemLayout& s, const Operation& operation, int64_t shared, bool tiled) {
+  const ProblemMemory<T, place> places(s, operation, {}, {}, {});
   const int64_t before = int64_t(places.panels.used);
   int64_t panels = 0;
   if (operation.C > 0) {
@@ -184,11 +201,25 @@ bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool til
   return s.shared_bytes <= shared;
 }
 
+template <class T>
+bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool tiled) {
+  s.ld = s.cover().template row_length<T>(s.M);
+  return s.in_registers ? fill_panels<T, Place::near>(s, operation, shared, tiled)
+                        : fill_panels<T, Place::any>(s, operation, shared, tiled);
+}
+
 // Threads that solve a problem of this size: few enough that a barrier is quick, a power of two of warps.
 inline int solvers_of(int64_t entries) {
   int warps = 1;
   while (warps < most_warps && int64_t(warps) * 640 < entries) warps *= 2;
   return warps * warp_threads;
+}
+
+// Whether the plan of a problem that one block solves lies in registers.
+template <class T>
+bool holds_in_registers(const Operation& operation) {
+  return is_single<T> && operation.solved && !operation.reach && operation.N <= tiles64.rows() &&
+         operation.M <= tiles64.columns();
 }
 
 // The first strategy that fits, with panels of whole maps or of tiles; false: none does.
@@ -219,6 +250,16 @@ bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const
   if (wanted(Strategy::block) || !operation.solved) {
     // Costs alone need no team, unless patches share pixels.
     s.slab = !operation.solved && !operation.backward && !operation.windows && s.N > 64 ? 56 : s.N;
+    if (holds_in_registers<T>(operation)) {
+      ProblemLayout held = s;
+      held.in_registers = true;
+      held.solvers = tiles64.threads();
+      if (operation.C == 0) held.threads = held.solvers;
+      if (fill<T>(held, operation, shared, tiled)) {
+        s = held;
+        return true;
+      }
+    }
     for (const bool near : {true, false}) {
       s.cost_near = near;
       if (fill<T>(s, operation, shared, tiled)) return true;
@@ -317,13 +358,23 @@ int64_t launch_items(Kernel<KernelParams<Params>> kernel, const Params& params, 
   return 0;
 }
 
+// An operation's kernels: for any place, and for what is near, which float64, for checks and not for speed, does
+// without.
+template <class Params>
+struct Kernels {
+  Kernel<KernelParams<Params>> any, near;
+
+  Kernel<KernelParams<Params>> of(const Operation& operation, const ProblemLayout& s) const {
+    return near && s.resident && s.blocks == 1 && !operation.reach ? near : any;
+  }
+};
 // The same for a problem that is laid out as its operation asks for.
 template <class T, class Params>
-int64_t lay_out_and_launch(Kernel<KernelParams<Params>> kernel, const Params& params, const Operation& operation,
+int64_t lay_out_and_launch(const Kernels<Params>& kernels, const Params& params, const Operation& operation,
                            int64_t items, const Where& where) {
   const OnDevice on(where.device);
-  return launch_items(kernel, params, operation, choose<T>(operation, where.strategy, limits(where.device)), items,
-                      where);
+  const ProblemLayout layout = choose<T>(operation, where.strategy, limits(where.device));
+  return launch_items(kernels.of(operation, layout), params, operation, layout, items, where);
 }
 
 }  // namespace sfr::cuda

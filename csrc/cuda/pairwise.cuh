@@ -15,9 +15,11 @@ struct Tiling {
   int slices;         // of a panel's channels
   int edge;           // of a tile
 
-  SFR_BOTH Tiling(int n, int m, int tile, int threads)
+  // Slices come together in memory that holds so many entries.
+  SFR_BOTH Tiling(int n, int m, int tile, int threads, int room)
       : rows((n + tile - 1) / tile), columns((m + tile - 1) / tile), slices(1), edge(tile) {
-    if (rows * columns < threads) slices = threads / (rows * columns);
+    const int units = threads < room ? threads : room;
+    if (rows * columns < units) slices = units / (rows * columns);
   }
   SFR_BOTH int tiles() const { return rows * columns; }
   // Passes over the features.
@@ -72,10 +74,15 @@ SFR_DEVICE void add_pairs(const T* x, const T* y, T* sum) {
 // Two buffers each for x and y.
 template <class T>
 struct Panels {
-  T* x[2];
-  T* y[2];
+  T *first_x, *first_y;
+  int step;          // from one buffer to the other: both of x and y follow each other
   int x_row, y_row;  // row lengths
   int channels;      // of a panel
+
+  SFR_DEVICE T* x(int k) const { return first_x + k * step; }
+  SFR_DEVICE T* y(int k) const { return first_y + k * step; }
+  // Entries of all buffers, which are free for others between panels.
+  SFR_DEVICE int entries() const { return 2 * step; }
 
   static SFR_BOTH int64_t bytes(int channels, int x_row, int y_row) {
     return 2 * int64_t(channels) * (x_row + y_row) * int64_t(sizeof(T));
@@ -83,10 +90,9 @@ struct Panels {
 
   SFR_DEVICE Panels(Arena arena, int of_channels, int x_length, int y_length)
       : x_row(x_length), y_row(y_length), channels(of_channels) {
-    for (int k = 0; k < 2; ++k) {
-      x[k] = arena.take<T>(int64_t(channels) * x_row);
-      y[k] = arena.take<T>(int64_t(channels) * y_row);
-    }
+    first_x = arena.take<T>(int64_t(channels) * x_row);
+    first_y = arena.take<T>(int64_t(channels) * y_row);
+    step = int(arena.take<T>(0) - first_x);
   }
 
   // Tiles reach beyond the last pixel; what they find there is thrown away, or weighed with 0, so it must be a number.
@@ -96,8 +102,8 @@ struct Panels {
       for (int e = team.rank; e < ends * channels; e += team.size) panel[e / ends * row + pixels + e % ends] = 0;
     };
     for (int k = 0; k < 2; ++k) {
-      clear(x[k], x_row, x_pixels);
-      clear(y[k], y_row, y_pixels);
+      clear(x(k), x_row, x_pixels);
+      clear(y(k), y_row, y_pixels);
     }
   }
 };
@@ -113,8 +119,8 @@ SFR_DEVICE void for_each_panel(Team& team, const Reader& x, const Reader& y, int
   int k = 0;
 #pragma unroll 1
   for (int c = 0; c < C; c += panels.channels, k ^= 1) {
-    commit(team, x, c, width(c), next_x, panels.x[k], panels.x_row);
-    commit(team, y, c, width(c), next_y, panels.y[k], panels.y_row);
+    commit(team, x, c, width(c), next_x, panels.x(k), panels.x_row);
+    commit(team, y, c, width(c), next_y, panels.y(k), panels.y_row);
     team.sync();  // the other buffer was last read before the barrier of the panel before
     const int after = c + panels.channels;
     if (after < C) {  // mutant: past the last channel there is nothing to fetch
@@ -125,14 +131,46 @@ SFR_DEVICE void for_each_panel(Team& team, const Reader& x, const Reader& y, int
   }
 }
 
-// out[i][j] = sum over channels of pair(x_i, y_j), by tiles of `edge`, 4 or (in float32) 7. The features are streamed
-// by the same loop for every kind of tile: it is the larger part of the code.
-template <class T>
+// put(i, j, sum) for every result, from what each unit has of its tile: through the panels' memory, as many results of
+// each tile at a time as fit there, so that neighbouring threads add what lies side by side. Slices are added in order.
+template <class T, int most, class Put>
+SFR_DEVICE void add_slices(const Team& team, const Tiling& tiling, int n, int m, int unit, bool busy,
+                           const T (&sums)[most], const Panels<T>& panels, Put&& put) {
+  const int tiles = tiling.tiles(), units = tiles * tiling.slices, results = tiling.edge * tiling.edge;
+  const int room = panels.entries() / units, each = room < results ? room : results;
+  T* parts = panels.first_x;
+  const Divider by_tiles(tiles), by_columns(tiling.columns), by_edge(tiling.edge);
+#pragma unroll 1
+  for (int first = 0; first < results; first += each) {
+    const int end = first + each < results ? first + each : results;
+    if (busy)
+#pragma unroll
+      for (int k = 0; k < most; ++k)
+        if (k >= first && k < end) parts[(k - first) * units + unit] = sums[k];
+    team.sync();
+#pragma unroll 1
+    for (int e = team.rank; e < (end - first) * tiles; e += team.size) {
+      const int result = by_tiles(e), tile = e - result * tiles, in_row = by_edge(first + result);
+      const T* part = parts + result * units + tile;
+      T sum = part[0];
+#pragma unroll 4
+      for (int s = 1; s < tiling.slices; ++s) sum += part[s * tiles];  // hot: slice of pairs
+      const int at = by_columns(tile), i = at * tiling.edge + in_row;
+      const int j = (tile - at * tiling.columns) * tiling.edge + first + result - in_row * tiling.edge;
+      if (i < n && j < m) put(i, j, sum);
+    }
+    team.sync();
+  }
+}
+
+// put(i, j, sum over channels of pair(x_i, y_j)), by tiles of `edge`, 4 or (in float32) 7. The features are streamed
+// by the same loop for every kind of tile: it is the larger part of the code. Ends with a barrier.
+template <class T, class Put>
 SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, const Reader& x, const Reader& y, int C, Panels<T>& panels,
-                          T* out, int64_t ld) {
+                          Put&& put) {
   constexpr int most = sizeof(T) == 4 ? 7 : 4;
   const int n = x.region.count, m = y.region.count;
-  const Tiling tiling(n, m, edge, team.size);
+  const Tiling tiling(n, m, edge, team.size, panels.entries());
 #pragma unroll 1
   for (int pass = 0; pass < tiling.passes(team.size); ++pass) {
     const int unit = pass * team.size + team.rank;
@@ -142,7 +180,7 @@ SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, const Reader& x, cons
     T sums[most * most] = {};
     for_each_panel(team, x, y, C, panels, [&](int k, int channels) {
       if (!busy) return;
-      const T *a = panels.x[k] + row, *b = panels.y[k] + column;
+      const T *a = panels.x(k) + row, *b = panels.y(k) + column;
       const auto add = [&](auto kind, auto size) {
 #pragma unroll 1
         for (int s = slice; s < channels; s += tiling.slices)
@@ -156,28 +194,27 @@ SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, const Reader& x, cons
       };
       with_pair(pair, sized);
     });
-    const auto write = [&](auto size, bool first) {
+    team.sync();
+    if (tiling.slices > 1) {
+      add_slices(team, tiling, n, m, unit, busy, sums, panels, put);
+      continue;
+    }
+    const auto write = [&](auto size) {
       constexpr int E = decltype(size)::value;
 #pragma unroll
       for (int r = 0; r < E; ++r)
 #pragma unroll
         for (int c = 0; c < E; ++c)
-          if (row + r < n && column + c < m) {
-            T* to = out + (row + r) * ld + column + c;
-            *to = first ? sums[r * E + c] : *to + sums[r * E + c];  // hot: slice of pairs
-          }
+          if (row + r < n && column + c < m) put(row + r, column + c, sums[r * E + c]);
     };
-#pragma unroll 1
-    for (int turn = 0; turn < tiling.slices; ++turn) {
-      if (busy && slice == turn) {
-        if (most == 7 && edge == 7)
-          write(Constant<int, most>{}, turn == 0);
-        else
-          write(Constant<int, 4>{}, turn == 0);
-      }
-      team.sync();
+    if (busy) {
+      if (most == 7 && edge == 7)
+        write(Constant<int, most>{});
+      else
+        write(Constant<int, 4>{});
     }
   }
+  team.sync();
 }
 
 // Which side of a pair is gathered over.
@@ -187,24 +224,30 @@ enum class Pull {
 };
 
 // One tile of 4 pixels x 4 channels of a gradient: adds the sums over the `others` pixels of the other side. W has rows
-// of the student's pixels, and zeros beyond the last pixel of either side, up to a multiple of 4.
+// of the student's pixels, and zeros beyond the last pixel of either side, up to a multiple of 4. The teacher's pixels
+// of a tile are neighbours, as in a row of W; the student's are `apart`, so that neighbouring threads read neighbouring
+// rows.
 template <Pair pair, Pull pull, class T>
 SFR_DEVICE void pull_tile(const T* mine, int my_row, const T* theirs, int their_row, int others, const T* W,
-                          int64_t ldw, int pixel, int channel, int channels, T (&sum)[4][4]) {
+                          int64_t ldw, int pixel, int apart, int channel, int channels, T (&sum)[4][4]) {
   // Tiles may reach beyond the last channel of the panel: those repeat it and are not stored.
   int rows[4];
   Four<T> own[4];
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     rows[c] = channel + c < channels ? channel + c : channels - 1;
-    own[c] = load4(mine + rows[c] * my_row + pixel);
+    if constexpr (pull == Pull::to_y)
+      own[c] = load4(mine + rows[c] * my_row + pixel);
+    else
+#pragma unroll
+      for (int p = 0; p < 4; ++p) own[c].at[p] = mine[rows[c] * my_row + pixel + p * apart];
   }
 #pragma unroll 1
   for (int o = 0; o < others; o += 4) {
     Four<T> w[4];  // to_x: [pixel][other], to_y: [other][pixel]
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      w[k] = load4(pull == Pull::to_x ? W + (pixel + k) * ldw + o : W + (o + k) * ldw + pixel);
+      w[k] = load4(pull == Pull::to_x ? W + (pixel + k * apart) * ldw + o : W + (o + k) * ldw + pixel);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const Four<T> other = load4(theirs + rows[c] * their_row + o);

@@ -71,24 +71,46 @@ SFR_DEVICE void Plan<T>::average() {
   rows_to_columns(*this, F, G);
 }
 
+// Compares a sum over the plan with what it should be at the potentials and scalings as they are: adds to the error,
+// the relative error and the underflow.
+template <bool exact, class T>
+SFR_DEVICE void judge_sum(const Marginal<T>& side, int i, T sum, T log, T scale, T& error, T& relative, T& underflow) {
+  if (!(side.weight[i] > 0)) return;
+  if (side.has_reach())
+    side.reach_target[i] = side.target_under_reach(log2_of(side.weight[i]), exact ? log : log + log2_of(scale));
+  const T target = side.target()[i];
+  const T apart = magnitude(sum - target);
+  error += apart;
+  if (!(sum > side.nothing() || target > side.nothing())) return;
+  relative += apart / target;
+  const T least = side.has_reach() ? Rules<T>::least_mass : T(0);
+  if (sum < target * Rules<T>::least_mass || target < sum * least) underflow += 1;
+}
+
+// From the sums over the plan, and the errors, relative errors and underflows of both sides.
+template <bool exact, class Plan, class T>
+SFR_DEVICE Evaluation<T> evaluation(const Plan& plan, T value, T mass, const T (&of_rows)[3],
+                                    const T (&of_columns)[3]) {
+  const Marginal<T>&rows = plan.rows, &columns = plan.columns;
+  Evaluation<T> result;
+  result.mass = mass;
+  result.value = plan.has_reach() ? value : value / mass;
+  result.error = error_of_both(rows, columns, of_rows[0], of_columns[0], mass);
+  result.relative =
+      of_rows[1] / (T(plan.kept_rows) * rows.gain()) + of_columns[1] / (T(plan.kept_columns) * columns.gain());
+  result.underflow = of_rows[2] + of_columns[2] > 0;
+  result.exact = exact;
+  return result;
+}
+
 template <class T>
 template <From from>
 SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
   constexpr bool exact = from == From::potentials;
   const T *F = rows.log(), *G = columns.log(), *u = rows.scale(), *v = columns.scale();
   T sums[5] = {};  // value, mass, error, relative error, underflow
-  // Compares a sum with what it should be at the potentials and scalings as they are.
   const auto judge = [&](const Marginal<T>& side, int i, T sum, T log, T scale) {
-    if (!(side.weight[i] > 0)) return;
-    if (side.has_reach())
-      side.reach_target[i] = side.target_under_reach(log2_of(side.weight[i]), exact ? log : log + log2_of(scale));
-    const T target = side.target()[i];
-    const T apart = magnitude(sum - target);
-    sums[2] += apart;
-    if (!(sum > side.nothing() || target > side.nothing())) return;
-    sums[3] += apart / target;
-    const T least = side.has_reach() ? Rules<T>::least_mass : T(0);
-    if (sum < target * Rules<T>::least_mass || target < sum * least) sums[4] += 1;
+    judge_sum<exact>(side, i, sum, log, scale, sums[2], sums[3], sums[4]);
   };
   row_terms<Sum>(
       *this,
@@ -119,14 +141,7 @@ SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
   });
   T of_columns[3] = {sums[2], sums[3], sums[4]};
   over_block<Sum>(team, buffer, of_columns);
-  Evaluation<T> result;
-  result.mass = sums[1];
-  result.value = has_reach() ? sums[0] : sums[0] / sums[1];
-  result.error = error_of_both(rows, columns, of_rows[0], of_columns[0], result.mass);
-  result.relative = of_rows[1] / (T(kept_rows) * rows.gain()) + of_columns[1] / (T(kept_columns) * columns.gain());
-  result.underflow = of_rows[2] + of_columns[2] > 0;
-  result.exact = exact;
-  return result;
+  return evaluation<exact>(*this, sums[0], sums[1], of_rows, of_columns);
 }
 
 template <class T>
@@ -233,7 +248,7 @@ SFR_DEVICE void Plan<T>::eliminate(const T* v, const T* right) {
 template <class T>
 template <class Op, int K, class F>
 SFR_DEVICE void Plan<T>::reduce_column_products(T (&out)[K], F&& f) {
-  clear<Op>(out);
+  Base::template clear<Op>(out);
   each_column_sum<Sum>(*this, [&](int j, T s) { f(j, s, out); });
   over_block<Op>(team, buffer, out);
 }

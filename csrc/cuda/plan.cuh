@@ -63,23 +63,94 @@ SFR_DEVICE void scale_weight(const Marginal<T>& side, int i, T by) {
   side.weight[i] *= by;
 }
 
-template <class T>
-struct Plan {
-  Team& team;
+// What every plan has: the problem's state, and what is done to its vectors alone, whatever its threads (Self) share of
+// them.
+template <class T, class Self>
+struct AnyPlan {
   int all_rows, all_columns, kept_rows, kept_columns;
   bool light;  // some kept patch weighs next to nothing
   bool of_features;
-  int slab;   // rows of a block, but for the last
-  int first;  // row of this one
+  int first = 0;  // row of the slab
+  Marginal<T> rows, columns;
+  ReductionBuffer<T> buffer;
+  T centre = 0, factor = 0;  // S = (C - centre) factor
+  T shift = 0;               // on top of the rows' potentials, and below the columns', in powers of two
+
+  SFR_DEVICE Self& self() { return static_cast<Self&>(*this); }
+  SFR_DEVICE const Self& self() const { return static_cast<const Self&>(*this); }
+
+  // A side without a patch: then no patch is kept on either.
+  SFR_DEVICE bool empty() const { return kept_columns == 0; }
+  SFR_DEVICE bool has_reach() const { return rows.has_reach() || columns.has_reach(); }
+
+  template <class F>
+  SFR_DEVICE void each_patch_of_rows(F&& f) const {
+    self().each_row([&](int i) {
+      if (rows.weight[i] > 0) f(i);
+    });
+  }
+  template <class F>
+  SFR_DEVICE void each_patch_of_columns(F&& f) const {
+    self().each_column([&](int j) {
+      if (columns.weight[j] > 0) f(j);
+    });
+  }
+  template <class F>
+  SFR_DEVICE T sum_patches_of_rows(F&& f) {
+    T sum[1];
+    self().template reduce_rows<Sum>(sum, [&](int i, T(&sums)[1]) {
+      if (rows.weight[i] > 0) sums[0] += f(i);
+    });
+    return sum[0];
+  }
+  template <class F>
+  SFR_DEVICE T sum_patches_of_columns(F&& f) {
+    T sum[1];
+    self().template reduce_columns<Sum>(sum, [&](int j, T(&sums)[1]) {
+      if (columns.weight[j] > 0) sums[0] += f(j);
+    });
+    return sum[0];
+  }
+
+  SFR_DEVICE int row_index(int i) const { return first + i; }
+  SFR_DEVICE int column_index(int j) const { return j; }
+  SFR_DEVICE void clear_removed_rows(T* out) const {
+    self().each_row([&](int i) {
+      if (!(rows.weight[i] > 0)) out[first + i] = 0;
+    });
+  }
+  SFR_DEVICE void clear_removed_columns(T* out) const {
+    self().each_column([&](int j) {
+      if (!(columns.weight[j] > 0)) out[j] = 0;
+    });
+  }
+  SFR_DEVICE void fill_rows(T* out, T value) const {
+    self().each_row([&](int i) { out[first + i] = value; });
+  }
+  SFR_DEVICE void fill_columns(T* out, T value) const {
+    self().each_column([&](int j) { out[j] = value; });
+  }
+
+ protected:
+  template <class Op, int K>
+  static SFR_DEVICE void clear(T (&out)[K]) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) out[k] = Op::template nothing<T>();
+  }
+};
+
+template <class T>
+struct Plan : AnyPlan<T, Plan<T>> {
+  using Base = AnyPlan<T, Plan<T>>;
+  using Base::buffer, Base::centre, Base::columns, Base::factor, Base::first, Base::has_reach, Base::kept_columns,
+      Base::kept_rows, Base::rows;
+  Team& team;
+  int slab;  // rows of a block, but for the last
   Cover cover;
   int ld;         // row length of P and of the cost
   const T* cost;  // [rows.count][ld] of the slab
   T* P;           // likewise; padding 0
-  Marginal<T> rows, columns;
-  T* partial;  // [slices][width]
-  ReductionBuffer<T> buffer;
-  T centre = 0, factor = 0;  // S = (C - centre) factor
-  T shift = 0;               // on top of the rows' potentials, and below the columns', in powers of two
+  T* partial;     // [slices][width]
   // This thread's place in the cover: in products by rows, and in sums over columns.
   int row_lane, row_group, row_groups, slice, column;
 
@@ -90,18 +161,17 @@ struct Plan {
     slice = cover.slices > 1 ? team.rank / cover.width : 0;
     column = team.rank - slice * cover.width;
   }
-  // A side without a patch: then no patch is kept on either.
-  SFR_DEVICE bool empty() const { return kept_columns == 0; }
   SFR_DEVICE void clear() const {
 #pragma unroll 1
     for (int i = team.warp(); i < rows.count; i += team.warps())
 #pragma unroll 1
       for (int j = team.lane(); j < ld; j += warp_threads) *at(i, j) = 0;
   }
-  SFR_DEVICE bool has_reach() const { return rows.has_reach() || columns.has_reach(); }
   SFR_DEVICE bool has_columns() const { return team.block == 0; }
   SFR_DEVICE bool reports() const { return team.rank == 0 && team.block == 0; }
   SFR_DEVICE void sync() const { team.sync(); }
+  // The plan to where others read it: it lies there.
+  SFR_DEVICE void leave(T*, int) const {}
 
   SFR_DEVICE T* at(int i, int j) const { return P + int64_t(i) * ld + j; }
   SFR_DEVICE T cost_at(int i, int j) const { return cost[int64_t(i) * ld + j]; }
@@ -138,13 +208,13 @@ struct Plan {
   // Every block has all columns: what they come to is known in each.
   template <class Op, int K, class F>
   SFR_DEVICE void reduce_rows(T (&out)[K], F&& f) {
-    clear<Op>(out);
+    Base::template clear<Op>(out);
     each_row([&](int i) { f(i, out); });
     over_team<Op>(team, buffer, out);
   }
   template <class Op, int K, class F>
   SFR_DEVICE void reduce_columns(T (&out)[K], F&& f) {
-    clear<Op>(out);
+    Base::template clear<Op>(out);
     each_column([&](int j) { f(j, out); });
     over_block<Op>(team, buffer, out);
   }
@@ -154,68 +224,35 @@ struct Plan {
   // Entries with neighbouring lanes on neighbouring columns, a warp to a row.
   template <class Op, int K, class F>
   SFR_DEVICE void reduce_entries(T (&out)[K], F&& f) {
-    clear<Op>(out);
+    Base::template clear<Op>(out);
 #pragma unroll 1
     for (int i = team.warp(); i < rows.count; i += team.warps())
 #pragma unroll 1
       for (int j = team.lane(); j < columns.count; j += warp_threads) f(i, j, out);
     over_team<Op>(team, buffer, out);
   }
-
-  template <class F>
-  SFR_DEVICE void each_patch_of_rows(F&& f) const {
-    each_row([&](int i) {
-      if (rows.weight[i] > 0) f(i);
-    });
-  }
-  template <class F>
-  SFR_DEVICE void each_patch_of_columns(F&& f) const {
-    each_column([&](int j) {
-      if (columns.weight[j] > 0) f(j);
-    });
-  }
-  template <class F>
-  SFR_DEVICE T sum_patches_of_rows(F&& f) {
-    T sum[1];
-    reduce_rows<Sum>(sum, [&](int i, T(&sums)[1]) {
-      if (rows.weight[i] > 0) sums[0] += f(i);
-    });
-    return sum[0];
-  }
-  template <class F>
-  SFR_DEVICE T sum_patches_of_columns(F&& f) {
-    T sum[1];
-    reduce_columns<Sum>(sum, [&](int j, T(&sums)[1]) {
-      if (columns.weight[j] > 0) sums[0] += f(j);
-    });
-    return sum[0];
-  }
-
-  SFR_DEVICE int row_index(int i) const { return first + i; }
-  SFR_DEVICE int column_index(int j) const { return j; }
-  SFR_DEVICE void clear_removed_rows(T* out) const {
-    each_row([&](int i) {
-      if (!(rows.weight[i] > 0)) out[first + i] = 0;
-    });
-  }
-  SFR_DEVICE void clear_removed_columns(T* out) const {
-    each_column([&](int j) {
-      if (!(columns.weight[j] > 0)) out[j] = 0;
-    });
-  }
-  SFR_DEVICE void fill_rows(T* out, T value) const {
-    each_row([&](int i) { out[first + i] = value; });
-  }
-  SFR_DEVICE void fill_columns(T* out, T value) const {
-    each_column([&](int j) { out[j] = value; });
-  }
-
- private:
-  template <class Op, int K>
-  static SFR_DEVICE void clear(T (&out)[K]) {
-#pragma unroll
-    for (int k = 0; k < K; ++k) out[k] = Op::template nothing<T>();
-  }
 };
+
+// 8 lanes share `tile_rows` rows, and have 4 neighbouring columns each of every 32.
+struct TileShape {
+  int warps, tile_rows, groups;  // of columns
+
+  constexpr SFR_BOTH int rows() const { return warps * 4 * tile_rows; }
+  constexpr SFR_BOTH int columns() const { return 32 * groups; }
+  constexpr SFR_BOTH int threads() const { return warps * warp_threads; }
+  // Vectors over the rows, and over the columns of one warp, with the weights; sums over columns, twice, with what is
+  // summed beside them.
+  template <class T>
+  constexpr SFR_BOTH int64_t row_entries() const {
+    return int64_t(Marginal<T>::of_rows + 1) * rows();
+  }
+  template <class T>
+  constexpr SFR_BOTH int64_t column_entries() const {
+    return int64_t(Marginal<T>::of_columns + 1) * columns();
+  }
+  constexpr SFR_BOTH int64_t partial_entries() const { return 2 * int64_t(warps) * (columns() + most_scalars); }
+};
+
+constexpr TileShape tiles64{4, 4, 2};  // up to 64 x 64
 
 }  // namespace sfr::cuda

@@ -1,13 +1,13 @@
 // One team, the memory it has, and the problem it is at.
 //
-// A kernel is a row of phases: weights, costs, solving, gradients. Each is a function of its own, which is called and
-// not inlined: it takes a TeamContext, finds its threads and memory anew, and leaves what the next one needs in that
-// memory. So no phase's registers weigh on another's, and forward and backward share their code.
+// A kernel is a row of phases: weights, costs, solving, gradients. Each takes a TeamContext, finds its threads and
+// memory anew, and leaves what the next one needs in that memory. Where the kernel knows which memory that is (Place),
+// phases are inlined: addresses and parameters are then constants of the compiler, or nearly so. Elsewhere each is a
+// function of its own, which is called, so that no phase's registers weigh on another's.
 #pragma once
 
 #include "layout.h"
 
-#define SFR_PHASE __device__ __noinline__
 // The 1 lets the compiler use all the registers that a block can have: otherwise it keeps half of them for a second
 // block, and spills.
 #define SFR_KERNEL __global__ void __launch_bounds__(most_warps* warp_threads, 1)
@@ -15,6 +15,7 @@
 namespace sfr::cuda {
 
 // Where a team works; what its phases are called with.
+template <Place place>
 struct TeamContext {
   const ProblemLayout& layout;
   const Operation& operation;
@@ -24,16 +25,37 @@ struct TeamContext {
 
   // Number of this team in the launch.
   SFR_DEVICE int64_t team() const {
-    return int64_t(blockIdx.x) / layout.blocks * layout.teams + int(threadIdx.x) / layout.threads;
+    const int blocks = in_one_block<place> ? 1 : layout.blocks;
+    return int64_t(blockIdx.x) / blocks * layout.teams + int(threadIdx.x) / layout.threads;
   }
 };
 
+// A kernel's own code, as a lambda: a function of its own would know neither that parameters are constants nor where
+// memory lies.
+#define SFR_INLINED __attribute__((always_inline))
+
 // Calls f(context, item) for every item of this team. What f leaves in the context, the next item finds there.
-template <class Params, class F>
+template <Place place, class Params, class F>
 SFR_DEVICE void each_item(const KernelParams<Params>& p, F&& f) {
-  TeamContext context{p.layout, p.operation, p.scratch, p.teams};
+  TeamContext<place> context{p.layout, p.operation, p.scratch, p.teams};
 #pragma unroll 1
   for (int64_t item = context.team(); item < p.items; item += p.teams) f(context, item);
+}
+
+template <auto phase>
+struct Phase;
+template <class Result, class... Args, Result (*phase)(Args...)>
+struct Phase<phase> {
+  static __device__ __noinline__ Result call(Args... args) { return phase(args...); }
+};
+
+// Runs a phase: as a part of its kernel where the kernel knows where everything lies, else as a function of its own.
+template <Place place, auto phase, class... Args>
+SFR_DEVICE auto run(Args&&... args) {
+  if constexpr (in_one_block<place>)
+    return phase(args...);
+  else
+    return Phase<phase>::call(args...);
 }
 
 // What reading the weights found out.
@@ -48,16 +70,21 @@ struct WeightSummary {
 static_assert(sizeof(WeightSummary<float>) <= summary_entries * sizeof(float));
 static_assert(sizeof(WeightSummary<double>) <= summary_entries * sizeof(double));
 
-template <class T>
+template <class T, Place place>
 struct Problem {
   const ProblemLayout& layout;
   Team team;  // all its threads
-  ProblemMemory<T> at;
+  ProblemMemory<T, place> at;
   int first, rows;  // the slab
 
-  SFR_DEVICE explicit Problem(const TeamContext& context) : layout(context.layout), at(locate(context)) {
+  SFR_DEVICE explicit Problem(const TeamContext<place>& context) : layout(context.layout), at(locate(context)) {
     team.rank = int(threadIdx.x) % layout.threads;
     team.size = layout.threads;
+    if constexpr (in_one_block<place>) {
+      first = 0;
+      rows = layout.N;
+      return;
+    }
     team.block = int(blockIdx.x) % layout.blocks;
     team.blocks = layout.blocks;
     team.counter = reinterpret_cast<unsigned*>(context.scratch + context.team() * counter_bytes);
@@ -66,13 +93,14 @@ struct Problem {
     rows = layout.N - first < layout.slab ? layout.N - first : layout.slab;
   }
 
-  static SFR_DEVICE ProblemMemory<T> locate(const TeamContext& context) {
+  static SFR_DEVICE ProblemMemory<T, place> locate(const TeamContext<place>& context) {
     const ProblemLayout& s = context.layout;
-    const int64_t t = context.team(), block = int64_t(blockIdx.x) % s.blocks;
-    unsigned char* far = context.scratch + (s.blocks > 1 ? context.teams * counter_bytes : 0);
-    unsigned char* near = far + context.teams * s.far_bytes + (t * s.blocks + block) * s.near_bytes;
+    const int64_t t = context.team(), blocks = in_one_block<place> ? 1 : s.blocks;
+    const int64_t block = int64_t(blockIdx.x) % blocks;
+    unsigned char* far = context.scratch + (blocks > 1 ? context.teams * counter_bytes : 0);
+    unsigned char* near = far + context.teams * s.far_bytes + (t * blocks + block) * s.near_bytes;
     unsigned char* shared = shared_memory() + int(threadIdx.x) / s.threads * s.shared_bytes;
-    return ProblemMemory<T>(s, context.operation, {shared, 0}, {near, 0}, {far + t * s.far_bytes, 0});
+    return ProblemMemory<T, place>(s, context.operation, {shared, 0}, {near, 0}, {far + t * s.far_bytes, 0});
   }
 
   // Those who solve: the first of the team's threads, or all.

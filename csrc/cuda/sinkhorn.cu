@@ -6,9 +6,9 @@ namespace sfr::cuda {
 namespace {
 
 // Costs of a problem as the solver wants them; a removed patch's are not looked at. The solver begins with a barrier.
-template <class T>
-SFR_PHASE void read_cost(TeamContext context, const SinkhornParams& p, int64_t item) {
-  const Problem<T> problem(context);
+template <class T, Place place>
+SFR_DEVICE void read_cost(TeamContext<place> context, const SinkhornParams& p, int64_t item) {
+  const Problem<T, place> problem(context);
   const Team& team = problem.team;
   const ProblemLayout& s = context.layout;
   T* out = problem.cost();
@@ -28,20 +28,27 @@ SFR_PHASE void read_cost(TeamContext context, const SinkhornParams& p, int64_t i
   });
 }
 
-template <class T>
+template <class T, Place place>
 SFR_KERNEL sinkhorn_forward_kernel(const __grid_constant__ KernelParams<SinkhornForwardParams> p) {
-  each_item(p, [&](TeamContext& context, int64_t item) {
-    context.epoch = read_weights<T>(context, p.solve, item / p.G, item % p.G, nullptr);
-    read_cost<T>(context, p, item);
-    context.epoch = transport_forward<T>(context, p.solve, item);
-    Problem<T>(context).team.sync();
+  each_item<place>(p, [&](TeamContext<place>& context, int64_t item) SFR_INLINED {
+    context.epoch = run<place, read_weights<T, place>>(context, p.solve, item / p.G, item % p.G, nullptr);
+    run<place, read_cost<T, place>>(context, p, item);
+    context.epoch = run<place, transport_forward<T, place>>(context, p.solve, item);
+    Problem<T, place>(context).team.sync();
   });
 }
 
-// d/dC from the plan to where it is wanted.
 template <class T>
-SFR_PHASE void write_gradient(TeamContext context, T* out, bool sound) {
-  const Problem<T> problem(context);
+Kernels<SinkhornForwardParams> sinkhorn_forward_kernels() {
+  if constexpr (sizeof(T) == 4)
+    return {sinkhorn_forward_kernel<T, Place::any>, sinkhorn_forward_kernel<T, Place::near>};
+  return {sinkhorn_forward_kernel<T, Place::any>, nullptr};
+}
+
+// d/dC from the plan to where it is wanted.
+template <class T, Place place>
+SFR_DEVICE void write_gradient(TeamContext<place> context, T* out, bool sound) {
+  const Problem<T, place> problem(context);
   const Team& team = problem.team;
   const int M = context.layout.M, ld = context.layout.ld;
   out += int64_t(problem.first) * M;
@@ -52,17 +59,25 @@ SFR_PHASE void write_gradient(TeamContext context, T* out, bool sound) {
       out[int64_t(i) * M + j] = sound ? problem.at.P[int64_t(i) * ld + j] : T(NAN);
 }
 
-template <class T>
+template <class T, Place place>
 SFR_KERNEL sinkhorn_backward_kernel(const __grid_constant__ KernelParams<SinkhornBackwardParams> p) {
-  each_item(p, [&](TeamContext& context, int64_t item) {
-    context.epoch = read_weights<T>(context, p.solve, item / p.G, item % p.G, nullptr);
-    read_cost<T>(context, p, item);
-    context.epoch = transport_backward<T>(context, p.solve, item);
-    Problem<T>(context).team.sync();
+  each_item<place>(p, [&](TeamContext<place>& context, int64_t item) SFR_INLINED {
+    context.epoch = run<place, read_weights<T, place>>(context, p.solve, item / p.G, item % p.G, nullptr);
+    run<place, read_cost<T, place>>(context, p, item);
+    context.epoch = run<place, transport_backward<T, place>>(context, p.solve, item);
+    Problem<T, place>(context).team.sync();
     if (p.grad_cost)
-      write_gradient<T>(context, static_cast<T*>(p.grad_cost) + item * p.N * p.M, is_sound<T>(p.solve, item));
-    Problem<T>(context).team.sync();
+      run<place, write_gradient<T, place>>(context, static_cast<T*>(p.grad_cost) + item * p.N * p.M,
+                                           is_sound<T>(p.solve, item));
+    Problem<T, place>(context).team.sync();
   });
+}
+
+template <class T>
+Kernels<SinkhornBackwardParams> sinkhorn_backward_kernels() {
+  if constexpr (sizeof(T) == 4)
+    return {sinkhorn_backward_kernel<T, Place::any>, sinkhorn_backward_kernel<T, Place::near>};
+  return {sinkhorn_backward_kernel<T, Place::any>, nullptr};
 }
 
 Operation operation_of(const SinkhornParams& p) {
@@ -75,12 +90,12 @@ Operation operation_of(const SinkhornParams& p) {
 
 template <class T>
 int64_t sinkhorn_forward(const SinkhornForwardParams& p, const Where& where) {
-  return lay_out_and_launch<T>(sinkhorn_forward_kernel<T>, p, solving(operation_of(p), p.solve), p.B * p.G, where);
+  return lay_out_and_launch<T>(sinkhorn_forward_kernels<T>(), p, solving(operation_of(p), p.solve), p.B * p.G, where);
 }
 
 template <class T>
 int64_t sinkhorn_backward(const SinkhornBackwardParams& p, const Where& where) {
-  return lay_out_and_launch<T>(sinkhorn_backward_kernel<T>, p, solving(operation_of(p), p.solve), p.B * p.G, where);
+  return lay_out_and_launch<T>(sinkhorn_backward_kernels<T>(), p, solving(operation_of(p), p.solve), p.B * p.G, where);
 }
 
 template int64_t sinkhorn_forward<SFR_REAL>(const SinkhornForwardParams&, const Where&);

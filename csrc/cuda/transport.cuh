@@ -4,6 +4,7 @@
 #include "../contracts/cost.h"
 #include "../solver/problem.h"
 #include "problem.cuh"
+#include "tile_plan.cuh"
 
 namespace sfr::cuda {
 
@@ -88,12 +89,12 @@ SFR_DEVICE void mark_pixels(const Team& team, const FeatureView& view, int patch
 }
 
 // Marginals of problem (b, g), and which pixels take part; `params`: of the features, if there are any.
-template <class T>
-[[nodiscard]] SFR_PHASE unsigned read_weights(TeamContext context, const Solve& solve, int64_t b, int64_t g,
-                                              const CostParams* params) {
-  Problem<T> problem(context);
+template <class T, Place place>
+[[nodiscard]] SFR_DEVICE unsigned read_weights(TeamContext<place> context, const Solve& solve, int64_t b, int64_t g,
+                                               const CostParams* params) {
+  Problem<T, place> problem(context);
   Team& team = problem.team;
-  const ProblemMemory<T>& at = problem.at;
+  const ProblemMemory<T, place>& at = problem.at;
   const ProblemLayout& s = problem.layout;
   Weights<T> a_side(solve.a, b, g, s.N), b_side(solve.b, b, g, s.M);
   WeightSummary<T> summary;
@@ -123,28 +124,37 @@ template <class T>
   return team.epoch;
 }
 
-// The plan of the problem, its vectors cleared, before anything is known of it.
-template <class T>
-SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach, bool of_features) {
-  const ProblemMemory<T>& at = problem.at;
+// What is known of the problem before it is solved.
+template <class Plan, class T, Place place>
+SFR_DEVICE void describe(Plan& plan, const Problem<T, place>& problem, bool of_features) {
+  const ProblemMemory<T, place>& at = problem.at;
   const ProblemLayout& s = problem.layout;
-  Plan<T> plan(team, s.cover());
   plan.all_rows = s.N, plan.all_columns = s.M;
-  plan.slab = s.slab, plan.first = problem.first;
-  plan.ld = s.ld;
-  plan.cost = problem.cost(), plan.P = at.P;
+  plan.first = problem.first;
   plan.kept_rows = at.summary->kept_rows, plan.kept_columns = at.summary->kept_columns;
   plan.light = at.summary->light;
   plan.of_features = of_features;
+  plan.rows.count = problem.rows, plan.columns.count = s.M;
+  plan.buffer = problem.buffer();
+}
+
+// The plan of the problem, its vectors cleared.
+template <class T, Place place>
+SFR_DEVICE Plan<T> make_plan(const Problem<T, place>& problem, Team& team, bool reach, bool of_features) {
+  const ProblemMemory<T, place>& at = problem.at;
+  const ProblemLayout& s = problem.layout;
+  Plan<T> plan(team, s.cover());
+  describe(plan, problem, of_features);
+  plan.slab = s.slab;
+  plan.ld = s.ld;
+  plan.cost = problem.cost(), plan.P = at.P;
   Marginal<T>&rows = plan.rows, &columns = plan.columns;
-  rows.count = problem.rows, columns.count = s.M;
   rows.weight = at.row_weight, columns.weight = at.column_weight;
   rows.vectors = at.row_vectors, columns.vectors = at.column_vectors;
   rows.stride = round_up(s.slab, 4), columns.stride = s.ld;
   rows.reach_target = rows.vectors + Marginal<T>::of_rows * rows.stride;
   columns.reach_target = columns.vectors + Marginal<T>::of_columns * columns.stride;
   plan.partial = at.partial;
-  plan.buffer = problem.buffer();
 #pragma unroll 1
   for (int k = team.rank; k < (Marginal<T>::of_rows + reach) * rows.stride; k += team.size) at.row_vectors[k] = 0;
 #pragma unroll 1
@@ -158,39 +168,102 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T>& problem, Team& team, bool reach, 
   return plan;
 }
 
+// The same for a plan in registers, its costs too.
+template <class T, Place place>
+SFR_DEVICE TilePlan<T> make_tile_plan(const Problem<T, place>& problem, Team& team, TileEntries<T>& entries,
+                                      bool of_features) {
+  const ProblemMemory<T, place>& at = problem.at;
+  const ProblemLayout& s = problem.layout;
+  constexpr TileShape shape = TilePlan<T>::shape;
+  TilePlan<T> plan(team.rank, entries);
+  describe(plan, problem, of_features);
+  Marginal<T>&rows = plan.rows, &columns = plan.columns;
+  T *of_rows = at.row_vectors, *of_columns = at.column_vectors + team.warp() * shape.template column_entries<T>();
+  rows.weight = of_rows, columns.weight = of_columns;
+  rows.vectors = of_rows + shape.rows(), columns.vectors = of_columns + shape.columns();
+  rows.stride = shape.rows(), columns.stride = shape.columns();
+  plan.partial = at.partial;
+  const auto nothing = [](int k, int stride) { return k < stride ? Max::nothing<T>() : T(0); };  // log() comes first
+#pragma unroll 1
+  for (int k = team.rank; k < Marginal<T>::of_rows * rows.stride; k += team.size)
+    rows.vectors[k] = nothing(k, rows.stride);
+#pragma unroll 1
+  for (int k = team.lane(); k < Marginal<T>::of_columns * columns.stride; k += warp_threads)
+    columns.vectors[k] = nothing(k, columns.stride);
+#pragma unroll 1
+  for (int i = team.rank; i < shape.rows(); i += team.size) of_rows[i] = i < s.N ? at.row_weight[i] : T(0);
+#pragma unroll 1
+  for (int j = team.lane(); j < shape.columns(); j += warp_threads)
+    of_columns[j] = j < s.M ? at.column_weight[j] : T(0);
+  team.sync();  // the costs may be others' too
+  plan.load_costs(at.cost, s.ld);
+  return plan;
+}
+
+// Calls f(plan) with the plan of a problem, by the threads that solve it.
+template <class T, Place place, class F>
+SFR_DEVICE void with_plan(const Problem<T, place>& problem, Team& team, const TeamContext<place>& context, F&& f) {
+  const bool of_features = context.operation.C > 0;
+  if constexpr (in_one_block<place>)
+    if (problem.layout.in_registers) {
+      TileEntries<T> entries;
+      TilePlan<T> plan = make_tile_plan(problem, team, entries, of_features);
+      return f(plan);
+    }
+  Plan<T> plan = make_plan(problem, team, !in_one_block<place> && context.operation.reach, of_features);
+  f(plan);
+}
+
+// What is to be solved, with the options that a kernel knows of.
+template <Place place, class Solving>
+SFR_DEVICE decltype(auto) known(const Solving& given) {
+  if constexpr (in_one_block<place>) {
+    Solving solving = given;
+    solving.options.reach_a = solving.options.reach_b = 0;
+    return solving;
+  } else {
+    return (given);
+  }
+}
+
 template <class T>
 SFR_DEVICE Totals<T> totals_of(const WeightSummary<T>& summary) {
   return {summary.a_total, summary.b_total, summary.per_a, summary.per_b};
 }
 
 // Solves problem p, whose weights have been read and whose costs are in place.
-template <class T>
-[[nodiscard]] SFR_PHASE unsigned transport_forward(TeamContext context, const Solve& out, int64_t p) {
-  const Problem<T> problem(context);
+template <class T, Place place>
+[[nodiscard]] SFR_DEVICE unsigned transport_forward(TeamContext<place> context, const Solve& out, int64_t p) {
+  const Problem<T, place> problem(context);
   if (!problem.solves()) return context.epoch;
   Team team = problem.solvers();
-  Plan<T> plan = make_plan(problem, team, context.operation.reach, context.operation.C > 0);
-  problem_forward(plan, out, totals_of(*problem.at.summary), problem.at.summary->sound, p);
+  const auto& solve = known<place>(out);
+  with_plan(problem, team, context, [&](auto& plan) SFR_INLINED {
+    problem_forward(plan, solve, totals_of(*problem.at.summary), problem.at.summary->sound, p);
+  });
   return team.epoch;
 }
 
 // Leaves d/dC of the slab of problem p in the plan, and writes the weights' gradients. For a cosine cost also the sums
 // over rows and columns of d/dC (1 - C).
-template <class T>
-[[nodiscard]] SFR_PHASE unsigned transport_backward(TeamContext context, const SolveGrad& grad, int64_t p) {
-  const Problem<T> problem(context);
+template <class T, Place place>
+[[nodiscard]] SFR_DEVICE unsigned transport_backward(TeamContext<place> context, const SolveGrad& grad, int64_t p) {
+  const Problem<T, place> problem(context);
   if (!problem.solves()) return context.epoch;
   Team team = problem.solvers();
-  Plan<T> plan = make_plan(problem, team, context.operation.reach, context.operation.C > 0);
-  problem_backward(plan, grad, totals_of(*problem.at.summary), p);
-  if (context.operation.norms && is_sound<T>(grad, p)) {
-    T *rows = plan.rows.sum(), *columns = plan.columns.sum();
-    const auto term = [&](int i, int j, T gradient) { return gradient * (1 - plan.cost_at(i, j)); };
-    plan.gather(term, term, rows, columns);
-    plan.each_row([&](int i) { problem.at.x_sums[plan.first + i] = rows[i]; });
-    if (plan.has_columns())  // mutant: all blocks have the same
-      plan.each_column([&](int j) { problem.at.y_sums[j] = columns[j]; });
-  }
+  const auto& solve = known<place>(grad);
+  with_plan(problem, team, context, [&](auto& plan) SFR_INLINED {
+    problem_backward(plan, solve, totals_of(*problem.at.summary), p);
+    if (context.operation.norms && is_sound<T>(grad, p)) {
+      T *rows = plan.rows.sum(), *columns = plan.columns.sum();
+      const auto term = [&](int i, int j, T gradient) { return gradient * (1 - plan.cost_at(i, j)); };
+      plan.gather(term, term, rows, columns);
+      plan.each_row([&](int i) { problem.at.x_sums[plan.first + i] = rows[i]; });
+      if (plan.has_columns())  // mutant: all blocks have the same
+        plan.each_column([&](int j) { problem.at.y_sums[j] = columns[j]; });
+    }
+    plan.leave(problem.at.P, problem.layout.ld);
+  });
   return team.epoch;
 }
 

@@ -24,9 +24,11 @@ def fits(task: Task, device: Device) -> Layout | None:
 
 
 def tasks(side: int, other: int) -> list[Task]:
+    either = (False, True)
     return [
-        Task.of_maps(side * side, other * other, C, norms=norms, solved=solved, reach=solved, float64=float64)
-        for C, norms, solved, float64 in itertools.product(CHANNELS, (False, True), (False, True), (False, True))
+        Task.of_maps(side * side, other * other, C, norms=norms, solved=solved, reach=reach, float64=float64)
+        for C, norms, solved, reach, float64 in itertools.product(CHANNELS, either, either, either, either)
+        if solved or not reach
     ]
 
 
@@ -40,6 +42,21 @@ def test_backward_fits_wherever_forward_does(device: Device, side: int) -> None:
             if fits(task, device) and not fits(backward, device):
                 missing.append(f"{side} x {side} against {other} x {other}: {backward}")
     assert not missing, f"{len(missing)} do not fit on {device.name}, the first: {missing[0]}"
+
+
+def test_small_balanced_plans_lie_in_registers() -> None:
+    """Four warps hold 64 x 64; a reach and float64 have kernels that know no such plan."""
+    device = DEVICES["T4"]
+
+    def in_registers(rows: int, columns: int, **options: bool) -> bool:
+        return choose(Task.of_maps(rows, columns, 64, **options), device).in_registers
+
+    assert in_registers(49, 49) and in_registers(64, 64) and in_registers(40, 1, backward=True)
+    assert not in_registers(65, 64) and not in_registers(64, 65)
+    assert not in_registers(49, 49, reach=True) and not in_registers(49, 49, float64=True)
+    assert not in_registers(16, 16), "one warp solves them, in shared memory"
+    for strategy in ("cooperative", "stream"):
+        assert not choose(Task.of_maps(49, 49, 64), device, strategy).in_registers
 
 
 @pytest.mark.parametrize("device", EVERY, ids=lambda device: device.name)

@@ -148,8 +148,15 @@ def hot_loops(content: dict[str, Any]) -> list[HotLoop]:
     ]
 
 
+# csrc/cuda/layout.h: what a kernel knows of where its problems lie.
+PLACES = ("any", "near")
+
+
 def named(kernels: Iterable[Kernel], part: str) -> Kernel:
-    found = [kernel for kernel in kernels if part in kernel.name]
+    """The kernel with `part` in its name; of one compiled for several places, "emd_forward_kernel.near" is one."""
+    name, _, place = part.partition(".")
+    mangled = f"{name}IfLNS0_5PlaceE{PLACES.index(place)}E" if place else name
+    found = [kernel for kernel in kernels if mangled in kernel.name]
     if len(found) != 1:
         raise NoPath(f"{len(found)} kernels have '{part}' in their names, expected one")
     return found[0]

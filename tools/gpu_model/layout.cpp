@@ -11,7 +11,8 @@ void fill_out(const Operation& task, Strategy strategy, const DeviceLimits& devi
   const ProblemLayout s = choose<T>(task, strategy, device);
   const Cover cover = s.cover();
   const int edge = tile_edge<T>(s.compare_x, s.compare_y);
-  const Tiling tiling(s.compare_x, s.compare_y, edge, s.threads);
+  const int room = int(compare_bytes<T>(s, s.panel_channels) / int64_t(sizeof(T)));
+  const Tiling tiling(s.compare_x, s.compare_y, edge, s.threads, task.C > 0 ? room : s.threads);
   const int64_t values[] = {s.threads,
                             s.solvers,
                             s.teams,
@@ -19,6 +20,7 @@ void fill_out(const Operation& task, Strategy strategy, const DeviceLimits& devi
                             s.slab,
                             s.resident,
                             s.cost_near,
+                            s.in_registers,
                             s.ld,
                             s.panel_channels,
                             s.compare_x,

@@ -57,6 +57,7 @@ class Layout:
     slab: int
     resident: bool
     cost_near: bool
+    in_registers: bool
     ld: int
     panel_channels: int
     compare_x: int  # pixels of a panel
@@ -83,6 +84,11 @@ class Layout:
         if not self.resident:
             return "stream"
         return "cooperative" if self.blocks > 1 else "block"
+
+    @property
+    def place(self) -> str:
+        """What its kernel knows of where it lies; of one without a reach, in float32."""
+        return "near" if self.resident and self.blocks == 1 else "any"
 
     @property
     def idle(self) -> float:
@@ -119,4 +125,5 @@ def choose(task: Task, device: Device, strategy: str = "automatic") -> Layout:
     if not _library().choose_layout((ctypes.c_int64 * len(given))(*given), out, why, len(why)):
         raise DoesNotFit(why.value.decode())
     values = dict(zip((field.name for field in fields(Layout)), out, strict=True))
-    return Layout(**{**values, "resident": bool(values["resident"]), "cost_near": bool(values["cost_near"])})
+    flags = {name: bool(values[name]) for name in ("resident", "cost_near", "in_registers")}
+    return Layout(**{**values, **flags})

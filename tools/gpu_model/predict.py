@@ -20,6 +20,7 @@ from .timing import BARRIER, Latencies
 
 ITERATIONS, SAMPLED, STEPS, EVALUATIONS = 28, 7, 22, 4.5
 OTHER_PASSES = 4  # over the costs: their spread, the update of the rows, what is saved
+STORE, RESULT = 4, 120  # clocks of a store beside others, and to find out where a result belongs
 COPY = 24  # instructions to bring one element of a panel to its place
 FETCHED = 8  # elements of a thread that are on their way at once
 REGISTERS = 256  # of a thread: one block of 8 warps fills a multiprocessor
@@ -29,15 +30,17 @@ ASSUMED = f"""\
 * In forward {ITERATIONS} iterations, {SAMPLED} of them with a sample of the error, and {EVALUATIONS:g} evaluations.
   In backward {STEPS} steps of conjugate gradients and one evaluation.
 * {OTHER_PASSES} more passes over the costs: their spread, an update of the rows in the log domain, which takes two,
-  and one to write. The sums over columns of an evaluation take as long as a sampled iteration.
+  and one to write. The sums over columns of an evaluation take as long as a sampled iteration. Where the plan lies
+  in registers, each of these takes as long as an evaluation.
 * Machine code of sm_90 for every device; bfloat16 takes float32's instructions.
 * One warp's clocks are those of `timing.py`: latencies of Hopper, {BARRIER} clocks a barrier, no misses of the
   instruction cache. Other sizes than 49 x 49 take more products, by the slope between two counted sizes.
 * Phases follow each other. Within one, warps hide each other's latencies as far as the longest path allows.
 * A block of 8 warps takes {REGISTERS} registers a thread, so that one is on a multiprocessor; of one warp's
   problems, as many as fit.
-* {COPY} instructions for each element that comes into a panel, as long each as those of an iteration;
+* {COPY} instructions for each element that comes into a panel, as long each as those of an update of the rows;
   {FETCHED} elements of a thread are on their way at a time.
+* A result takes {STORE} clocks to store, and where slices are added up {RESULT} more to find its place.
 * Other blocks' sums are read one after the other, a latency of the L2 cache each; a meeting takes three of them.
 * Weights of pairs are read with the bank conflicts that their addresses have; from global memory, 32 bytes for 16.
 * A launch, reading marginals and writing outputs take no time."""
@@ -124,21 +127,23 @@ class Prediction:
 
 
 @functools.cache
-def _figures(name: str, rows: int | None = None, columns: int | None = None) -> Figures:
+def _figures(name: str, place: str, rows: int | None = None, columns: int | None = None) -> Figures:
+    """Of a loop in the kernel for a place, whatever kernel the table counts it in."""
     loop = next(loop for loop in hot_loops(table()) if loop.name == name)
     number = [k for k, work in enumerate(loop.work) if work.op == "FFMA"]
     times = {k: n for k, n in zip(number, (rows, columns), strict=False) if n is not None}
-    return Figures.of(loop.path(code.flow_of(table()["arch"], loop.kernel), times), Latencies())
+    kernel = f"{loop.kernel.partition('.')[0]}.{place}"
+    return Figures.of(loop.path(code.flow_of(table()["arch"], kernel), times), Latencies())
 
 
 @functools.cache
-def _sized(name: str, rows: int, columns: int) -> tuple[float, float, float]:
+def _sized(name: str, place: str, rows: int, columns: int) -> tuple[float, float, float]:
     """Clocks, instructions and multiply-adds of a pass with so many products by rows and by columns of a thread."""
-    base = _figures(name)
+    base = _figures(name, place)
 
     def slope(which: int, have: int) -> tuple[float, float, float]:
         try:
-            far = _figures(name, *(112 if k == which else None for k in (0, 1)))
+            far = _figures(name, place, *(112 if k == which else None for k in (0, 1)))
         except NoPath:
             return 0, 0, 0
         return tuple((getattr(far, what) - getattr(base, what)) / (112 - 28) * (have - 28) for what in FIGURES)
@@ -170,10 +175,10 @@ def pull_wavefronts(pixels: int, ld: int, channels: int) -> tuple[float, float]:
     units = columns * -(-channels // 4)
     found: tuple[list[int], list[int]] = ([], [])
     for first in range(0, min(units, 256), 32):
-        lanes = [(unit % columns) * 4 if unit < units else None for unit in range(first, first + 32)]
+        lanes = [unit % columns if unit < units else None for unit in range(first, first + 32)]
         for k in range(4):
-            found[0].append(wavefronts([None if p is None else 4 * (p + k) * ld for p in lanes], 16))
-            found[1].append(wavefronts([None if p is None else 4 * (k * ld + p) for p in lanes], 16))
+            found[0].append(wavefronts([None if p is None else 4 * (p + k * columns) * ld for p in lanes], 16))
+            found[1].append(wavefronts([None if p is None else 4 * (k * ld + 4 * p) for p in lanes], 16))
     return sum(found[0]) / len(found[0]), sum(found[1]) / len(found[1])
 
 
@@ -207,24 +212,32 @@ class Model:
             Phase(name, times * clocks, times * issue, times * shared * self.beside / SHARED_BANKS, times * of_l2)
         )
 
+    def figures(self, name: str) -> Figures:
+        return _figures(name, self.layout.place)
+
     # Phases.
 
     def distances(self) -> None:
         s, C = self.layout, self.workload.channels
-        pair, slice_ = _figures("pair"), _figures("slice of pairs")
+        pair, slice_ = self.figures("pair"), self.figures("slice of pairs")
         scale = (s.edge / 7) ** 2
         channels = C / s.tile_slices
         work = -(-self.rows // s.compare_x) * -(-self.n // s.compare_y) * s.passes
         # Tiles of 4 load 16 bytes at a time: as dear for each multiply-add.
         self.add("distances", work * channels, pair.clocks * scale, pair.instructions * scale,
                  pair.multiply_adds * scale, self.all)  # fmt: skip
-        self.add("slices", work * s.tile_slices, slice_.clocks * scale, 0, 0, self.all)
+        # Each thread writes its results; of several slices, it then adds some up.
+        clocks = s.edge**2 * STORE
+        if s.tile_slices > 1:
+            added = math.ceil(s.tiles * s.edge**2 / s.threads)
+            clocks += added * (RESULT + (s.tile_slices - 1) / 4 * slice_.clocks) + 2 * BARRIER
+        self.add("slices", work, clocks, 0, 0, self.all)
         pixels = min(self.rows, s.compare_x) + min(self.n, s.compare_y)
         self.copies(work * math.ceil(C / s.panel_channels), s.panel_channels * pixels)
 
     def copies(self, panels: float, elements: float) -> None:
         """Of panels with so many elements each."""
-        usual = _figures("iteration")
+        usual = self.figures("row update")
         of_thread = elements / self.layout.threads
         rounds = math.ceil(of_thread / FETCHED)
         latency = rounds * (Latencies().global_load + BARRIER) + of_thread * COPY * usual.clocks / usual.instructions
@@ -232,7 +245,7 @@ class Model:
 
     def over_entries(self, name: str, times: float, loop: str) -> None:
         """A pass over the costs, a warp to a row."""
-        figures = _figures(loop)
+        figures = self.figures(loop)
         rows, pieces = math.ceil(self.rows / self.solving), math.ceil(self.n / 64)
         entries = self.rows * self.n * 4
         far = 0 if self.layout.cost_near else entries
@@ -244,7 +257,7 @@ class Model:
         s = self.layout
         by_rows = math.ceil(self.rows / (s.solvers / s.lanes)) * math.ceil(self.n / 4 / s.lanes) * 4
         by_columns = math.ceil(s.width / s.solvers) * s.slice_rows
-        clocks, instructions, multiply_adds = _sized(loop, by_rows, by_columns)
+        clocks, instructions, multiply_adds = _sized(loop, s.place, by_rows, by_columns)
         entries = 2 * self.rows * s.ld * 4
         near = 2 * entries  # each entry with one of a vector
         self.add(name, times, clocks, instructions, multiply_adds, self.solving,
@@ -257,7 +270,7 @@ class Model:
 
     def pull(self) -> None:
         s, C = self.layout, self.workload.channels
-        loop = _figures("pull to x")
+        loop = self.figures("pull to x")
         panels = math.ceil(C / s.pull_channels / s.blocks)
         quads = math.ceil(self.n / 4)
         units = 2 * quads * math.ceil(s.pull_channels / 4)
@@ -274,20 +287,39 @@ class Model:
         self.add("pull", steps, loop.clocks, loop.instructions, loop.multiply_adds, self.all, shared=shared, l2=l2)
         self.copies(panels, s.pull_channels * self.n * 4)  # both maps in, both gradients out
 
+    def tile(self, name: str, times: float, loop: str) -> None:
+        """A pass over a plan in registers."""
+        figures = self.figures(f"tile: {loop}")
+        self.add(name, times, figures.clocks, figures.instructions, figures.multiply_adds, self.solving)
+
+    def solve_in_registers(self) -> None:
+        if self.backward:
+            self.tile("evaluations", 1, "evaluation")
+            self.tile("conjugate gradients", STEPS, "conjugate gradients")
+            self.tile("other passes", OTHER_PASSES, "evaluation")
+        else:
+            self.tile("other passes", OTHER_PASSES, "evaluation")
+            self.tile("evaluations", EVALUATIONS, "evaluation")
+            self.tile("iterations", ITERATIONS - SAMPLED, "iteration")
+            self.tile("iterations", SAMPLED, "sampled iteration")
+
     def run(self) -> Prediction:
         self.distances()
-        if self.backward:
+        if self.layout.in_registers:
+            self.solve_in_registers()
+        elif self.backward:
             self.over_entries("evaluations", 1, "evaluation")
             self.products("evaluations", 1, "sampled iteration")
             self.products("conjugate gradients", STEPS, "conjugate gradients")
             self.over_entries("other passes", OTHER_PASSES, "row update")
-            self.pull()
         else:
             self.over_entries("other passes", OTHER_PASSES, "row update")
             self.over_entries("evaluations", EVALUATIONS, "evaluation")
             self.products("evaluations", EVALUATIONS, "sampled iteration")
             self.products("iterations", ITERATIONS - SAMPLED, "iteration")
             self.products("iterations", SAMPLED, "sampled iteration")
+        if self.backward:
+            self.pull()
         out = Prediction(self.workload, self.device, self.backward, self.layout, self.phases)
         items = self.workload.batch / self.layout.teams * self.layout.blocks
         at_once = self.device.processors * self.resident() // self.layout.blocks * self.layout.blocks
