@@ -85,6 +85,9 @@ def test_names():
     )
     assert cuda_report._short("unsigned int sfr::cuda::add<double>(int, X<int, 2>)") == "add<double>"
     assert cuda_report._short("plain(int)") == "plain"
+    phase = "sfr::cuda::Phase<&(unsigned int sfr::cuda::solve<float, (sfr::cuda::Place)0>(X<int>, long))>::call(X<int>)"
+    assert cuda_report._short(phase) == "solve<float, any>"
+    assert cuda_report._short("void sfr::cuda::wave<float, (sfr::cuda::Place)1>(X<int>)") == "wave<float, near>"
 
 
 def test_allowed(monkeypatch):

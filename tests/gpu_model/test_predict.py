@@ -70,7 +70,7 @@ def test_wavefronts_of_weights_are_those_that_the_emulator_counts(side, channels
     layout = predict.Model(Workload(1, side, channels), H100, True).layout
     to_x, to_y = pull_wavefronts(side * side, layout.ld, min(layout.pull_channels, channels))
     assert line.each == pytest.approx((to_x + to_y) / 2, rel=0.25)
-    assert to_x > to_y, "rows of weights lie in the same banks"
+    assert to_x <= 2 * to_y, "neighbouring rows of weights lie in different banks, or at most two in the same"
 
 
 def test_predictions_are_called_so():

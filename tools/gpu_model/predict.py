@@ -227,7 +227,7 @@ class Model:
         self.add("distances", work * channels, pair.clocks * scale, pair.instructions * scale,
                  pair.multiply_adds * scale, self.all)  # fmt: skip
         # Each thread writes its results; of several slices, it then adds some up.
-        clocks = s.edge**2 * STORE
+        clocks: float = s.edge**2 * STORE
         if s.tile_slices > 1:
             added = math.ceil(s.tiles * s.edge**2 / s.threads)
             clocks += added * (RESULT + (s.tile_slices - 1) / 4 * slice_.clocks) + 2 * BARRIER
