@@ -103,7 +103,7 @@ def test_sdist_holds_all_that_a_build_needs(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     with tarfile.open(tmp_path / f"sfr_ext-{sfr_ext.__version__}.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     unpacked = tmp_path / f"sfr_ext-{sfr_ext.__version__}"
     for folder in ("csrc", "tools", "tests", "benchmarks", "docs", "examples", "sfr_ext"):
         kept = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES}
