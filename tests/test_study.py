@@ -50,7 +50,10 @@ def begun():
 
     def begin(*arguments):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # As in a shell, also where the tests run in the background, which leaves out SIGINT.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         studies.append(subprocess.Popen(command(*arguments), cwd=ROOT, **pipes))
+        signal.signal(signal.SIGINT, before)
         return studies[-1]
 
     yield begin
