@@ -87,10 +87,10 @@ def of_features(x: Tensor, y: Tensor, metric: str, patch_size: int) -> list[Tens
 @pytest.mark.parametrize("metric", METRICS)
 def test_teams_of_threads_on_many_channels(metric: str, patch_size: int, threads: None) -> None:
     """Panels of channels, each of which any thread of the team may take."""
-    x, y = features(1, 200, 16, 15, grad=True), features(1, 200, 15, 16, grad=True)
+    x, y = features(1, 300, 20, 17, grad=True), features(1, 300, 17, 20, grad=True)
     torch.set_num_threads(1)
     expected = of_features(x, y, metric, patch_size)
-    for count in (2, 3, 8) * 3:
+    for count in (2, 3, 8) * 4:
         torch.set_num_threads(count)
         assert all(map(torch.equal, of_features(x, y, metric, patch_size), expected))
 
