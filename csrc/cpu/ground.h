@@ -328,6 +328,34 @@ void write_side(const Side<T>& side, const T* panel, int64_t c, int64_t channels
   unpack(panel, side.ld, pixels, c, channels, view, map);
 }
 
+// Panel after panel of channels, by whichever thread: pull_x(x, y, channels, out) makes a panel of x's gradient, or
+// adds to that of the groups before, and pull_y one of y's; both are written where they belong.
+template <class T, class PullX, class PullY>
+void pull_panels(const Team& team, Ground<T>& ground, GroundGrad<T>& work, PullX&& pull_x, PullY&& pull_y) {
+  const CostParams& p = *ground.params;
+  Side<T>&x = ground.x, &y = ground.y;
+  team.blocks((p.C + panel_channels - 1) / panel_channels, [&](int64_t block, char* memory) {
+    Arena own(memory);
+    T* x_copy = own.take<T>(panel_channels * x.ld);
+    T* y_copy = own.take<T>(panel_channels * y.ld);
+    T* gy_panel = own.take<T>(panel_channels * y.ld);
+    const int64_t c = block * panel_channels;
+    const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
+    const Panel<T> of_x = x.read(c, channels, x_copy), of_y = y.read(c, channels, y_copy);
+    if (work.x.data) {
+      T* gx_panel = work.gathered + c * x.ld;
+      pull_x(of_x, of_y, channels, gx_panel);
+      if (ground.g == p.G - 1)
+        write_side(x, gx_panel, c, channels, work.x, work.x_pixels, map_offset(work.x, ground.b, 0));
+    }
+    if (work.y.data) {
+      pull_y(of_x, of_y, channels, gy_panel);
+      write_side(y, gy_panel, c, channels, work.y, work.y_pixels, map_offset(work.y, ground.b, ground.g));
+    }
+  });
+  team.barrier();
+}
+
 // Gradients of both maps from d/dC [N][ld] (overwritten). The gradient of x gathers over the groups in
 // work.gathered and leaves with the last.
 template <class T>
@@ -359,26 +387,14 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
     team.barrier();
   }
 
-  team.blocks((p.C + panel_channels - 1) / panel_channels, [&](int64_t block, char* memory) {
-    Arena own(memory);
-    T* x_copy = own.take<T>(panel_channels * x.ld);
-    T* y_copy = own.take<T>(panel_channels * y.ld);
-    T* gy_panel = own.take<T>(panel_channels * y.ld);
-    const int64_t c = block * panel_channels;
-    const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
-    const Panel<T> of_x = x.read(c, channels, x_copy), of_y = y.read(c, channels, y_copy);
-    if (work.x.data) {
-      T* gx_panel = work.gathered + c * x.ld;
-      pull_side(p.metric, x, of_x, y, of_y, work.transposed, x.ld, channels, gx_panel, ground.g == 0);
-      if (ground.g == p.G - 1)
-        write_side(x, gx_panel, c, channels, work.x, work.x_pixels, map_offset(work.x, ground.b, 0));
-    }
-    if (work.y.data) {
-      pull_side(p.metric, y, of_y, x, of_x, weight, ld, channels, gy_panel, true);
-      write_side(y, gy_panel, c, channels, work.y, work.y_pixels, map_offset(work.y, ground.b, ground.g));
-    }
-  });
-  team.barrier();
+  pull_panels(
+      team, ground, work,
+      [&](Panel<T> of_x, Panel<T> of_y, int64_t channels, T* out) {
+        pull_side(p.metric, x, of_x, y, of_y, work.transposed, x.ld, channels, out, ground.g == 0);
+      },
+      [&](Panel<T> of_x, Panel<T> of_y, int64_t channels, T* out) {
+        pull_side(p.metric, y, of_y, x, of_x, weight, ld, channels, out, true);
+      });
 }
 
 // Compiled once, in ground.cpp.

@@ -162,26 +162,14 @@ void entries_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, 
     if (work.y.data) work.y_pixels.locate(work.y, nullptr, y.patches);
   }
   team.barrier();
-  team.blocks((p.C + panel_channels - 1) / panel_channels, [&](int64_t block, char* memory) {
-    Arena own(memory);
-    T* x_copy = own.take<T>(panel_channels * x.ld);
-    T* y_copy = own.take<T>(panel_channels * y.ld);
-    T* gy_panel = own.take<T>(panel_channels * y.ld);
-    const int64_t c = block * panel_channels;
-    const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
-    const Panel<T> panel_x = x.read(c, channels, x_copy), panel_y = y.read(c, channels, y_copy);
-    if (work.x.data) {
-      T* gx_panel = work.gathered + c * x.ld;
-      pull_entries(p.metric, of_x, x.patches, panel_x, panel_y, channels, gx_panel, x.ld, ground.g == 0);
-      if (ground.g == p.G - 1)
-        write_side(x, gx_panel, c, channels, work.x, work.x_pixels, map_offset(work.x, ground.b, 0));
-    }
-    if (work.y.data) {
-      pull_entries(p.metric, of_y, y.patches, panel_y, panel_x, channels, gy_panel, y.ld, true);
-      write_side(y, gy_panel, c, channels, work.y, work.y_pixels, map_offset(work.y, ground.b, ground.g));
-    }
-  });
-  team.barrier();
+  pull_panels(
+      team, ground, work,
+      [&](Panel<T> panel_x, Panel<T> panel_y, int64_t channels, T* out) {
+        pull_entries(p.metric, of_x, x.patches, panel_x, panel_y, channels, out, x.ld, ground.g == 0);
+      },
+      [&](Panel<T> panel_x, Panel<T> panel_y, int64_t channels, T* out) {
+        pull_entries(p.metric, of_y, y.patches, panel_y, panel_x, channels, out, y.ld, true);
+      });
 }
 
 }  // namespace sfr::cpu::SFR_ISA
