@@ -15,6 +15,7 @@ import sfr_ext
 from sfr_ext import _C, formulas, ops
 from sfr_ext.ops import contracts
 from sfr_ext.ops.divergence import Divergence, DivergenceSaved
+from sfr_ext.ops.emd import EmdSolved
 from sfr_ext.ops.solved import Saved, again, room, saved
 
 Members = list[tuple[str, str, Any]]
@@ -108,11 +109,12 @@ def test_what_backward_reads_is_what_forward_returned() -> None:
         (Saved, contracts.Solved),
         (contracts.ExactSaved, contracts.ExactSolved),
         (DivergenceSaved, Divergence),
+        (contracts.Solved, EmdSolved),
     ):
         assert set(some._fields) < set(every._fields)
 
 
-@pytest.mark.parametrize("outputs", [contracts.Solved, contracts.ExactSolved, Divergence], ids=lambda of: of.__name__)
+@pytest.mark.parametrize("outputs", [contracts.Solved, contracts.ExactSolved], ids=lambda of: of.__name__)
 def test_outputs_are_allocated_as_their_lists_say(outputs: Any) -> None:
     shapes = {
         "Value": (2, 5),
@@ -142,6 +144,6 @@ def test_schemas_are_made_of_the_lists() -> None:
     schema = torch.ops.sfr_ext.emd_forward.default._schema
     names = [argument.name for argument in schema.arguments]
     assert names[-len(contracts.SolverOptions._fields) - 1 : -1] == list(contracts.SolverOptions._fields)
-    assert [value.name for value in schema.returns] == list(contracts.Solved._fields)
+    assert [value.name for value in schema.returns] == [*contracts.Solved._fields, "cost"]
     backward = [argument.name for argument in torch.ops.sfr_ext.emd_backward.default._schema.arguments]
     assert backward.count("eps") == 1 and "options_eps" in backward and len(set(backward)) == len(backward)

@@ -40,40 +40,32 @@ void forward(const CostForwardParams& p) {
     if (team.rank == 0) ground.set(item / p.G, item % p.G, nullptr, N, nullptr, M);
     team.barrier();
     ground_forward(team, ground);
-    team.blocks(N, [&](int64_t i) {
-      std::memcpy(static_cast<T*>(p.cost) + (item * N + i) * M, ground.cost + i * ground.ld, sizeof(T) * M);
-    });
+    rows_out(team, ground.cost, ground.ld, N, M, static_cast<T*>(p.cost) + item * N * M);
   });
 }
 
 // A whole batch entry at a time: the gradient of x sums over its groups.
 template <class T>
 void backward(const CostBackwardParams& p) {
-  const int64_t N = p.N(), M = p.M(), ld = padded<T>(M);
+  const int64_t N = p.N(), M = p.M();
   const Workload workload{p.B, Ground<T>::nanoseconds(p) * double(p.G), Ground<T>::thread_bytes(p), p.threads};
   for_each_problem_in<Backward<T>>(workload, p, [&](const Team& team, int64_t b, Backward<T>& work) {
     Ground<T>& ground = work.ground;
     for (int64_t g = 0; g < p.G; ++g) {
+      const int64_t first = (b * p.G + g) * N * M;
+      const T *cost = static_cast<const T*>(p.cost) + first, *grad = static_cast<const T*>(p.grad_cost) + first;
       if (team.rank == 0) {
         ground.set(b, g, nullptr, N, nullptr, M);
-        const int64_t first = (b * p.G + g) * N * M;
         work.few = p.patch == 1 && p.metric != Metric::cosine &&
-                   find_entries(p.metric, static_cast<const T*>(p.grad_cost) + first,
-                                static_cast<const T*>(p.cost) + first, N, M, work.of_x, work.of_y);
+                   find_entries(p.metric, grad, cost, N, M, work.of_x, work.of_y);
       }
       team.barrier();
       if (work.few) {
         entries_backward(team, ground, work.ground_grad, work.of_x, work.of_y);
         continue;
       }
-      if (p.metric == Metric::cosine) ground_norms(team, ground);
-      team.blocks(N, [&](int64_t i) {
-        const int64_t row = ((b * p.G + g) * N + i) * M;
-        std::memcpy(ground.cost + i * ld, static_cast<const T*>(p.cost) + row, sizeof(T) * M);
-        std::memcpy(work.grad + i * ld, static_cast<const T*>(p.grad_cost) + row, sizeof(T) * M);
-        for (int64_t j = M; j < ld; ++j) ground.cost[i * ld + j] = work.grad[i * ld + j] = 0;
-      });
-      team.barrier();
+      rows_in(team, grad, N, M, work.grad, ground.ld);
+      ground_again(team, ground, cost);
       ground_backward(team, ground, work.ground_grad, work.grad);
     }
   });

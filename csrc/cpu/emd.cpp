@@ -26,16 +26,28 @@ struct Work {
   }
 };
 
-// The costs of one problem between its kept patches.
+// Weights and costs of one problem, `known` where they were kept.
 template <class T>
-void prepare(const Team& team, Work<T>& work, const Solve& solve, int64_t b, int64_t g) {
+void prepare(const Team& team, Work<T>& work, const Solve& solve, int64_t b, int64_t g, const void* known) {
   if (team.rank == 0) {
     Transport<T>& transport = work.transport;
     transport.read_weights(solve, b, g);
     work.ground.set(b, g, transport.a.kept, transport.a.count, transport.b.kept, transport.b.count);
   }
   team.barrier();
-  ground_forward(team, work.ground);
+  const CostParams& p = *work.ground.params;
+  if (known)
+    ground_again(team, work.ground, static_cast<const T*>(known) + (b * p.G + g) * p.N() * p.M());
+  else
+    ground_forward(team, work.ground);
+}
+
+// The costs between kept patches, close together, and 0 up to the end of their place.
+template <class T>
+void keep_costs(const Team& team, const Ground<T>& ground, T* place, int64_t all) {
+  const int64_t n = ground.x.patches, m = ground.y.patches;
+  rows_out(team, ground.cost, ground.ld, n, m, place);
+  if (team.rank == 0) std::memset(place + n * m, 0, sizeof(T) * (all - n * m));
 }
 
 // Of pieces of work of `problems` problems each.
@@ -49,8 +61,10 @@ template <class T>
 Status forward(const EmdForwardParams& p) {
   const Status status = check_weights<T>(p.solve, p.B, p.G, p.N(), p.M());
   if (status != Status::ok) return status;
+  const int64_t all = p.N() * p.M();
   for_each_problem_in<Work<T>>(workload<T>(p, p.B * p.G, 1), p, [&](const Team& team, int64_t item, Work<T>& work) {
-    prepare(team, work, p.solve, item / p.G, item % p.G);
+    prepare(team, work, p.solve, item / p.G, item % p.G, p.known ? p.cost : nullptr);
+    if (p.cost && !p.known) keep_costs(team, work.ground, static_cast<T*>(p.cost) + item * all, all);
     transport_forward(team, work.transport, work.ground.cost, p.solve, item);
   });
   return Status::ok;
@@ -62,7 +76,7 @@ Status backward(const EmdBackwardParams& p) {
   for_each_problem_in<Work<T>>(workload<T>(p, p.B, p.G), p, [&](const Team& team, int64_t b, Work<T>& work) {
     bool sound = true;
     for (int64_t g = 0; g < p.G; ++g) {
-      prepare(team, work, p.solve, b, g);
+      prepare(team, work, p.solve, b, g, p.cost);
       const bool finite = transport_backward(team, work.transport, work.ground.cost, p.solve, b * p.G + g);
       sound = sound && finite;
       // A broken problem goes through as well: its NaNs are made below.

@@ -218,7 +218,7 @@ void ground_forward(const Team& team, Ground<T>& ground) {
   team.barrier();
 }
 
-// The patches' norms alone, for a backward that is given the cost.
+// The patches' norms alone.
 template <class T>
 void ground_norms(const Team& team, Ground<T>& ground) {
   if (team.rank == 0)
@@ -230,6 +230,27 @@ void ground_norms(const Team& team, Ground<T>& ground) {
       }
       invert_norms(*side);
     }
+  team.barrier();
+}
+
+// Rows of costs as they lie in a workspace, to where they lie close together, and back; by the whole team.
+template <class T>
+void rows_out(const Team& team, const T* rows, int64_t ld, int64_t n, int64_t m, T* out) {
+  team.blocks(n, [&](int64_t i) { std::memcpy(out + i * m, rows + i * ld, sizeof(T) * m); });
+}
+template <class T>
+void rows_in(const Team& team, const T* in, int64_t n, int64_t m, T* rows, int64_t ld) {
+  team.blocks(n, [&](int64_t i) {
+    std::memcpy(rows + i * ld, in + i * m, sizeof(T) * m);
+    for (int64_t j = m; j < ld; ++j) rows[i * ld + j] = 0;
+  });
+}
+
+// The costs, and the norms of patches, where the costs are known: those between kept patches, close together.
+template <class T>
+void ground_again(const Team& team, Ground<T>& ground, const T* cost) {
+  if (ground.params->metric == Metric::cosine) ground_norms(team, ground);
+  rows_in(team, cost, ground.x.patches, ground.y.patches, ground.cost, ground.ld);
   team.barrier();
 }
 

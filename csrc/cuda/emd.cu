@@ -6,11 +6,44 @@
 namespace sfr::cuda {
 namespace {
 
-// Weights and costs of problem (b, g).
+// Calls f(kept, own) for every cost of the slab of an item: its place among those that are kept, and in the workspace.
+template <class T, Place place, class F>
+SFR_DEVICE void each_cost(const Problem<T, place>& problem, int64_t item, F&& f) {
+  const ProblemLayout& s = problem.layout;
+  const Team& team = problem.team;
+#pragma unroll 1
+  for (int i = team.warp(); i < problem.rows; i += team.warps())
+#pragma unroll 1
+    for (int j = team.lane(); j < s.M; j += warp_threads)
+      f((item * s.N + problem.first + i) * s.M + j, int64_t(i) * s.ld + j);
+}
+
+template <class T, Place place>
+[[nodiscard]] SFR_DEVICE unsigned keep_costs(TeamContext<place> context, void* kept, int64_t item) {
+  const Problem<T, place> problem(context);
+  const T* cost = problem.cost();
+  each_cost(problem, item, [&](int64_t to, int64_t from) { static_cast<T*>(kept)[to] = cost[from]; });
+  return problem.team.epoch;
+}
+
+// The costs, and the norms of patches, where the costs were kept.
+template <class T, Place place>
+[[nodiscard]] SFR_DEVICE unsigned ground_again(TeamContext<place> context, const CostParams& p, const void* kept,
+                                               int64_t b, int64_t g) {
+  Ground<T, place> ground(context, p, b, g);
+  T* cost = ground.cost();
+  each_cost(ground, b * p.G + g, [&](int64_t from, int64_t to) { cost[to] = static_cast<const T*>(kept)[from]; });
+  if (p.metric == Metric::cosine) invert_norms(ground);
+  ground.team.sync();
+  return ground.team.epoch;
+}
+
+// Weights and costs of problem (b, g), `known` where they were kept.
 template <class T, Place place>
 [[nodiscard]] SFR_DEVICE unsigned prepare(TeamContext<place> context, const CostParams& p, const Solve& solve,
-                                          int64_t b, int64_t g) {
+                                          int64_t b, int64_t g, const void* known) {
   context.epoch = run<place, read_weights<T, place>>(context, solve, b, g, &p);
+  if (known) return run<place, ground_again<T, place>>(context, p, known, b, g);
   const Problem<T, place> problem(context);
   return run<place, ground_forward<T, place>>(context, p, b, g, problem.first, problem.rows, problem.cost(),
                                               context.layout.ld);
@@ -19,7 +52,8 @@ template <class T, Place place>
 template <class T, Place place>
 SFR_KERNEL emd_forward_kernel(const __grid_constant__ KernelParams<EmdForwardParams> p) {
   each_item<place>(p, [&](TeamContext<place>& context, int64_t item) SFR_INLINED {
-    context.epoch = prepare<T, place>(context, p, p.solve, item / p.G, item % p.G);
+    context.epoch = prepare<T, place>(context, p, p.solve, item / p.G, item % p.G, p.known ? p.cost : nullptr);
+    if (p.cost && !p.known) context.epoch = run<place, keep_costs<T, place>>(context, p.cost, item);
     context.epoch = run<place, transport_forward<T, place>>(context, p.solve, item);
     Problem<T, place>(context).team.sync();
   });
@@ -52,7 +86,7 @@ SFR_KERNEL emd_backward_kernel(const __grid_constant__ KernelParams<EmdBackwardP
   each_item<place>(p, [&](TeamContext<place>& context, int64_t b) SFR_INLINED {
 #pragma unroll 1
     for (int64_t g = 0; g < p.G; ++g) {
-      context.epoch = prepare<T, place>(context, p, p.solve, b, g);
+      context.epoch = prepare<T, place>(context, p, p.solve, b, g, p.cost);
       context.epoch = run<place, transport_backward<T, place>>(context, p.solve, b * p.G + g);
       Problem<T, place>(context).team.sync();
       context.epoch = run<place, emd_gradients<T, place>>(context, p, b, g, is_sound<T>(p.solve, b * p.G + g));

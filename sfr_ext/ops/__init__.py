@@ -11,7 +11,7 @@ from .cost import cost_forward
 from .directions import directions_forward
 from .directions import in_one_pass as directions_in_one_pass
 from .divergence import Divergence, SelfSolved, divergence_forward, flat, self_forward
-from .emd import emd_forward
+from .emd import EmdSolved, emd_forward
 from .exact import exact_forward, exact_plan
 from .exact_emd import exact_emd_forward
 from .exact_emd import in_one_pass as exact_in_one_pass
@@ -27,6 +27,7 @@ __all__ = [
     "METRIC_NAMES",
     "STRATEGIES",
     "Divergence",
+    "EmdSolved",
     "ExactOptions",
     "ExactSolved",
     "Given",

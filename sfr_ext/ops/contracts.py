@@ -166,11 +166,14 @@ class SinkhornBackwardParams(NamedTuple):
 class EmdForwardParams(NamedTuple):
     problem: CostParams
     solve: Solve
+    cost: Tensor | None = None
+    known: bool = False
 
 
 class EmdBackwardParams(NamedTuple):
     problem: CostParams
     solve: SolveGrad
+    cost: Tensor | None
     grad_x: FeatureView
     grad_y: FeatureView
 

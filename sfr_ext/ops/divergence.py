@@ -20,11 +20,11 @@ from torch import Tensor
 from ..implicit import marginal, total
 from .contracts import Count, OfColumns, OfRows, Solved, SolverOptions, Value
 from .derivatives import differentiable, no_second_derivative
-from .emd import features_backward, solve_features
+from .emd import costs_room, features_backward, solve_features, solved_room
 from .gradients import NeedPair, fold_groups, named, pair_gradients
 from .operator import Operator
-from .solved import Saved, Upstream, room
-from .views import Ground, Pair, compute_dtype, patch_grids, problems
+from .solved import Saved, Upstream
+from .views import Ground, Pair, compute_dtype, problems
 
 
 class Teacher(NamedTuple):
@@ -46,6 +46,17 @@ class DivergenceSaved(NamedTuple):
     x_centre: Tensor
     y_potential: Tensor
     y_centre: Tensor
+    cost: Tensor
+    x_cost: Tensor
+    y_cost: Tensor
+
+
+class Costs(NamedTuple):
+    """Costs of the three problems that are kept, or no entries."""
+
+    cost: Tensor  # [..., N, M]
+    x_cost: Tensor  # [..., N, N], without groups where one problem is that of all of them
+    y_cost: Tensor  # [..., M, M]
 
 
 class Divergence(NamedTuple):
@@ -63,6 +74,9 @@ class Divergence(NamedTuple):
     y_centre: Value
     n_iter: Count
     error: Value
+    cost: Tensor
+    x_cost: Tensor
+    y_cost: Tensor
 
 
 class SelfSolved(NamedTuple):
@@ -118,10 +132,11 @@ def _solve_itself(
     options: SolverOptions,
     reach: float,
     caller: str,
+    cost: Tensor | None = None,
 ) -> Solved:
     """As `solve_features`, for ``y`` = ``x`` or ``x`` once for each group."""
     options = _with_itself(options, reach, eps.dtype)
-    return solve_features(Pair(x, y, weight, weight), ground, options, caller, eps_given=eps)
+    return solve_features(Pair(x, y, weight, weight), ground, options, caller, eps_given=eps, cost=cost)
 
 
 def _dual(potential: Tensor, reach: float) -> Tensor:
@@ -197,26 +212,35 @@ def _empty(pair: Pair, lead: tuple[int, ...]) -> Tensor | None:
     return functools.reduce(torch.logical_or, each).expand(lead)
 
 
-def _room(x: Tensor, y: Tensor, patch_size: int) -> Divergence:
-    n, m = (torch.Size(grid).numel() for grid in patch_grids(x, y, patch_size))
-    return room(Divergence, x, problems(x, y), n, m, compute_dtype(x, y))
+def _costs(pair: Pair, teacher: Teacher, ground: Ground, relative: bool) -> Costs:
+    x, y = pair.x, pair.y
+    lead, compute = problems(x, y), compute_dtype(x, y)
+    each, _ = flat(y, None, lead)
+    y_cost = x.new_empty((*lead, 0, 0), dtype=compute)
+    if teacher.teacher_value is None or teacher.teacher_potential is None:
+        y_cost = costs_room(Pair(each, each, None, None), ground, compute).unflatten(0, lead)
+    itself = Pair(x, _for_each_group(x, lead, relative), None, None)
+    return Costs(costs_room(pair, ground, compute), costs_room(itself, ground, compute), y_cost)
 
 
 @FORWARD.kernel
 def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, caller: str) -> Divergence:
     x, y, a, b = pair
     lead, relative = problems(x, y), options.relative
+    kept = _costs(pair, teacher, ground, relative)
     # The same for all three.
-    used = solve_features(pair, ground, options._replace(tol=0.0, max_iter=0), caller).eps
+    used = solve_features(pair, ground, options._replace(tol=0.0, max_iter=0), caller, cost=kept.cost).eps
 
     itself = _for_each_group(x, lead, relative)
     own = used if relative or len(lead) == 1 else used[:, 0].contiguous()
-    with_x = _solve_itself(x, itself, a, own, ground, options, options.reach_a, caller)
+    with_x = _solve_itself(x, itself, a, own, ground, options, options.reach_a, caller, kept.x_cost)
     if own.shape != lead:
         with_x = Solved(*(t[:, None].expand(*lead, *t.shape[1:]).contiguous() for t in with_x))
     if teacher.teacher_value is None or teacher.teacher_potential is None:
         each, b_each = flat(y, b, lead)
-        solved = _solve_itself(each, each, b_each, used.flatten(), ground, options, options.reach_b, caller)
+        solved = _solve_itself(
+            each, each, b_each, used.flatten(), ground, options, options.reach_b, caller, kept.y_cost
+        )
         with_y = Solved(*(t.unflatten(0, lead) for t in solved))
     else:
         with_y = with_x._replace(
@@ -227,7 +251,7 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
         )
 
     start = with_y.f + with_y.centre[..., None] / 2
-    between = solve_features(pair, ground, options, caller, eps_given=used, init_g=start)
+    between = solve_features(pair, ground, options, caller, eps_given=used, init_g=start, cost=kept.cost, known=True)
     value = _debiased(pair, options, between, with_x, with_y, teacher.teacher_value)
     masses = _masses(pair, options, lead)
     if masses is not None:
@@ -251,6 +275,7 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
         y_centre=with_y.centre,
         n_iter=n_iter,
         error=error,
+        **kept._asdict(),
     )
 
 
@@ -262,6 +287,7 @@ def _itself_backward(
     potential: Tensor,
     eps: Tensor,
     centre: Tensor,
+    cost: Tensor,
     ground: Ground,
     options: SolverOptions,
     reach: float,
@@ -274,6 +300,7 @@ def _itself_backward(
         Upstream(None, -grad),
         Pair(x, y, weight, weight),
         Saved(potential, potential, eps, centre, torch.zeros_like(centre)),  # of a problem with itself
+        cost,
         ground,
         _with_itself(options, reach, eps.dtype),
         NeedPair(need_features, False, need_weight, False),
@@ -308,12 +335,12 @@ def _backward(
             potential, used, centre = (t[:, 0].contiguous() for t in student)
             student, up = (potential, used, centre), grad.sum(1)
         wanted = options.reach_a, need.need_x, need.need_a
-        to_x, to_a, own = _itself_backward(up, x, itself, a, *student, ground, options, *wanted)
+        to_x, to_a, own = _itself_backward(up, x, itself, a, *student, saved.x_cost, ground, options, *wanted)
         if relative:
             slope = slope + own
     if (need.need_y or need.need_b or relative) and not teacher_given:
         each, b_each = flat(y, b, lead)
-        teacher = saved.y_potential.flatten(0, -2), eps.flatten(), saved.y_centre.flatten()
+        teacher = saved.y_potential.flatten(0, -2), eps.flatten(), saved.y_centre.flatten(), saved.y_cost
         wanted = options.reach_b, need.need_y, need.need_b
         to_y, to_b, own = _itself_backward(grad.flatten(), each, each, b_each, *teacher, ground, options, *wanted)
         slope = slope + own.view(lead)
@@ -322,7 +349,7 @@ def _backward(
         slope = slope + grad * masses.square() / 2
     between = Saved(saved.f, saved.g, eps, saved.centre, saved.shift)
     grad_x, grad_y, grad_a, grad_b = features_backward(
-        Upstream(None, grad), pair, between, ground, options, need, grad_eps=slope
+        Upstream(None, grad), pair, between, saved.cost, ground, options, need, grad_eps=slope
     )
     if need.need_x and to_x is not None:
         grad_x += to_x
@@ -350,7 +377,10 @@ def _self_forward(y: Tensor, b: Tensor | None, ground: Ground, options: SolverOp
 
 @FORWARD.fake
 def _(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, caller: str) -> Divergence:
-    return _room(pair.x, pair.y, ground.patch_size)
+    out = solved_room(pair, ground)
+    values = out.transport, out.f, out.g, out.eps, out.centre, out.shift, out.f, out.centre, out.g, out.centre
+    kept = _costs(pair, teacher, ground, options.relative)
+    return Divergence._make([*map(torch.empty_like, values), out.n_iter, out.error, *kept])
 
 
 @BACKWARD.fake
@@ -369,8 +399,8 @@ def _(
 
 @SELF.fake
 def _(y: Tensor, b: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> SelfSolved:
-    out = _room(y, y, ground.patch_size)
-    return SelfSolved(out.value.double(), out.y_potential, out.error)
+    out = solved_room(Pair(y, y, None, None), ground)
+    return SelfSolved(out.transport.double(), out.g, out.error)
 
 
 def _save(

@@ -1,14 +1,30 @@
-"""``emd_forward``: from features and weights to solved problems, no cost matrix kept. Contract: contracts/emd.h."""
+"""``emd_forward``: from features and weights to solved problems. Contract: contracts/emd.h.
+
+The costs are kept for backward where they are little beside the features (`costs_room`).
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import formulas, implicit
-from .contracts import METRIC_NAMES, EmdBackwardParams, EmdForwardParams, Solve, Solved, SolveGrad, SolverOptions
+from .contracts import (
+    METRIC_NAMES,
+    Count,
+    EmdBackwardParams,
+    EmdForwardParams,
+    OfColumns,
+    OfRows,
+    Solve,
+    Solved,
+    SolveGrad,
+    SolverOptions,
+    Value,
+)
 from .derivatives import differentiable, second_derivatives
 from .gradients import NeedPair, fold_groups, named, pair_gradients
 from .launch import run
@@ -17,8 +33,29 @@ from .solved import VALUES, Saved, Upstream, again, room, saved
 from .views import Ground, Pair, compute_dtype, cost_params, dense, patch_grids, problems, view_of, weight_view
 from .weights import check_status
 
+
+class EmdSolved(NamedTuple):
+    """The members of `Solved`, and the costs: ``[..., N, M]``, or where they are not kept ``[..., 0, 0]``."""
+
+    transport: Value
+    entropic: Value
+    f: OfRows
+    g: OfColumns
+    eps: Value
+    centre: Value
+    shift: Value
+    excess: Value
+    n_iter: Count
+    error: Value
+    cost: Tensor
+
+    @property
+    def solved(self) -> Solved:
+        return Solved(*self[:-1])
+
+
 FORWARD = Operator(
-    "emd_forward", Solved, pair=Pair, init_g="Tensor?", ground=Ground, options=SolverOptions, caller="str"
+    "emd_forward", EmdSolved, pair=Pair, init_g="Tensor?", ground=Ground, options=SolverOptions, caller="str"
 )
 BACKWARD = Operator(
     "emd_backward",
@@ -26,6 +63,7 @@ BACKWARD = Operator(
     upstream=Upstream,
     pair=Pair,
     saved=Saved,
+    cost="Tensor?",
     ground=Ground,
     options=SolverOptions,
     need=NeedPair,
@@ -33,19 +71,35 @@ BACKWARD = Operator(
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _room(pair: Pair, ground: Ground, *others: Tensor) -> Solved:
+FEATURES_TO_COSTS = 10  # bytes of both features for each of the costs from which on they are kept
+
+
+def costs_room(pair: Pair, ground: Ground, compute: torch.dtype) -> Tensor:
+    """Room for costs ``[..., N, M]``, kept for backward where they take at most a tenth of the bytes of both features;
+    else ``[..., 0, 0]``."""
+    x, y = pair.x, pair.y
+    n, m = map(math.prod, patch_grids(x, y, ground.patch_size))
+    lead = problems(x, y)
+    features = x.numel() * x.itemsize + y.numel() * y.itemsize  # nbytes knows no symbols
+    kept = FEATURES_TO_COSTS * math.prod(lead) * n * m * compute.itemsize <= features
+    return x.new_empty((*lead, n, m) if kept else (*lead, 0, 0), dtype=compute)
+
+
+def solved_room(pair: Pair, ground: Ground, *others: Tensor) -> Solved:
     n, m = map(math.prod, patch_grids(pair.x, pair.y, ground.patch_size))
     return room(Solved, pair.x, problems(pair.x, pair.y), n, m, compute_dtype(pair.x, pair.y, *others))
 
 
 @FORWARD.fake
-def _(pair: Pair, init_g: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> Solved:
-    return _room(pair, ground)
+def _(pair: Pair, init_g: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> EmdSolved:
+    out = solved_room(pair, ground)
+    return EmdSolved(*out, costs_room(pair, ground, out.f.dtype))
 
 
 @FORWARD.kernel
-def _forward(pair: Pair, init_g: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> Solved:
-    return solve_features(pair, ground, options, caller, init_g=init_g)
+def _forward(pair: Pair, init_g: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> EmdSolved:
+    cost = costs_room(pair, ground, compute_dtype(pair.x, pair.y))
+    return EmdSolved(*solve_features(pair, ground, options, caller, init_g=init_g, cost=cost), cost)
 
 
 def solve_features(
@@ -56,12 +110,15 @@ def solve_features(
     *,
     init_g: Tensor | None = None,
     eps_given: Tensor | None = None,
+    cost: Tensor | None = None,
+    known: bool = False,
 ) -> Solved:
     """Calls the forward kernel; ``eps_given`` of each problem, instead of that of the options.
 
     It says what to compute in: where the features are half of a problem whose other half is float64, so are weights.
+    ``cost``: `costs_room`, written unless it is ``known`` already.
     """
-    out = _room(pair, ground, *[] if eps_given is None else [eps_given])
+    out = solved_room(pair, ground, *[] if eps_given is None else [eps_given])
     solve = Solve(
         solved=out,
         options=options,
@@ -70,14 +127,25 @@ def solve_features(
         eps_given=eps_given,
         init_g=dense(init_g),
     )
-    params = EmdForwardParams(cost_params(pair.x, pair.y, ground, out.f.dtype), solve)
+    params = EmdForwardParams(cost_params(pair.x, pair.y, ground, out.f.dtype), solve, some(cost), known)
     check_status(run("emd_forward", pair.x, params), caller, pair.a, pair.b)
     return out
 
 
+def some(tensor: Tensor | None) -> Tensor | None:
+    """None for one without elements, which stands for what is not there."""
+    return tensor if tensor is not None and tensor.numel() else None
+
+
 @BACKWARD.fake
 def _(
-    upstream: Upstream, pair: Pair, saved: Saved, ground: Ground, options: SolverOptions, need: NeedPair
+    upstream: Upstream,
+    pair: Pair,
+    saved: Saved,
+    cost: Tensor | None,
+    ground: Ground,
+    options: SolverOptions,
+    need: NeedPair,
 ) -> Gradients:
     grad_x, grad_y, grad_a, grad_b = pair_gradients(pair, saved.f, saved.g, need)
     return grad_x, grad_y, fold_groups(grad_a, pair.a), fold_groups(grad_b, pair.b)
@@ -88,6 +156,7 @@ def features_backward(
     upstream: Upstream,
     pair: Pair,
     saved: Saved,
+    cost: Tensor | None,
     ground: Ground,
     options: SolverOptions,
     need: NeedPair,
@@ -110,13 +179,13 @@ def features_backward(
     )
     view = view_of(pair.x)
     problem = cost_params(pair.x, pair.y, ground, saved.f.dtype)
-    run("emd_backward", pair.x, EmdBackwardParams(problem, solve, view(grad_x), view(grad_y)))
+    run("emd_backward", pair.x, EmdBackwardParams(problem, solve, some(cost), view(grad_x), view(grad_y)))
     return *gradients[:2], fold_groups(gradients[2], pair.a), fold_groups(gradients[3], pair.b)
 
 
 def _save(
     ctx: Any,
-    solved: Solved,
+    out: EmdSolved,
     pair: Pair,
     init_g: Tensor | None,
     ground: Ground,
@@ -124,7 +193,7 @@ def _save(
     caller: str,
 ) -> None:
     ctx.ground, ctx.options = ground, options
-    ctx.save_for_backward(*pair, *saved(solved))
+    ctx.save_for_backward(*pair, *saved(out), out.cost)
 
 
 def _pull(ctx: Any, *grads: Tensor | None) -> list[Tensor | None]:
@@ -139,6 +208,7 @@ def _save_again(
     upstream: Upstream,
     pair: Pair,
     saved: Saved,
+    cost: Tensor | None,
     ground: Ground,
     options: SolverOptions,
     need: NeedPair,

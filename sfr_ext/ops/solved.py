@@ -41,7 +41,8 @@ class Upstream(NamedTuple):
     grad_entropic: Tensor | None
 
 
-def saved(solved: Solved) -> Saved:
+def saved(solved: Any) -> Saved:
+    """Of a list that has all of its members."""
     return Saved(solved.f, solved.g, solved.eps, solved.centre, solved.shift)
 
 

@@ -12,6 +12,8 @@ import functools
 import math
 from dataclasses import dataclass, field
 
+from sfr_ext.ops.emd import FEATURES_TO_COSTS
+
 from . import code
 from .devices import DEVICES, Device
 from .hot_loops import Figures, NoPath, hot_loops, table
@@ -65,10 +67,18 @@ class Workload:
     def task(self, backward: bool) -> Task:
         return Task.of_maps(self.pixels, self.pixels, self.channels, backward=backward)
 
+    @property
+    def maps(self) -> int:
+        """Bytes of both."""
+        return 2 * self.batch * self.pixels * self.channels * self.element
+
+    @property
+    def keeps_costs(self) -> bool:
+        return FEATURES_TO_COSTS * self.batch * self.pixels**2 * 4 <= self.maps
+
     def bytes(self, backward: bool) -> int:
         """What memory has to move at least."""
-        maps = 2 * self.batch * self.pixels * self.channels * self.element
-        return maps * (2 if backward else 1)
+        return self.maps * (2 if backward else 1)
 
 
 WORKLOADS = [
@@ -303,8 +313,16 @@ class Model:
             self.tile("iterations", ITERATIONS - SAMPLED, "iteration")
             self.tile("iterations", SAMPLED, "sampled iteration")
 
+    def costs(self) -> None:
+        if not self.workload.keeps_costs:
+            return self.distances()
+        if not self.backward:
+            self.distances()
+        self.copies(1, self.rows * self.n)
+        return None
+
     def run(self) -> Prediction:
-        self.distances()
+        self.costs()
         if self.layout.in_registers:
             self.solve_in_registers()
         elif self.backward:
