@@ -54,32 +54,48 @@ class OTResult:
     (True, False)
     """
 
+    transport_cost: Tensor
+    entropic_cost: Tensor
+    f: Tensor
+    g: Tensor
+    eps: Tensor
+    n_iter: Tensor
+    marginal_error: Tensor
+    dual_gap: Tensor
+    converged: Tensor
+
     def __init__(
         self,
         *,
         transport_cost: Tensor,
         entropic_cost: Tensor,
-        f: Tensor,
-        g: Tensor,
-        eps: Tensor,
-        n_iter: Tensor,
-        marginal_error: Tensor,
-        tol: float,
         couple: Callable[..., Coupling],
         inputs: Inputs,
         balanced: bool,
         grids: tuple[Grid, Grid],
-        dual_gap: Tensor | None = None,
-        converged: Tensor | None = None,
+        **others: Callable[[], Tensor],
     ) -> None:
         self.transport_cost, self.entropic_cost = transport_cost, entropic_cost
-        self.f, self.g, self.eps = f, g, eps
-        self.n_iter, self.marginal_error = n_iter, marginal_error
-        self.dual_gap = torch.full_like(eps, torch.nan) if dual_gap is None else dual_gap
-        self.converged = marginal_error <= tol if converged is None else converged
         self._couple, self._inputs, self._balanced, self._grids = couple, inputs, balanced, grids
         self._coupling: Coupling | None = None
         self._coupling_has_graph = False
+        # Made when they are first asked for: of a small problem they would take as long as solving it.
+        self._later = others
+        if torch.compiler.is_compiling():
+            self._make_all()
+
+    def __getattr__(self, name: str) -> Tensor:
+        """Of what has not been made yet."""
+        make = vars(self).get("_later", {}).get(name)
+        if make is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        value: Tensor = make()
+        setattr(self, name, value)
+        return value
+
+    def _make_all(self) -> None:
+        for name in self._later:
+            setattr(self, name, getattr(self, name))
 
     @property
     def plan(self) -> Tensor:
@@ -105,7 +121,9 @@ class OTResult:
     def __getstate__(self) -> dict[str, Any]:
         """Tensors without graphs, the plan among them, and nothing that could compute it anew."""
         coupling = self._coupled("plan")
-        state = {name: _detached(value) for name, value in vars(self).items() if name not in ("_couple", "_inputs")}
+        self._make_all()
+        left_out = ("_couple", "_inputs", "_later")
+        state = {name: _detached(value) for name, value in vars(self).items() if name not in left_out}
         return {**state, "_coupling": tuple(map(_detached, coupling)), "_coupling_has_graph": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -193,28 +211,37 @@ def of_sinkhorn(
     inputs: Inputs,
     as_solved: Callable[..., ops.Given],
     grids: tuple[Grid, Grid],
+    lead: tuple[int, ...],
 ) -> OTResult:
-    """Of what a Sinkhorn operator returned.
+    """Of what a Sinkhorn operator returned, for problems of any leading axes.
 
     ``as_solved`` makes costs and weights, as `implicit.solution` takes them, of the inputs.
     """
+    axes = solved.transport.dim()
+
+    def shaped(tensor: Tensor) -> Tensor:
+        return tensor.view((*lead, *tensor.shape[axes:]))
 
     def couple(*now: Tensor | None) -> Coupling:
-        found = implicit.solution(*as_solved(*now), ops.saved(solved), options)
+        saved = ops.Saved(*map(shaped, ops.saved(solved)))
+        found = implicit.solution(*as_solved(*now), saved, options)
         return Coupling(found.plan.to(solved.f.dtype), found.a, found.b)
 
     # The solver's potentials are those of the centred costs, without what both sides exchange. Where there is no plan,
     # the centre is inf, and they are 0.
-    half, shift = solved.centre.masked_fill(solved.centre == math.inf, 0)[..., None] / 2, solved.shift[..., None]
+    def half() -> Tensor:
+        return solved.centre.masked_fill(solved.centre == math.inf, 0)[..., None] / 2
+
     return OTResult(
-        transport_cost=solved.transport,
-        entropic_cost=solved.entropic,
-        f=solved.f + (half + shift),
-        g=solved.g + (half - shift),
-        eps=solved.eps,
-        n_iter=solved.n_iter,
-        marginal_error=solved.error,
-        tol=options.tol,
+        transport_cost=shaped(solved.transport),
+        entropic_cost=shaped(solved.entropic),
+        f=lambda: shaped(solved.f + (half() + solved.shift[..., None])),
+        g=lambda: shaped(solved.g + (half() - solved.shift[..., None])),
+        eps=lambda: shaped(solved.eps),
+        n_iter=lambda: shaped(solved.n_iter),
+        marginal_error=lambda: shaped(solved.error),
+        dual_gap=lambda: torch.full_like(shaped(solved.eps), torch.nan),
+        converged=lambda: shaped(solved.error <= options.tol),
         couple=couple,
         inputs=inputs,
         balanced=not (options.reach_a or options.reach_b),
@@ -235,29 +262,37 @@ def of_exact(
     ``weights_as_solved`` makes both sides' weights of the inputs.
     """
     n, m = solved.f.shape[-1], solved.g.shape[-1]
-    value, f, g = solved.value.view(lead), solved.f.view(*lead, n), solved.g.view(*lead, m)
-    proved = solved.gap <= (1e-9 if value.dtype == torch.float64 else 1e-5) * solved.magnitude
+    value = solved.value.view(lead)
+
+    def f() -> Tensor:
+        return solved.f.view(*lead, n)
+
+    def g() -> Tensor:
+        return solved.g.view(*lead, m)
+
+    def converged() -> Tensor:
+        proved = solved.gap <= (1e-9 if value.dtype == torch.float64 else 1e-5) * solved.magnitude
+        return (proved & (solved.error <= options.tol)).view(lead)
 
     def couple(*now: Tensor | None) -> Coupling:
         a, b = weights_as_solved(*now)
         plan = ops.exact_plan(solved.rows, solved.columns, solved.mass, n, m).view(*lead, n, m)
-        return Coupling(plan, implicit.marginal(a, f.double()), implicit.marginal(b, g.double()))
+        return Coupling(plan, implicit.marginal(a, f().double()), implicit.marginal(b, g().double()))
 
     return OTResult(
         transport_cost=value,
         entropic_cost=value,
         f=f,
         g=g,
-        eps=torch.zeros_like(value),
-        n_iter=solved.n_iter.view(lead),
-        marginal_error=solved.error.view(lead),
-        tol=options.tol,
+        eps=lambda: torch.zeros_like(solved.error).view(lead),
+        n_iter=lambda: solved.n_iter.view(lead),
+        marginal_error=lambda: solved.error.view(lead),
+        dual_gap=lambda: solved.gap.view(lead),
+        converged=converged,
         couple=couple,
         inputs=inputs,
         balanced=not (options.reach_a or options.reach_b),
         grids=grids,
-        dual_gap=solved.gap.view(lead),
-        converged=(proved & (solved.error <= options.tol)).view(lead),
     )
 
 

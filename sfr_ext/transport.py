@@ -143,9 +143,8 @@ def solve(
     if solver == "exact":
         exact = ops.ExactSolved(*ops.exact_forward(*given, *prices(options), where))
         return of_exact(exact, lead, options, inputs, lambda *now: broadcast(*now)[1:], grids)
-    flat = ops.sinkhorn_forward(*given, init_g, *options, where)
-    solved = ops.Solved(*(t.view((*lead, *t.shape[2:])) for t in flat))
-    return of_sinkhorn(solved, options, inputs, broadcast, grids)
+    solved = ops.Solved(*ops.sinkhorn_forward(*given, init_g, *options, where))
+    return of_sinkhorn(solved, options, inputs, broadcast, grids, lead)
 
 
 def prices(options: ops.SolverOptions, features: bool = False) -> ops.ExactOptions:
@@ -228,7 +227,8 @@ def solve_sample(
         pair = paired(*now)
         return ops.Given(costs_between(pair, costs), pair.a, pair.b)
 
-    return of_sinkhorn(solved_between(where, pair, costs, options, init), options, inputs, as_solved, grids)
+    solved, lead = solved_between(where, pair, costs, options, init), ops.problems(x, y)
+    return of_sinkhorn(solved, options, inputs, as_solved, grids, lead)
 
 
 def ground(metric: str, patch_size: int) -> ops.Ground:

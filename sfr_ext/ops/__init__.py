@@ -18,7 +18,7 @@ from .exact_emd import in_one_pass as exact_in_one_pass
 from .launch import forced, forced_method
 from .sinkhorn import sinkhorn_forward
 from .snapshot import copied
-from .solved import Given, saved
+from .solved import Given, Saved, saved
 from .views import Ground, Pair, compute_dtype, patch_grids, problems
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Given",
     "Ground",
     "Pair",
+    "Saved",
     "SelfSolved",
     "Solved",
     "SolverOptions",
