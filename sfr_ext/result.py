@@ -127,7 +127,7 @@ class OTResult:
         return {**state, "_coupling": tuple(map(_detached, coupling)), "_coupling_has_graph": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _coupling=Coupling(*state["_coupling"]), _inputs=Inputs())
+        vars(self).update(state, _coupling=Coupling(*state["_coupling"]), _inputs=Inputs(), _later={})
 
     def rounded_plan(self) -> Tensor:
         """The plan, made to satisfy both marginals to rounding: non-negative, ``P 1 = a``, ``P^T 1 = b``.
