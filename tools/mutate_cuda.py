@@ -131,6 +131,8 @@ def kind_of(condition: str) -> str | None:
     if not match:
         return None
     left = set(re.findall(r"[A-Za-z_]\w*", match[1]))
+    if match[3] == "infinity":  # of a cost, which is no index
+        return None
     return "bounds" if left & INDICES and (match[3] == "0" or not match[3][0].isdigit()) else None
 
 
