@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import checks, implicit, ops
 from .result import OTResult, of_exact, of_sinkhorn
-from .versions import Inputs
+from .versions import Inputs, wants_gradient
 
 Reach = float | tuple[float | None, float | None] | None
 
@@ -143,8 +144,26 @@ def solve(
     if solver == "exact":
         exact = ops.ExactSolved(*ops.exact_forward(*given, *prices(options), where))
         return of_exact(exact, lead, options, inputs, lambda *now: broadcast(*now)[1:], grids)
-    solved = ops.Solved(*ops.sinkhorn_forward(*given, init_g, *options, where))
+    finer = as_weights_want(options, a, b, ops.compute_dtype(cost))
+    solved = ops.Solved(*ops.sinkhorn_forward(*given, init_g, *finer, where))
     return of_sinkhorn(solved, options, inputs, broadcast, grids, lead)
+
+
+# To which a problem is solved whose weights want a gradient: nearly to rounding.
+_FINEST = {torch.float32: 1e-6, torch.float64: 1e-13}
+
+
+def as_weights_want(
+    options: ops.SolverOptions, a: Tensor | None, b: Tensor | None, compute: torch.dtype
+) -> ops.SolverOptions:
+    """Options for problems whose weights may want a gradient.
+
+    It is made of the potentials. Where parts of both sides match each other and hardly anything else, as happens with
+    as many patches on both and equal weights, so little of the plan holds the potentials of different parts together
+    that they are far off when the marginals are not. The plan and gradients of costs are not concerned.
+    """
+    wanted = torch.is_grad_enabled() and any(w is not None and wants_gradient(w) for w in (a, b))
+    return options._replace(tol=min(options.tol, _FINEST[compute])) if wanted else options
 
 
 def prices(options: ops.SolverOptions, features: bool = False) -> ops.ExactOptions:
@@ -273,4 +292,5 @@ def solved_between(
         lead = ops.problems(pair.x, pair.y)
         checks.potentials(where, init, (*lead, n), (*lead, m), pair.x)
         init_g = init[1].to(ops.compute_dtype(pair.x, pair.y))
+    options = as_weights_want(options, pair.a, pair.b, ops.compute_dtype(pair.x, pair.y))
     return ops.EmdSolved(*ops.emd_forward(*pair, init_g, *costs, *options, where)).solved

@@ -30,7 +30,7 @@ class Inputs:
 
     @property
     def requires_grad(self) -> bool:
-        return any(layer.requires_grad for value in self._tensors.values() for layer in _layers(value))
+        return any(map(wants_gradient, self._tensors.values()))
 
     def unchanged(self, what: str) -> tuple[Tensor | None, ...]:
         """The tensors, in the order in which they were named.
@@ -47,6 +47,10 @@ class Inputs:
                     "changing it, or solve with a clone"
                 )
         return tuple(self._tensors.get(name) for name in self._names)
+
+
+def wants_gradient(tensor: Tensor) -> bool:
+    return any(layer.requires_grad for layer in _layers(tensor))
 
 
 def _layers(tensor: Tensor) -> Iterator[Tensor]:

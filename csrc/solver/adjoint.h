@@ -13,13 +13,14 @@ struct Upstream {
   T transport = 0, entropic = 0, eps = 0;
 };
 
-// d/da_i of the two values, before normalisation of the weights; `other` is the sum of the other side's weights.
+// d/da_i of the two values, before normalisation of the weights; `other` is the sum of the other side's weights,
+// `exchange` what is left of the shift and of the system's solution along it (below).
 template <class T>
-SFR_FN T weight_gradient(const Marginal<T>& side, Index i, Upstream<T> up, T eps, T other) {
+SFR_FN T weight_gradient(const Marginal<T>& side, Index i, Upstream<T> up, T eps, T other, T exchange) {
   const T bare = side.bare()[i], step = side.step()[i];
   if (!side.has_reach()) return eps * ((up.transport + up.entropic) * bare + up.transport * step);
   const T reach = side.reach(eps), over = side.over_reach(bare), kept = exp2_of(-over * T(1 / ln2));
-  return up.transport * side.gain() * kept * (reach * over + eps * step) -
+  return up.transport * side.gain() * kept * (reach * side.over_reach_unshifted(bare) + eps * (step + exchange)) -
          up.entropic * (reach * expm1_of(-over) + eps * (kept - other));
 }
 
@@ -131,6 +132,65 @@ SFR_FN InUnits<T> plan_in_units(Plan<T>& plan) {
   return {whole[0], true};
 }
 
+// The system's equations summed over a side are two for the means of alpha and beta under the plan. With reaches far
+// above eps these are nearly one: conjugate gradients find what alpha and beta have in common, and nothing of what
+// they exchange, (1, -1), which is as large as the shift of the masses is, and cancels it in the weights' gradients. So
+// means are taken out of the right sides, and put into the solution in closed form. With s = eps / reach, the right
+// sides' sums H and K, f and g without the shift, and det = s_a + s_b + s_a s_b:
+//
+//     mean(alpha) + mean(beta) = (s_b H + s_a K) / (|P| det)
+//     shift / eps + (mean(alpha) - mean(beta)) / 2 =
+//         (<P^T 1, g> / reach_b - <P 1, f> / reach_a + (s_b H - s_a K) / 2) / (|P| det) + shift / eps s_a s_b / det
+template <class T>
+struct Means {
+  T of_rows = 0, of_columns = 0;  // sums of the plan over either side: its mass
+  T common = 0, exchange = 0;     // the two numbers above
+};
+
+template <class T>
+SFR_INLINE T in_plan(const Marginal<T>& side, Index i) {
+  return side.sum()[i] * side.unit()[i] * side.unit()[i];
+}
+
+template <class T, template <class> class Plan>
+SFR_FN Means<T> take_means(Plan<T>& plan) {
+  const Marginal<T>&rows = plan.rows, &columns = plan.columns;
+  const auto right = [](const Marginal<T>& side, Index i) { return side.right()[i] * side.unit()[i]; };
+  const auto over = [](const Marginal<T>& side, Index i) {
+    return in_plan(side, i) * side.over_reach_unshifted(side.bare()[i]);
+  };
+  Means<T> out;
+  out.of_rows = plan.sum_patches_of_rows([&](Index i) { return in_plan(rows, i); });
+  out.of_columns = plan.sum_patches_of_columns([&](Index j) { return in_plan(columns, j); });
+  if (!(out.of_rows > 0) || !(out.of_columns > 0)) {
+    out.of_rows = 0, out.exchange = plan.shift * T(ln2);
+    return out;
+  }
+  const T h = plan.sum_patches_of_rows([&](Index i) { return right(rows, i); }) / out.of_rows;
+  const T k = plan.sum_patches_of_columns([&](Index j) { return right(columns, j); }) / out.of_columns;
+  const T f = plan.sum_patches_of_rows([&](Index i) { return over(rows, i); }) / out.of_rows;
+  const T g = plan.sum_patches_of_columns([&](Index j) { return over(columns, j); }) / out.of_columns;
+  const T a = rows.eps_over_reach, b = columns.eps_over_reach, det = a + b + a * b;
+  out.common = (b * h + a * k) / det;
+  out.exchange = (g - f + (b * h - a * k) / 2) / det;
+  if (a > 0 && b > 0) out.exchange += plan.shift * T(ln2) * (a / (1 + a + a / b));
+  plan.each_patch_of_rows([&](Index i) { rows.right()[i] -= rows.sum()[i] * rows.unit()[i] * h; });
+  plan.each_patch_of_columns([&](Index j) { columns.right()[j] -= columns.sum()[j] * columns.unit()[j] * k; });
+  plan.sync();
+  return out;
+}
+
+template <class T, template <class> class Plan>
+SFR_FN void put_means(Plan<T>& plan, const Means<T>& means) {
+  if (!(means.of_rows > 0)) return;
+  const auto mean = [](const Marginal<T>& side, Index i) { return in_plan(side, i) * side.step()[i]; };
+  const T common = means.common / 2;
+  const T of_rows = plan.sum_patches_of_rows([&](Index i) { return mean(plan.rows, i); }) / means.of_rows;
+  const T of_columns = plan.sum_patches_of_columns([&](Index j) { return mean(plan.columns, j); }) / means.of_columns;
+  plan.each_patch_of_rows([&](Index i) { plan.rows.step()[i] += common - of_rows; });
+  plan.each_patch_of_columns([&](Index j) { plan.columns.step()[j] += common - of_columns; });
+}
+
 // d/dC into the plan, and d/da, d/db (before normalisation of the weights) into gradient() of both sides. `spread`:
 // where eps follows that of the costs; null elsewhere. Returns d/deps, without what comes from upstream.
 template <class T, template <class> class Plan>
@@ -149,6 +209,7 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
     return phi[i] + load(gamma + j) - plan.centred(i, j) * (plan.factor * T(ln2));
   };
 
+  T exchange = 0;
   if (up.transport != 0) {
     // The plan moves: h = -(P * ln k) 1, k = -(P * ln k)^T 1, and less on a side whose marginal gives way.
     const auto term = [&](Index i, Index j, Vec<T> p) { return p > 0 ? -p * log_ratio(i, j) : Vec<T>{}; };
@@ -158,9 +219,13 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
     const auto give_way = [](const Marginal<T>& side, Index i) {
       if (side.has_reach()) side.right()[i] -= side.sum()[i] * side.unit()[i] * side.over_reach(side.bare()[i]);
     };
+    Means<T> means;
     if (plan.has_reach()) {
       plan.each_patch_of_rows([&](Index i) { give_way(rows, i); });
       plan.each_patch_of_columns([&](Index j) { give_way(columns, j); });
+      plan.sync();
+      means = take_means(plan);
+      exchange = means.exchange;
     }
     const auto unit = [&](Index j) { return load(column_units + j); };
     solve_system(plan, Rules<T>::adjoint_precision, 4 * int64_t(plan.kept_columns) + 20, unit);
@@ -170,6 +235,10 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
     if (held.scaled) {
       plan.each_row([&](Index i) { out_of_units(rows, i); });
       plan.each_column([&](Index j) { out_of_units(columns, j); });
+    }
+    if (plan.has_reach()) {
+      plan.sync();
+      put_means(plan, means);
     }
   } else {
     plan.each_row([&](Index i) { store(rows.step() + i, Vec<T>{}); });
@@ -187,9 +256,10 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
   });
   slope[0] += up.entropic * (rows.total * columns.total - held.mass);
   if (eps > 0) {
-    plan.each_patch_of_rows([&](Index i) { rows.gradient()[i] = weight_gradient(rows, i, up, eps, columns.total); });
+    plan.each_patch_of_rows(
+        [&](Index i) { rows.gradient()[i] = weight_gradient(rows, i, up, eps, columns.total, exchange); });
     plan.each_patch_of_columns(
-        [&](Index j) { columns.gradient()[j] = weight_gradient(columns, j, up, eps, rows.total); });
+        [&](Index j) { columns.gradient()[j] = weight_gradient(columns, j, up, eps, rows.total, -exchange); });
     plan.sync();
   } else {
     weights_backward_of_product(plan, up);

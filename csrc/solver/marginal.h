@@ -52,6 +52,11 @@ struct Marginal {
   SFR_INLINE V over_reach(V bare) const {
     return eps_over_reach * bare + offset * T(ln2);
   }
+  // The same of a potential that the shift is no part of.
+  template <class V>
+  SFR_INLINE V over_reach_unshifted(V bare) const {
+    return eps_over_reach * bare + centre * T(ln2);
+  }
 
   // What the plan's sums should be.
   SFR_INLINE const T* target() const { return has_reach() ? reach_target : weight; }

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..implicit import marginal, total
-from .contracts import Count, OfColumns, OfRows, Solved, SolverOptions, Value
+from .contracts import METHODS, Count, OfColumns, OfRows, Solved, SolverOptions, Value
 from .derivatives import differentiable, no_second_derivative
 from .emd import costs_room, features_backward, solve_features, solved_room
 from .gradients import NeedPair, fold_groups, named, pair_gradients
@@ -121,6 +121,13 @@ def _with_itself(options: SolverOptions, reach: float, dtype: torch.dtype) -> So
         tol=1e-6 if dtype == torch.float32 else 1e-13,
         symmetric=True,
     )
+
+
+def _eps_of(pair: Pair, ground: Ground, options: SolverOptions, caller: str, cost: Tensor | None = None) -> Tensor:
+    """What problems are regularised with: no less than what the type holds potentials of, since all three are to be
+    solved with it as it is."""
+    options = options._replace(tol=0.0, max_iter=0, method=METHODS["plain"])
+    return solve_features(pair, ground, options, caller, cost=cost).eps
 
 
 def _solve_itself(
@@ -228,8 +235,7 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
     x, y, a, b = pair
     lead, relative = problems(x, y), options.relative
     kept = _costs(pair, teacher, ground, relative)
-    # The same for all three.
-    used = solve_features(pair, ground, options._replace(tol=0.0, max_iter=0), caller, cost=kept.cost).eps
+    used = _eps_of(pair, ground, options, caller, kept.cost)  # the same for all three
 
     itself = _for_each_group(x, lead, relative)
     own = used if relative or len(lead) == 1 else used[:, 0].contiguous()
@@ -370,7 +376,7 @@ def _backward(
 
 @SELF.kernel
 def _self_forward(y: Tensor, b: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> SelfSolved:
-    used = y.new_full(tuple(y.shape[:1]), options.eps, dtype=compute_dtype(y))
+    used = _eps_of(Pair(y, y, b, b), ground, options, caller)
     solved = _solve_itself(y, y, b, used, ground, options, options.reach_b, caller)
     return SelfSolved(_of_itself(solved, b, options.reach_b), _potential(solved).to(solved.f.dtype), solved.error)
 
