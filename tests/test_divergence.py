@@ -235,3 +235,22 @@ def test_masks_make_the_value_of_what_is_left(side: str, reach: object) -> None:
     assert torch.equal(ours, expected)
     for i, (found, exact) in enumerate(zip(gradients, wanted, strict=True)):
         assert torch.equal(found[:, kept] if i % 2 == own else found, exact)
+
+
+@pytest.mark.parametrize("eps_scale", EPS_SCALES)
+@pytest.mark.parametrize("eps", [1e-6, 1e-9, 1e-16])
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_eps_below_what_float32_holds(metric: str, eps: float, eps_scale: str) -> None:
+    """All three problems are solved with the least that the type holds: the value is that of exact transport."""
+    x, y = features(2, 12, 8, grad=True), features(2, 2, 10, 8)
+    options = {"metric": metric, "reduction": "none"}
+    value, (grad,) = value_and_gradients(emd_l2, x, y, objective="divergence", eps=eps, eps_scale=eps_scale, **options)
+    exact, (right,) = value_and_gradients(emd_l2, x, y, solver="exact", **options)
+    assert error(value, exact) < 1e-3 and error(grad, right) < 2e-2
+
+
+def test_a_self_term_at_an_eps_below_what_float32_holds() -> None:
+    x, y = features(2, 12, 8), features(2, 10, 8)
+    options = {"eps": 1e-12, "eps_scale": "absolute", "objective": "divergence"}
+    given = emd_l2(x, y, teacher_self=self_term(y, eps=1e-12), **options)
+    assert error(given, emd_l2(x, y, **options)) < 1e-4

@@ -146,3 +146,44 @@ def test_what_a_reach_does_not_go_with() -> None:
         solve(torch.rand(3, 3), solver="exact", reach=1.0).rounded_plan()
     with pytest.raises(ValueError, match="expected a balanced problem"):
         solve(torch.rand(3, 3), reach=1.0).rounded_plan()
+
+
+@pytest.mark.parametrize("reach", [30.0, 1e3, 1e5, (1e3, None), (None, 1e4), (50.0, 5e3)], ids=str)
+@pytest.mark.parametrize("value", VALUES)
+def test_gradients_under_a_reach_far_above_the_costs(value: str, reach: object) -> None:
+    """float32 beside float64, which finite differences agree with: masses differ, so that the shift is large."""
+    shapes = ((2, 9, 6), (2, 7, 6))
+    x, y = (features(*shape, dtype=torch.float64) for shape in shapes)
+    a, b = masses(2, 9, dtype=torch.float64, total=1.0), masses(2, 7, dtype=torch.float64, total=3.0)
+    a[:, 2] = b[0, 4] = 0
+
+    def cost(dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        inputs = [t.to(dtype).requires_grad_() for t in (x, y, a, b)]
+        tol = 1e-6 if dtype == torch.float32 else 1e-12
+        return value_and_gradients(lambda *now: getattr(solve_sample(*now, eps=0.2, reach=reach, tol=tol), value), *inputs)
+
+    (found, gradients), (expected, wanted) = cost(torch.float32), cost(torch.float64)
+    assert error(found, expected) < 1e-5
+    for ours, right in zip(gradients, wanted, strict=True):
+        assert error(ours, right) < 2e-5
+
+    def at(step: Tensor) -> Tensor:
+        return getattr(solve_sample(x, y, a + step, b, eps=0.2, reach=reach, tol=1e-13), value).sum()
+
+    for i in (0, 5):
+        step = torch.zeros_like(a)
+        step[1, i] = 1e-5
+        slope = (at(step) - at(-step)) / 2e-5
+        assert abs(slope - wanted[2][1, i]) < 1e-4 * wanted[2].abs().max()
+
+
+def test_what_two_costs_and_masses_that_differ_come_to() -> None:
+    cost = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        a, b = torch.tensor([3.0, 7.0], dtype=dtype), torch.tensor([7.0, 30.0], dtype=dtype)
+        a.requires_grad_()
+        result = solve(cost.to(dtype), a, b, eps=0.05, eps_scale="absolute", reach=1000.0, tol=1e-6)
+        (found[dtype],) = torch.autograd.grad(result.transport_cost, a)
+    assert found[torch.float32].tolist() == pytest.approx(found[torch.float64].tolist(), rel=1e-5)
+    assert found[torch.float64].tolist() == pytest.approx([1.451989, -0.470490], abs=2e-6)

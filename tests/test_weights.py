@@ -317,3 +317,31 @@ def test_cross_reference_at_any_scale(scale: float) -> None:
     for found, expected in zip(ours, cross_reference_weights(x.double(), y.double()), strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(found.sum(-1), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("objective", ["transport", "entropic", "divergence"])
+@pytest.mark.parametrize(("n", "channels"), [(3, 3), (5, 3), (16, 8), (25, 64)])
+def test_equal_weights_on_as_many_patches(n: int, channels: int, objective: str) -> None:
+    """Where the plan nearly matches patch with patch, hardly anything holds the potentials together that weights'
+    gradients are made of: they are right all the same, at the default ``tol``."""
+    worst = []
+    for _ in range(6):
+        x, y = (torch.rand(1, n, channels, dtype=torch.float64) for _ in range(2))
+        weight = torch.ones(1, n, dtype=torch.float64, requires_grad=True)
+        grads = []
+        for options in ({}, {"tol": 1e-14, "max_iter": 50_000}):
+            value = emd_l2(x, y, student_weight=weight, objective=objective, **options)
+            grads += torch.autograd.grad(value, weight)
+        worst.append(error(*grads))
+    assert sorted(worst)[3] < 1e-9 and max(worst) < 1e-2
+
+
+def test_weights_without_gradients_are_solved_to_tol_alone() -> None:
+    x, y = features(4, 20, 6), features(4, 20, 6)
+    weight = weights(4, 20)
+    plain = solve_sample(x, y, weight)
+    with torch.no_grad():
+        unasked = solve_sample(x, y, weight.requires_grad_())
+    asked = solve_sample(x, y, weight)
+    assert torch.equal(plain.n_iter, unasked.n_iter) and (asked.n_iter > plain.n_iter).all()
+    assert (asked.marginal_error < plain.marginal_error).all() and asked.converged.all()
