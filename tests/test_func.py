@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
-from sfr_ext import cost_matrix, emd_l2, solve, solve_sample
+from sfr_ext import cost_matrix, emd_l2, self_feature_loss, solve, solve_sample
 
 F64 = torch.float64
 
@@ -127,3 +127,43 @@ def test_vmap_over_nothing() -> None:
     assert vmap(lambda cost: solve(cost, solver="exact").f)(cost).shape == (0, 2, 3)
     assert vmap(grad(lambda x: emd_l2(x, y)))(torch.rand(0, 2, 6, 4)).shape == (0, 2, 6, 4)
     assert vmap(cost_matrix, (0, None))(torch.rand(0, 2, 6, 4), y).shape == (0, 2, 6, 5)
+
+
+CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "emd_l2": lambda x, y: emd_l2(x, y),
+    "exact": lambda x, y: emd_l2(x, y, solver="exact"),
+    "divergence": lambda x, y: emd_l2(x, y, objective="divergence"),
+    "windows": lambda x, y: emd_l2(*(t.mT.unflatten(2, (2, 2)) for t in (x, y[:, 1:])), patch_size=2),
+    "solve_sample": lambda x, y: solve_sample(x, y).entropic_cost.sum(),
+    "solve": lambda x, y: solve(cost_matrix(x, y, metric="cosine")).transport_cost.sum(),
+    "self_feature_loss": lambda x, y: self_feature_loss(
+        [x.mT.unflatten(2, (2, 2)), y.mT.unflatten(2, (1, 5))], detach_teacher=False
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_vjp_is_called_when_its_transform_has_ended(call: str) -> None:
+    function = CALLS[call]
+    x, y = features(2, 4, 8), features(2, 5, 8)
+    x_leaf, y_leaf = x.clone().requires_grad_(), y.clone().requires_grad_()
+    wanted = torch.autograd.grad(function(x_leaf, y_leaf), (x_leaf, y_leaf), materialize_grads=True)
+    value, pull = torch.func.vjp(function, x, y)
+    for ours, theirs in zip(pull(torch.ones_like(value)), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+    batched = torch.func.vmap(pull)(torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(batched[0][1], 2 * wanted[0], rtol=1e-5, atol=1e-7)
+
+
+def test_jacobians_by_chunks_and_products_with_second_derivatives() -> None:
+    x, y = features(2, 4, 8, dtype=torch.float64), features(2, 5, 8, dtype=torch.float64)
+
+    def each(x: Tensor) -> Tensor:
+        return emd_l2(x, y, reduction="none", tol=1e-12)
+
+    torch.testing.assert_close(torch.func.jacrev(each, chunk_size=1)(x), torch.func.jacrev(each)(x))
+    direction = features(2, 4, 8, dtype=torch.float64)
+    gradient = torch.func.grad(lambda x: each(x).sum())
+    (product,) = torch.func.vjp(gradient, x)[1](direction)
+    step = 1e-5 * direction
+    torch.testing.assert_close(product, (gradient(x + step) - gradient(x - step)) / 2e-5, rtol=1e-4, atol=1e-7)

@@ -160,7 +160,9 @@ def test_gradients_under_a_reach_far_above_the_costs(value: str, reach: object) 
     def cost(dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
         inputs = [t.to(dtype).requires_grad_() for t in (x, y, a, b)]
         tol = 1e-6 if dtype == torch.float32 else 1e-12
-        return value_and_gradients(lambda *now: getattr(solve_sample(*now, eps=0.2, reach=reach, tol=tol), value), *inputs)
+        return value_and_gradients(
+            lambda *now: getattr(solve_sample(*now, eps=0.2, reach=reach, tol=tol), value), *inputs
+        )
 
     (found, gradients), (expected, wanted) = cost(torch.float32), cost(torch.float64)
     assert error(found, expected) < 1e-5

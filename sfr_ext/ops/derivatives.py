@@ -99,7 +99,7 @@ def differentiable(
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return transformed.apply(*inputs)
         if torch._C._len_torch_dispatch_stack() or not _plain(inputs):
-            return registered(*inputs)
+            return registered(*map(_unwrapped, inputs))
         if not torch.is_grad_enabled():
             return operator.function(*operator.split(inputs))
         others: list[Tensor] = []
@@ -108,6 +108,13 @@ def differentiable(
 
     call.__name__ = call.__qualname__ = name
     return call
+
+
+def _unwrapped(value: Any) -> Any:
+    """What a transform that has ended wrapped up: ``vjp`` calls backward after it, with what forward saved."""
+    while isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value
 
 
 _PLAIN = frozenset((Tensor, Parameter, type(None), bool, int, float, str))
@@ -121,7 +128,11 @@ def _plain(inputs: tuple[Any, ...]) -> bool:
     if not _PLAIN.issuperset(map(type, inputs)):
         return False
     for value in inputs:
-        if isinstance(value, Tensor) and (value.is_meta or value.is_neg() or value._is_zerotensor()):
+        if not isinstance(value, Tensor):
+            continue
+        if value.is_meta or value.is_neg() or value._is_zerotensor():
+            return False
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):
             return False
     return True
 
