@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ def _limit(where: str, max_cost: Any, maximize: bool) -> float:
     if max_cost is None:
         return -math.inf if maximize else math.inf
     checks.a_number(where, "max_cost", max_cost)
-    if math.isnan(max_cost):
+    if max_cost != max_cost:
         checks.refuse(ValueError, where, "max_cost", "to be a number", max_cost)
+    if abs(max_cost) > sys.float_info.max:  # an int may be beyond any float
+        return math.inf if max_cost > 0 else -math.inf
     return float(max_cost)

@@ -48,6 +48,8 @@ def tensor(
     """A tensor of one of the types, on a device that kernels run on, the same as that of ``like``."""
     if not isinstance(value, Tensor):
         refuse(TypeError, where, name, "to be a Tensor", type(value).__name__)
+    if value.layout is not torch.strided:
+        refuse(TypeError, where, name, "to be dense", value.layout)
     if value.dtype not in dtypes:
         *names, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
         kinds = f"{', '.join(names)} or {last}" if dtypes is FLOATING else "bool, integer or floating-point"

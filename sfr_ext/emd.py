@@ -89,7 +89,8 @@ def emd_l2(
         reach: unbalanced transport: mass that is further away than this, in units of the cost, mostly stays. One
             number, or a pair for student and teacher; None: balanced. A side with a reach keeps the sum of its
             weights. `solve` has the formula.
-        tol: stop when a problem's L1 marginal error is at most this.
+        tol: stop when a problem's L1 marginal error is at most this. Where weights want a gradient, which is made of
+            the potentials, a problem is solved nearly to rounding (1e-6, or 1e-13 in float64).
         max_iter: iterations at most; see `warn_on_nonconvergence`.
         reduction: over batch and groups: ``"mean"`` | ``"sum"`` | ``"none"``.
         teacher_self: for ``"divergence"`` and a teacher that does not change: its problem with itself, from
@@ -103,8 +104,9 @@ def emd_l2(
         TypeError: an argument is of the wrong kind or type.
         ValueError: shapes do not fit, an option is out of range, tensors are on different devices, or weights are
             negative or not finite (on a GPU, where looking would make it wait, such a problem gives NaN).
-        NotImplementedError: a forward-mode derivative is asked for. (Second derivatives are computed densely in
-            float64: slow, for small problems, and as exact as ``tol``.)
+        NotImplementedError: a forward-mode derivative is asked for, or a second one of the divergence or through the
+            weights of exact transport. (Other second derivatives are computed densely in float64: slow, for small
+            problems, and as exact as ``tol``.)
 
     >>> import torch
     >>> student = torch.randn(4, 16, 7, 7, requires_grad=True)

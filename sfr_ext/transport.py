@@ -99,7 +99,8 @@ def solve(
             ``(reach_a + reach_b) / 2`` is never matched; ``f <= reach_a / 2``, ``g <= reach_b / 2``.
         tol: stop when ``|P 1 - a|_1 + |P^T 1 - b|_1 <= tol``. With a reach, the marginals that it bends stand for ``a``
             and ``b``; the distance of a side is divided by ``1 + eps / reach``, which is how much faster than the plan
-            they move; and the sum is in units of the plan's mass.
+            they move; and the sum is in units of the plan's mass. Where weights want a gradient, which is made of the
+            potentials, a problem is solved nearly to rounding (1e-6, or 1e-13 in float64).
         max_iter: iterations at most. A problem stopped by it has ``converged = False``.
         init: potentials ``(f, g)`` to start from, as an `OTResult` gave them. (``f`` follows from ``g`` in half an
             iteration.)

@@ -94,7 +94,7 @@ def test_weights_forms_and_normalisation() -> None:
 def test_weight_zero_removes_a_patch_to_the_bit() -> None:
     """Padding, even with NaN in it, changes nothing: not a bit of the value, the potentials or the gradients."""
     x, y = features(2, 5, 7, grad=True), features(2, 9, 7, grad=True)
-    a, b = weights(2, 5), weights(2, 9)
+    a, b = weights(2, 5, grad=True), weights(2, 9)
     plain = solve_sample(x, y, a, b)
     plain_grads = torch.autograd.grad(plain.transport_cost.sum(), (x, y))
     keep_x, keep_y = torch.tensor([0, 2, 3, 5, 6]), torch.tensor([1, 2, 3, 4, 5, 6, 8, 9, 10])
@@ -102,7 +102,7 @@ def test_weight_zero_removes_a_patch_to_the_bit() -> None:
     wide_x[:, keep_x], wide_y[:, keep_y] = x.detach(), y.detach()
     wide_x.requires_grad_(), wide_y.requires_grad_()
     wide_a, wide_b = torch.zeros(2, 7), torch.zeros(2, 12)
-    wide_a[:, keep_x], wide_b[:, keep_y] = a, b
+    wide_a[:, keep_x], wide_b[:, keep_y] = a.detach(), b
     wide_a.requires_grad_()
     padded = solve_sample(wide_x, wide_y, wide_a, wide_b)
     grads = torch.autograd.grad(padded.transport_cost.sum(), (wide_x, wide_y, wide_a))

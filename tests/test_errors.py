@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sfr_ext
-from sfr_ext import cost_matrix, emd_l2, solve, solve_sample
+from sfr_ext import cost_matrix, cross_reference_weights, emd_l2, linear_assignment, solve, solve_sample
 
 x, y = torch.rand(2, 4, 3, 3), torch.rand(2, 4, 2, 2)
 tokens = torch.rand(2, 5, 4)
@@ -181,6 +181,14 @@ def test_weights_are_only_refused_where_they_are() -> None:
     weight[1, 2, 3] = -1
     with pytest.raises(ValueError, match=r"teacher_weight .* got -1 at \[1, 2, 3\]"):
         emd_l2(x, torch.rand(2, 3, 4, 2, 2), teacher_weight=weight)
+
+
+@pytest.mark.parametrize("call", [linear_assignment, solve, cross_reference_weights])
+def test_sparse_tensors(call: Callable[..., object]) -> None:
+    dense = torch.eye(3) if call is not cross_reference_weights else torch.ones(1, 2, 3, 3)
+    others = () if call is not cross_reference_weights else (torch.ones(1, 2, 3, 3),)
+    with pytest.raises(TypeError, match=f"sfr_ext.{call.__name__}: expected .* to be dense, got torch.sparse_coo"):
+        call(dense.to_sparse(), *others)
 
 
 @pytest.mark.parametrize("name", ["eps", "tol", "max_iter", "reach", "patch_size"])

@@ -507,6 +507,23 @@ def test_padding_changes_no_bit(n: int, m: int, weighted: bool, reach: float | N
             assert torch.equal(getattr(padded, name), getattr(small, name))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reach", [None, (None, 0.5)])
+def test_padding_changes_no_bit_of_a_gradient(reach: Any, dtype: torch.dtype) -> None:
+    def gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        return torch.autograd.grad(solve(*leaves, solver="exact", reach=reach).transport_cost.sum(), leaves)
+
+    cost, a, b = rand(30, 5, 4).to(dtype), (rand(30, 5) + 0.1).to(dtype), (rand(30, 4) + 0.1).to(dtype)
+    wide = rand(30, 7, 12).to(dtype)
+    wide[:, :5, :4] = cost
+    of_cost, of_a, of_b = gradients(wide, F.pad(a, (0, 2)), F.pad(b, (0, 8)))
+    small = gradients(cost, a, b)
+    for ours, theirs in zip((of_cost[:, :5, :4], of_a[:, :5], of_b[:, :4]), small, strict=True):
+        assert torch.equal(ours, theirs)
+    assert not of_cost[:, 5:].any() and not of_a[:, 5:].any() and not of_b[:, 4:].any()
+
+
 @pytest.mark.parametrize("reach", [None, 1.0])
 def test_dual_variables_at_removed_patches(reach: float | None) -> None:
     cost, a, b = 50 * rand(2, 9, 6), rand(2, 9), rand(2, 6)

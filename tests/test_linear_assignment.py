@@ -106,6 +106,8 @@ def test_rows_that_compete_take_the_cheapest_columns() -> None:
     assert linear_assignment(cost).tolist() == [0, 1, -1, 2]
     assert linear_assignment(cost, max_cost=8).tolist() == [0, 1, -1, 2]
     assert linear_assignment(cost, max_cost=7.5).tolist() == [0, 1, -1, -1]
+    assert linear_assignment(cost, max_cost=10**400).tolist() == linear_assignment(cost).tolist()
+    assert linear_assignment(cost, max_cost=-(10**400)).tolist() == [-1, -1, -1, -1]
 
 
 @pytest.mark.parametrize("shape", [(70, 70), (200, 200), (150, 151), (90, 260), (260, 90)])
