@@ -42,11 +42,15 @@ def problems() -> dict[str, tuple[Tensor, Tensor]]:
 
 def gradients(x: Tensor, y: Tensor, eps: float, dtype: torch.dtype, tol: float) -> tuple[Tensor, Tensor, bool]:
     """Of the student's features and weights; and whether every problem converged."""
-    x = x.to(dtype).clone().requires_grad_()
-    a = torch.ones(len(x), 49, dtype=dtype, requires_grad=True)
-    result = sfr_ext.solve_sample(x, y.to(dtype), a, eps=eps, tol=tol, max_iter=20_000)
-    grads = torch.autograd.grad(result.transport_cost.sum(), (x, a))
-    return grads[0].double(), grads[1].double(), bool(result.converged.all())
+    grads: list[Tensor] = []
+    converged = True
+    for weights in (False, True):  # which are solved to more than tol where they want a gradient
+        x = x.detach().to(dtype).clone().requires_grad_()
+        a = torch.ones(len(x), 49, dtype=dtype, requires_grad=weights)
+        result = sfr_ext.solve_sample(x, y.to(dtype), a, eps=eps, tol=tol, max_iter=20_000)
+        grads += torch.autograd.grad(result.transport_cost.sum(), a if weights else x)
+        converged = converged and bool(result.converged.all())
+    return grads[0].double(), grads[1].double(), converged
 
 
 def largest_error(ours: Tensor, exact: Tensor) -> float:
