@@ -209,6 +209,21 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert "<script" not in html_page("x", "<script>alert(1)</script>", {})
 
 
+def test_only_drawings_are_replaced(tmp_path):
+    """Runs of a setting that an older study called figures, and files of others, stay where they are."""
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=2)
+    (folder / "one").rename(folder / "figures")
+    outline = json.loads((folder / "study.json").read_text())
+    outline["settings"]["figures"] = outline["settings"].pop("one")
+    (folder / "study.json").write_text(json.dumps(outline))
+    (folder / "figures" / "gone-curves.svg").write_text("of a setting that is gone")
+    (folder / "figures" / "mine.svg").write_text("kept")
+    report(folder)
+    assert len(list(folder.glob("figures/*/seed-*/result.json"))) == 4
+    drawn = {path.name for path in folder.glob("figures/*.svg")}
+    assert drawn == {"mine.svg", "figures-forest.svg", "figures-curves.svg", "figures-probes.svg"}
+
+
 def test_what_is_kept_gives_the_same_report(tmp_path):
     folder = planted(tmp_path / "runs", {"ce": 0, "a": 1.0}, seeds=6)
     report(folder, tmp_path / "kept")

@@ -127,6 +127,8 @@ def test_settings_arms_and_seeds_make_the_runs(tmp_path):
         ({"seeds": 0}, "seeds: expected a number from 1, or a list of whole numbers from 0, got 0"),
         ({"seeds": [1, 2, 1]}, "seeds: 1 is there twice"),
         ({"references": ["ce", "dls"]}, "references: there is no arm 'dls'"),
+        ({"settings": {"figures": None}}, "settings: expected a name that study and report do not use .*'figures'"),
+        ({"settings": {"results.jsonl": None}}, "settings: expected a name that .* do not use .*'results.jsonl'"),
         ({"judged_by": "luck"}, "judged_by: expected one of test, validation, got 'luck'"),
         ({"judged_by": "validation"}, "small/ce: judged_by: validation needs the option validation"),
         ({"sedes": 3}, "the study: unknown key 'sedes'"),

@@ -13,11 +13,10 @@ from ..train.errors import TrainError
 from ..train.files import atomic_write
 from .cluster import run_on_ray
 from .local import Finished, cores, run_locally
+from .names import OUTLINE
 from .plan import Run, Study, read_study
 from .progress import StudyProgress
 from .work import is_finished
-
-OUTLINE = "study.json"  # of the study's folder
 
 EXECUTORS = ("local", "ray")
 

@@ -14,6 +14,7 @@ import yaml
 from ..train.config import ARMS, TrainConfig, options
 from ..train.errors import TrainError
 from ..train.parser import from_options
+from .names import TAKEN
 
 SHIFT = "shift_seeds"  # of an arm: trains with other seeds than those that it is paired by
 # What the study itself decides for each run.
@@ -146,6 +147,10 @@ class _Reader:
     ) -> Iterator[Run]:
         where = f"settings: {name}"
         if not self._good_name(name, "settings"):
+            return
+        if name in TAKEN:
+            taken = ", ".join(TAKEN)
+            self.mistakes.append(f"settings: expected a name that study and report do not use ({taken}), got {name!r}")
             return
         if setting is not None and not isinstance(setting, dict):
             self.mistakes.append(f"{where}: expected a mapping, got {_kind(setting)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,17 @@ from typing import Any
 from ..train.errors import TrainError
 from ..train.files import atomic_write
 from . import figures
+from .names import FIGURES, LINES, PAGE, TEXT
 from .page import html_page
-from .results import LINES, Outcome, Results, read_results
+from .results import Outcome, Results, read_results
 from .statistics import LEVEL, POWER, Difference, against, seeds_needed, smallest_p
 
+_DRAWN = {
+    "forest": "Differences with their intervals",
+    "curves": "Accuracy along epochs and seconds",
+    "probes": "Accuracy of linear probes",
+}  # a file SETTING-KIND.svg each
 EFFECT = 0.3  # percent of accuracy: the difference for which the seeds are counted
-FIGURES = "figures"  # folder beside report.md
 
 
 def report(folder: Path, out: Path | None = None, seconds: Path | None = None) -> str:
@@ -36,15 +40,23 @@ def report(folder: Path, out: Path | None = None, seconds: Path | None = None) -
     out = folder if out is None else out
     text, drawn = compose(results, clock)
     results.save(out)
-    shutil.rmtree(out / FIGURES, ignore_errors=True)
+    _remove_drawings(out / FIGURES)
     for name, svg in drawn.items():
         with atomic_write(out / name) as path:
             path.write_text(svg)
-    with atomic_write(out / "report.md") as path:
+    with atomic_write(out / TEXT) as path:
         path.write_text(text)
-    with atomic_write(out / "report.html") as path:
+    with atomic_write(out / PAGE) as path:
         path.write_text(html_page(results.outline["name"], text, drawn))
-    return f"wrote {out / 'report.md'}, report.html, {FIGURES}/ and {LINES} of {len(results.outcomes)} runs"
+    return f"wrote {out / TEXT}, {PAGE}, {FIGURES}/ and {LINES} of {len(results.outcomes)} runs"
+
+
+def _remove_drawings(folder: Path) -> None:
+    """Those of an earlier report, by their names; whatever else lies there is somebody's."""
+    for kind in _DRAWN:
+        for path in folder.glob(f"*-{kind}.svg"):
+            if path.is_file():
+                path.unlink()
 
 
 def compose(results: Results, clock: Results) -> tuple[str, dict[str, str]]:
@@ -132,8 +144,7 @@ class _Setting:
     def _figure(self, drawn: dict[str, str], kind: str, svg: str) -> str:
         path = f"{FIGURES}/{self.name}-{kind}.svg"
         drawn[path] = svg
-        words = {"forest": "Differences with their intervals", "curves": "Accuracy along epochs and seconds"}
-        return f"![{words.get(kind, 'Accuracy of linear probes')}, {self.name}]({path})"
+        return f"![{_DRAWN[kind]}, {self.name}]({path})"
 
     def _what(self) -> str:
         """What was trained, from the first arm's first run; an arm may have options of its own."""

@@ -12,10 +12,9 @@ from typing import Any
 from ..train.errors import TrainError
 from ..train.files import atomic_write
 from ..train.records import read_rows
-from .command import OUTLINE
+from .names import LINES, OUTLINE
 from .work import RESULT
 
-LINES = "results.jsonl"  # one run a line, without checkpoints: small enough to be kept
 _CURVES = ("epoch", "test_accuracy", "val_accuracy", "train_accuracy", "train_feature_loss", "seconds")
 
 
