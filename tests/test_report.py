@@ -1,5 +1,6 @@
 """Reports on studies: that no effect is told where there is none, that a planted one is found, and what is written."""
 
+import itertools
 import json
 import math
 import re
@@ -105,6 +106,33 @@ def test_sign_flips_are_counted_exactly():
     assert sign_flip(np.full(10, 0.1)) == pytest.approx(smallest_p(10)) == 2 / 1024
     assert sign_flip(np.zeros(10)) == 1
     assert smallest_p(5) > 0.05 > smallest_p(6)
+
+
+@pytest.mark.parametrize("seeds", range(3, 9))
+def test_ties_of_sign_flips_are_counted(seeds):
+    """In whole numbers of hits: as floats, sums of other signs that are equal differ by their rounding."""
+    random = np.random.default_rng(seeds)
+    signs = np.array(list(itertools.product((-1, 1), repeat=seeds)))
+    for images in (297, 359, 10_000):
+        for spread in (3, 20):
+            for _ in range(10):
+                arm, reference = random.integers(-spread, spread + 1, (2, seeds)) + int(0.9 * images)
+                sums = abs(signs @ (arm - reference))
+                wanted = (sums >= abs((arm - reference).sum())).mean()
+                found = paired(*(dict(enumerate(100 * (hits / images))) for hits in (arm, reference)))
+                assert found.p == pytest.approx(wanted, rel=1e-12), (arm, reference, images)
+
+
+@pytest.mark.parametrize(
+    ("ce", "sfr", "images", "p"),
+    [
+        ([9012, 9001, 9017, 9040, 9026, 9026, 9044], [9037, 9041, 9022, 9055, 9031, 9051, 9039], 10_000, 0.0625),
+        ([269, 267, 271], [272, 268, 268], 297, 1.0),
+    ],
+)
+def test_sign_flips_that_tie(ce, sfr, images, p):
+    values = [{seed: 100 * (hits / images) for seed, hits in enumerate(each)} for each in (sfr, ce)]
+    assert paired(*values).p == p
 
 
 def test_holm_is_that_of_the_textbook():
