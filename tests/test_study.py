@@ -25,7 +25,9 @@ import yaml
 from sfr_ext.cli import main
 from sfr_ext.study.plan import read_study
 from sfr_ext.study.work import work
+from sfr_ext.train.config import KEPT_OPTIONS, LAST_CHECKPOINT
 from sfr_ext.train.errors import TrainError
+from sfr_ext.train.module import Classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = {"data": "digits", "limit": 192, "batch_size": 64, "epochs": 2, "tensorboard": False}
@@ -208,6 +210,39 @@ def test_one_failing_run_does_not_stop_the_others(tmp_path):
     assert ended.returncode == 1
     assert "holds a finished run with --lr 0.1, and the study asks for 0.3" in ended.stderr
     assert "(1 more runs likewise)" in ended.stderr
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 3), ("lr", 0.3)])
+def test_an_unfinished_run_does_not_go_on_under_other_options(name, value, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    (run,) = read_study(written(tmp_path / "s.yaml", seeds=1, arms=["ce"]), out).runs
+    step = Classifier.training_step
+
+    def breaks(self, batch, index):
+        if self.current_epoch == 1:
+            raise KeyError("power cut")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Classifier, "training_step", breaks)
+    with pytest.raises(KeyError):
+        work(run.config)
+    monkeypatch.setattr(Classifier, "training_step", step)
+    checkpoint = run.config.out / LAST_CHECKPOINT
+    before = checkpoint.read_bytes()
+    other = written(tmp_path / "other.yaml", seeds=1, arms=["ce"], common={**COMMON, name: value})
+    told = f"holds an unfinished run with --{name} {getattr(run.config, name)}, and the study asks for {value}; "
+    assert main(["study", str(other), "--out", str(out)]) == 1
+    assert told in capsys.readouterr().err
+    with pytest.raises(TrainError, match=re.escape(told)):  # a worker sees it, too
+        work(read_study(other, out).runs[0].config)
+    assert checkpoint.read_bytes() == before
+    (run.config.out / KEPT_OPTIONS).write_text("[")
+    with pytest.raises(TrainError, match="options.json is damaged; remove"):
+        work(run.config)
+    work(read_study(tmp_path / "s.yaml", tmp_path / "again").runs[0].config)
+    (run.config.out / KEPT_OPTIONS).unlink()  # as an older version left it
+    work(run.config)
+    assert kill_runs.same(*(kill_runs.end_of(folder / "small/ce/seed-0") for folder in (out, tmp_path / "again")))
 
 
 def holder(path):

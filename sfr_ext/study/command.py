@@ -16,7 +16,7 @@ from .local import Finished, cores, run_locally
 from .names import OUTLINE
 from .plan import Run, Study, read_study
 from .progress import StudyProgress
-from .work import is_finished
+from .work import is_finished, may_go_on
 
 EXECUTORS = ("local", "ray")
 
@@ -83,6 +83,7 @@ def _unfinished(runs: Sequence[Run]) -> list[Run]:
     for run in runs:
         try:
             if not is_finished(run.config):
+                may_go_on(run.config)
                 waiting.append(run)
         except TrainError as error:
             mistakes.append(str(error))
