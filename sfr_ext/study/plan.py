@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..train.config import ARMS, TrainConfig, options
+from ..train.config import ARMS, TrainConfig, flag, options
 from ..train.errors import TrainError
 from ..train.parser import from_options
 from .names import TAKEN
@@ -177,7 +177,12 @@ class _Reader:
         if named.get("data_dir") is not None:  # a worker may have another folder of its own
             named = {**named, "data_dir": str(Path(named["data_dir"]).expanduser().absolute())}
         try:
-            return from_options({**named, "progress": False})
+            config = from_options({**named, "progress": False})
+            for name in ("devices", "nodes"):
+                if (came := getattr(config, name)) not in (1, "1"):
+                    wanted = "1 in a study, which runs several runs at a time instead (--jobs; --gpus of Ray)"
+                    raise TrainError(f"{flag(name)} must be {wanted}, got {came!r}")
+            return config
         except TrainError as error:
             # An option that is wrong for all arms is said once, where it stands.
             if not any(str(error) in mistake for mistake in self.mistakes[:before]):
