@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,39 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert not re.search(r"""(?:src|href)="(?!data:)""", page)
     assert "<b>" not in page and "a&lt;b&gt;" in page
     assert "<script" not in html_page("x", "<script>alert(1)</script>", {})
+
+
+def test_runs_without_a_folder_are_kept(tmp_path):
+    """As in a clone that has the lines of a study and repeats one seed of it."""
+    planted(tmp_path / "runs", {"ce": 0, "a": 1.0}, seeds=3)
+    kept = tmp_path / "kept"
+    report(tmp_path / "runs", kept)
+    lines = (kept / "results.jsonl").read_text()
+    run = tmp_path / "runs" / "one" / "a" / "seed-1"
+    again = kept / "one" / "a" / "seed-1"
+    shutil.copytree(run, again)
+    result = json.loads((again / "result.json").read_text())
+    (again / "result.json").write_text(json.dumps({**result, "test_accuracy": 0.5}))
+    assert "of 6 runs, 5 of which results.jsonl had kept" in report(kept)
+    found = read_results(kept)
+    assert found.of("one", "a")[1].figure("test_accuracy") == 0.5  # its folder wins over its line
+    assert len((kept / "results.jsonl").read_text().splitlines()) == 6
+    (again / "result.json").write_text(json.dumps(result))
+    report(kept)
+    assert (kept / "results.jsonl").read_text() == lines  # in the study's order
+
+    # A study that asks for less does not make the others go.
+    outline = json.loads((kept / "study.json").read_text())
+    outline["settings"]["one"]["seeds"] = [0, 1]
+    (kept / "study.json").write_text(json.dumps(outline))
+    assert "of 4 runs, 3 of which" in report(kept)
+    assert sorted((kept / "results.jsonl").read_text().splitlines()) == sorted(lines.splitlines())
+
+    # Runs of other options are not mixed with them.
+    result["options"]["epochs"] = 7
+    (again / "result.json").write_text(json.dumps(result))
+    with pytest.raises(TrainError, match="keeps seed 0 of one/a with --epochs 4, and the folder has runs .* with 7"):
+        report(kept)
 
 
 def test_only_drawings_are_replaced(tmp_path):

@@ -48,7 +48,10 @@ def report(folder: Path, out: Path | None = None, seconds: Path | None = None) -
         path.write_text(text)
     with atomic_write(out / PAGE) as path:
         path.write_text(html_page(results.outline["name"], text, drawn))
-    return f"wrote {out / TEXT}, {PAGE}, {FIGURES}/ and {LINES} of {len(results.outcomes)} runs"
+    kept = (
+        f", {results.kept} of which {LINES} had kept" if results.kept and results.kept < len(results.outcomes) else ""
+    )
+    return f"wrote {out / TEXT}, {PAGE}, {FIGURES}/ and {LINES} of {len(results.outcomes)} runs{kept}"
 
 
 def _remove_drawings(folder: Path) -> None:
