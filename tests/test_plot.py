@@ -232,19 +232,19 @@ def test_match_by_pixels(files: list[str], tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    "more, said",
+    "more, code, said",
     [
-        (["-o", "out.png", "--layer", "layer1"], "--layer needs --checkpoint"),
-        (["-o", "out.txt"], "-o: out.txt must end with one of"),
-        (["-o", "out.png", "--checkpoint", "nowhere.ckpt"], "--checkpoint: nowhere.ckpt does not exist"),
-        (["-o", "/dev/null/out.png"], "/dev/null/out.png cannot be written"),
+        (["-o", "out.png", "--layer", "layer1"], 2, "--layer needs --checkpoint"),
+        (["-o", "out.txt"], 2, "-o: out.txt must end with one of"),
+        (["-o", "out.png", "--checkpoint", "nowhere.ckpt"], 1, "--checkpoint: nowhere.ckpt does not exist"),
+        (["-o", "/dev/null/out.png"], 1, "/dev/null/out.png cannot be written"),
     ],
 )
 def test_what_match_cannot_do(
-    more: list[str], said: str, files: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any
+    more: list[str], code: int, said: str, files: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["match", *files, *more]) == 1
+    assert cli.main(["match", *files, *more]) == code
     printed = capsys.readouterr().err
     assert said in printed and printed.count("\n") == 1
     assert not (tmp_path / "out.png").exists()

@@ -1,5 +1,6 @@
 """Studies: the file, the runs in processes and as Ray's tasks, and what becomes of a study that is killed."""
 
+import datetime
 import importlib.util
 import json
 import os
@@ -31,6 +32,7 @@ from sfr_ext.train.module import Classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = {"data": "digits", "limit": 192, "batch_size": 64, "epochs": 2, "tensorboard": False}
+BAD = {"arm": "ce", "data": "imagefolder", "data_dir": "/nowhere"}  # a run that fails
 
 
 def written(path, **changed):
@@ -131,6 +133,34 @@ def test_settings_arms_and_seeds_make_the_runs(tmp_path):
         ({"common": {"nodes": 2}}, "settings: small, arm ce: --nodes must be 1 in a study, .* got 2"),
         ({"seeds": 0}, "seeds: expected a number from 1, or a list of whole numbers from 0, got 0"),
         ({"seeds": [1, 2, 1]}, "seeds: 1 is there twice"),
+        ({"seeds": [2**32]}, f"seeds: expected seeds of at most {2**32 - 1}, got {2**32}"),
+        ({"seeds": 10**12}, "seeds: expected at most 10000 seeds, got 1000000000000"),
+        ({"settings": {"small": {"seeds": [2**32]}}}, "settings: small: seeds: expected seeds of at most"),
+        (
+            {"arms": {"ce": {"shift_seeds": 2**32 - 1}}},
+            "settings: small, arm ce: shift_seeds: expected seeds of at most 4294967295, got 1 \\+ 4294967295",
+        ),
+        ({"common": {"arch": "nosuch"}}, "settings: small, arm ce: --arch 'nosuch' is neither one of resnet8"),
+        ({"common": {"pretrained": True}}, "settings: small, arm ce: --pretrained is for timm's models"),
+        ({"common": {"layers": ["layer1", "layr2"]}}, "ce: --layers: the network has no layer 'layr2'; near to it: "),
+        ({"common": {"layers": []}}, "ce: --layers must be names of layers"),
+        ({"common": {"epochs": None}}, "ce: --epochs: expected a whole number, got nothing"),
+        ({"common": {"mixup": None}}, "ce: --mixup: expected a number, got nothing"),
+        ({"common": {"test_every": None}}, "ce: --test-every: expected a whole number, got nothing"),
+        ({"common": {"arch": None}}, "ce: --arch: expected a name, got nothing"),
+        ({"common": {"precision": None}}, "ce: --precision: expected one of 32, .*, got nothing"),
+        ({"common": {"data_dir": 3}}, "ce: --data-dir: expected a path, got 3"),
+        ({"common": {"data_dir": ["a"]}}, r"ce: --data-dir: expected a path, got \['a'\]"),
+        ({"common": {"data_dir": True}}, "ce: --data-dir: expected a path, got True"),
+        ({"common": {"data_dir": datetime.date(2020, 1, 1)}}, "ce: --data-dir: expected a path, got datetime.date"),
+        ({"common": {"data_dir": ""}}, "ce: --data-dir must name a folder, got ''"),
+        ({"common": {"workers": "x"}}, "ce: --workers: expected a whole number, got 'x'"),
+        ({"common": {"lr": True}}, "ce: --lr: expected a number, got True"),
+        ({"references": "ce"}, "references: expected a list of names of arms, got 'ce'"),
+        ({"references": ["ce", "ce"]}, "references: 'ce' is there twice"),
+        ({"references": {"ce": 1}}, "references: expected a list of names of arms, got {'ce': 1}"),
+        ({"references": [{"ce": 1}]}, r"references: expected a list of names of arms, got \[{'ce': 1}\]"),
+        ({"references": None}, "references: expected a list of names of arms, got nothing"),
         ({"references": ["ce", "dls"]}, "references: there is no arm 'dls'"),
         ({"settings": {"figures": None}}, "settings: expected a name that study and report do not use .*'figures'"),
         ({"settings": {"results.jsonl": None}}, "settings: expected a name that .* do not use .*'results.jsonl'"),
@@ -153,7 +183,7 @@ def test_each_mistake_is_told_once(changed, told, tmp_path):
 
 def test_all_mistakes_are_told(tmp_path, capsys):
     file = written(tmp_path / "s.yaml", arms=["ce", "xyz"], seeds=-1, common={"epoch": 3})
-    assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 1
+    assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "'xyz'" in error and "seeds: expected" in error and "'epoch'" in error
     assert not (tmp_path / "out").exists()
@@ -164,6 +194,9 @@ def test_all_mistakes_are_told(tmp_path, capsys):
     [
         ("arms: {ce: , ce: }\nsettings: {a: }", "line 1: 'ce' is there twice"),
         ("settings:\n  a:\n  b:\n  a:\narms: [ce]", "line 4: 'a' is there twice"),
+        ("seeds: 1\n? [a, b]\n: 3\narms: [ce]", "line 2: expected a name before the colon, got a sequence"),
+        ("common:\n  ? {a: 1}\n  : 3\narms: [ce]", "line 2: expected a name before the colon, got a mapping"),
+        ("arms: {ce: {<<: 3}}\nsettings: {a: }", "is no YAML: .* expected a mapping or list of mappings for merging"),
         ("arms: [ce", "is no YAML"),
         ("- ce", "expected a mapping with settings and arms, got a list"),
     ],
@@ -174,13 +207,31 @@ def test_what_is_no_study(text, told, tmp_path):
         read_study(tmp_path / "s.yaml", tmp_path)
 
 
+def test_merge_keys_of_yaml(tmp_path):
+    """Also in what is merged itself: the own key wins, and is no repetition."""
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "common: &x {epochs: 2, lr: 0.3}\n"
+        "arms: {ce: &y {<<: *x, epochs: 3}, ls: {<<: [*y], lr: 0.2}}\n"
+        "settings: {a: , b: {options: {<<: *y}}}\n"
+    )
+    runs = {run.name: run.config for run in read_study(file, tmp_path).runs}
+    found = {name: (config.epochs, config.lr) for name, config in runs.items()}
+    assert found == {f"{s}/{arm}/seed-0": value for s in "ab" for arm, value in (("ce", (3, 0.3)), ("ls", (3, 0.2)))}
+    file.write_text("arms: {ce: &y {epochs: 2, epochs: 3}, ls: {<<: *y}}\nsettings: {a: }")
+    with pytest.raises(TrainError, match="line 1: 'epochs' is there twice"):
+        read_study(file, tmp_path)
+
+
 def test_flags(tmp_path, capsys):
     file = written(tmp_path / "s.yaml")
     for flags, told in (
         (["--epoch", "3"], "unrecognized arguments: --epoch 3; near to it: --epochs"),
+        (["--nosuch", "3"], "unrecognized arguments: --nosuch 3"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--seed", "3"], "--seed of a run is set by the study itself"),
     ):
-        assert main(["study", str(file), "--out", str(tmp_path / "out"), *flags]) == 1
+        assert main(["study", str(file), "--out", str(tmp_path / "out"), *flags]) == 2
         assert told in capsys.readouterr().err
     assert main(["study", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "out")]) == 1
     assert "none.yaml cannot be read" in capsys.readouterr().err
@@ -190,11 +241,11 @@ def test_flags(tmp_path, capsys):
 
 
 def test_one_failing_run_does_not_stop_the_others(tmp_path):
-    file = written(tmp_path / "s.yaml", seeds=1, arms={"bad": {"arm": "ce", "arch": "no-such"}, "ce": None, "ls": None})
+    file = written(tmp_path / "s.yaml", seeds=1, arms={"bad": BAD, "ce": None, "ls": None})
     out = tmp_path / "out"
     ended = subprocess.run(command(file, out), capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 1, ended.stderr
-    assert "1 of 3 runs failed:\n  small/bad/seed-0: --arch 'no-such' is neither" in ended.stderr
+    assert "1 of 3 runs failed:\n  small/bad/seed-0: imagefolder: " in ended.stderr
     results = [out / "small" / arm / "seed-0" / "result.json" for arm in ("ce", "ls")]
     assert all(json.loads(path.read_text())["epochs"] == 2 for path in results)
     times = [path.stat().st_mtime_ns for path in results]
@@ -292,7 +343,7 @@ def test_a_killed_study_goes_on(how, begun, tmp_path):
 @needs_proc
 def test_ray_takes_a_killed_run_up_again(begun, tmp_path):
     pytest.importorskip("ray", reason="the extra [cluster] is not installed")
-    arms = {"ce": None, "ls": None, "bad": {"arm": "ce", "arch": "no-such"}}
+    arms = {"ce": None, "ls": None, "bad": BAD}
     file = written(tmp_path / "s.yaml", seeds=1, arms=arms, common={**COMMON, "epochs": 30})
     out = tmp_path / "out"
     study = begun(file, out, "--executor", "ray", "--jobs", "2")
@@ -303,7 +354,7 @@ def test_ray_takes_a_killed_run_up_again(begun, tmp_path):
     after = wait_for(lambda: (pid := holder(first / ".lock")) not in (None, worker) and pid)
     assert not (first / "result.json").exists()  # killed in the middle
     said = study.communicate(timeout=300)
-    assert study.returncode == 1 and "1 of 3 runs failed:\n  small/bad/seed-0: --arch 'no-such'" in said[1], said
+    assert study.returncode == 1 and "1 of 3 runs failed:\n  small/bad/seed-0: imagefolder: " in said[1], said
     assert after != worker
     for arm in ("ce", "ls"):
         result = json.loads((out / "small" / arm / "seed-0" / "result.json").read_text())
@@ -386,7 +437,7 @@ def test_cifar_with_a_stand_in(name, tmp_path, monkeypatch):
 def test_parts_of_a_study(tmp_path, capsys):
     file = written(tmp_path / "s.yaml", settings={"small": None, "other": None})
     out = tmp_path / "out"
-    assert main(["study", str(file), "--out", str(out), "--settings", "small,othr"]) == 1
+    assert main(["study", str(file), "--out", str(out), "--settings", "small,othr"]) == 2
     assert "--settings: there is no setting 'othr'; near to it: other" in capsys.readouterr().err
     arguments = command(file, out, "--settings", "other", "--seeds", "1", "--epochs", "1")
     ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..train.config import near_misses
-from ..train.errors import TrainError
+from ..train.errors import TrainError, UsageError
 from ..train.files import atomic_write
 from .cluster import run_on_ray
 from .local import Finished, cores, run_locally
@@ -72,7 +72,7 @@ def _chosen(plan: Study, settings: Sequence[str] | None, seeds: int | None) -> l
     for name in settings or ():
         if name not in plan.settings:
             known = list(plan.settings)
-            raise TrainError(f"--settings: there is no setting {name!r}{near_misses(name, known) or f' among {known}'}")
+            raise UsageError(f"--settings: there is no setting {name!r}{near_misses(name, known) or f' among {known}'}")
     chosen = [run for run in plan.runs if settings is None or run.setting in settings]
     first = {name: sorted({run.seed for run in chosen if run.setting == name})[:seeds] for name in plan.settings}
     return [run for run in chosen if run.seed in first[run.setting]]

@@ -23,7 +23,7 @@ from ..layouts import Transform
 from .arms import compared_layers
 from .best import BEST_CHECKPOINT, Best
 from .checkpoints import KeepingIO, find_checkpoint
-from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag, near_misses, options
+from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag, options
 from .data import FolderData, ImageData, load_data
 from .engine import (
     CSVLogger,
@@ -277,10 +277,6 @@ def _probed_layers(
     config: TrainConfig, data: ImageData | FolderData, model: torch.nn.Module, stages: tuple[str, ...] | None
 ) -> dict[str, Transform | None]:
     layers = compared_layers(config, model, stages, torch.empty(data.channels, *images_of(data)["size"]))
-    known = dict(model.named_modules())
-    for layer in layers:
-        if layer not in known:
-            raise TrainError(f"--layers: the network has no layer {layer!r}{near_misses(layer, list(known))}")
     if not layers:
         raise TrainError(f"--probe with --arch {config.arch} needs --layers, shallow to deep")
     return layers
