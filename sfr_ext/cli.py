@@ -212,7 +212,9 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of its runs")
     study.add_argument("--executor", choices=("local", "ray"), default="local", help="what executes the runs (local)")
     study.add_argument("--jobs", type=_positive, metavar="N", help="runs at a time on this machine (one a core)")
-    study.add_argument("--threads", type=_positive, metavar="N", help="of each run (its share of the cores)")
+    study.add_argument(
+        "--threads", type=_positive, metavar="N", help="of each run (OMP_NUM_THREADS, else its share of the cores)"
+    )
     study.add_argument(
         "--gpus", type=_from_0, default=0.0, metavar="X", help="of each run, for ray; 0.5 shares one (0)"
     )

@@ -327,6 +327,19 @@ def test_a_sweep_does_not_look_at_the_test_images(tmp_path):
     assert row_of(text, "a")[3].startswith("**+")
 
 
+def test_runs_of_different_threads_are_told(tmp_path):
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=2)
+    for path in folder.glob("one/*/*/result.json"):
+        threads = 1 if "seed-0" in str(path) else 2
+        path.write_text(json.dumps({**json.loads(path.read_text()), "threads": threads}))
+    text = report(folder) and (folder / "report.md").read_text()
+    assert "Runs had 1 or 2 threads, by which sums are rounded differently" in text
+    for path in folder.glob("one/*/*/result.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "threads": 2}))
+    text = report(folder) and (folder / "report.md").read_text()
+    assert "threads" not in text
+
+
 def test_runs_that_are_missing(tmp_path):
     folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=6)
     (folder / "one" / "a" / "seed-2" / "result.json").unlink()

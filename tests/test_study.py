@@ -24,6 +24,7 @@ import kill_runs
 import yaml
 
 from sfr_ext.cli import main
+from sfr_ext.study.command import _threads_asked_for as threads_asked_for
 from sfr_ext.study.plan import read_study
 from sfr_ext.study.work import work
 from sfr_ext.train.config import KEPT_OPTIONS, LAST_CHECKPOINT
@@ -432,6 +433,34 @@ def test_cifar_with_a_stand_in(name, tmp_path, monkeypatch):
         work(runs[arm].config)
         result = json.loads((runs[arm].config.out / "result.json").read_text())
         assert result["data"] == name and set(result["probe_accuracy"]) == {"layer1", "layer2", "layer3"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "more", "wanted"),
+    [("1", ["--jobs", "1"], 1), ("1", ["--jobs", "1", "--threads", "2"], 2)],
+)
+def test_threads_are_those_asked_for(variable, more, wanted, tmp_path, monkeypatch):
+    """By the option, else by OpenMP's variable; and what they were is told."""
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    common = {**COMMON, "epochs": 1, "limit": 64}
+    file, out = written(tmp_path / "s.yaml", seeds=1, arms=["ce"], common=common), tmp_path / "out"
+    ended = subprocess.run(
+        [sys.executable, "-m", "sfr_ext", "study", str(file), "--out", str(out), *more],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert f"1 at a time, {wanted} thread" in ended.stdout
+    assert json.loads((out / "small/ce/seed-0/result.json").read_text())["threads"] == wanted
+
+
+def test_threads_of_the_variable(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads_asked_for() is None
+    for text, wanted in (("many", None), ("0", None), ("3", 3), ("3,2", 3)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert threads_asked_for() == wanted
 
 
 def test_parts_of_a_study(tmp_path, capsys):

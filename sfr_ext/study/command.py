@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def study(
         out: its folder.
         executor: "local" | "ray".
         jobs: runs at a time; None: one a core.
-        threads: of each run; None: its share of the cores.
+        threads: of each run; None: those of OMP_NUM_THREADS, else its share of the cores.
         gpus: of each run, for Ray.
         settings: to execute now; None: all.
         seeds: of each setting, so many of the first; None: all.
@@ -54,9 +55,10 @@ def study(
     with atomic_write(out / OUTLINE) as temporary:
         temporary.write_text(json.dumps(plan.outline(), indent=2) + "\n")
     jobs = max(1, min(jobs or cores(), len(waiting)))
-    threads = threads or max(1, cores() // jobs)
+    threads = threads or _threads_asked_for() or max(1, cores() // jobs)
     found = len(runs) - len(waiting)
-    how = f"; {jobs} at a time" if waiting else ""
+    of_each = f"{threads} thread{'' if threads == 1 else 's'} each"
+    how = f"; {jobs} at a time, {of_each}" if waiting else ""
     print(f"{plan.name}: {len(runs)} runs, of which {found} are finished{how}", flush=True)
     failures = _execute(runs, waiting, executor, jobs, threads, gpus)
     if failures:
@@ -66,6 +68,12 @@ def study(
         return 1
     print(f"all {len(runs)} runs are finished; `sfr-ext report {out}` reports on them")
     return 0
+
+
+def _threads_asked_for() -> int | None:
+    """By the variable of OpenMP, which may have a list by levels."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def _chosen(plan: Study, settings: Sequence[str] | None, seeds: int | None) -> list[Run]:

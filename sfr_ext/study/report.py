@@ -131,7 +131,13 @@ class _Setting:
 
     def parts(self, drawn: dict[str, str]) -> list[str]:
         """Paragraphs, tables and figures; the figures go into ``drawn``."""
-        parts = [self.results.settings[self.name]["about"], self._what(), self._unfinished(), self._seeds_too_few()]
+        parts = [
+            self.results.settings[self.name]["about"],
+            self._what(),
+            self._threads(),
+            self._unfinished(),
+            self._seeds_too_few(),
+        ]
         parts += ["### Accuracy", self._accuracy_table(), self._found()]
         if any(self.differences.values()):
             parts.append(self._figure(drawn, "forest", figures.forest(self.arms, self.differences, "% of accuracy")))
@@ -160,6 +166,17 @@ class _Setting:
             f"{first['epochs']} epochs of batches of {options['batch_size']}",
         ]
         return ", ".join(word for word in words if word) + "."
+
+    def _threads(self) -> str:
+        """Where runs had different numbers of threads."""
+        runs = [o for outcomes in self.outcomes.values() for o in outcomes.values()]
+        counts = sorted({o.result["threads"] for o in runs if "threads" in o.result})
+        if len(counts) < 2:
+            return ""
+        return (
+            f"Runs had {', '.join(map(str, counts[:-1]))} or {counts[-1]} threads, by which sums are rounded "
+            "differently: the same seed does not give the same numbers with both."
+        )
 
     def _unfinished(self) -> str:
         missing = self.results.missing(self.name)

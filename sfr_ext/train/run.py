@@ -349,6 +349,7 @@ def _result(
         "seconds": sum(row["seconds"] for row in rows),
         "emd_seconds": sum(row["emd_seconds"] for row in rows),
         "devices": trainer.world_size,
+        "threads": torch.get_num_threads(),  # of each: sums are rounded by their number
         "options": _plain(config),
         "versions": {
             "sfr_ext": sfr_ext.__version__,
