@@ -253,7 +253,10 @@ def test_what_match_cannot_do(
 def test_match_of_what_is_no_image(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.png").write_text("no image")
     assert cli.main(["match", files[0], str(tmp_path / "bad.png"), "-o", str(tmp_path / "out.png")]) == 1
-    assert "bad.png cannot be read" in capsys.readouterr().err
+    assert "bad.png cannot be read: it is no image, or of a format" in capsys.readouterr().err
+    (tmp_path / "bad.png").write_bytes(b"")
+    assert cli.main(["match", files[0], str(tmp_path / "bad.png"), "-o", str(tmp_path / "out.png")]) == 1
+    assert "bad.png cannot be read: it is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--eps", "0"], ["--eps", "many"], ["--patches", "0"], []])

@@ -340,6 +340,11 @@ def test_runs_of_different_threads_are_told(tmp_path):
     assert "threads" not in text
 
 
+def test_one_is_not_many(tmp_path):
+    text = report(planted(tmp_path, {"ce": 0}, seeds=2, epochs=1)) and (tmp_path / "report.md").read_text()
+    assert "1 epoch of batches" in text and "1 epochs" not in text
+
+
 def test_runs_that_are_missing(tmp_path):
     folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=6)
     (folder / "one" / "a" / "seed-2" / "result.json").unlink()
@@ -347,7 +352,7 @@ def test_runs_that_are_missing(tmp_path):
     outline["settings"]["two"] = {"about": "", "arms": ["ce"], "seeds": [0]}
     (folder / "study.json").write_text(json.dumps(outline))
     text = report(folder) and (folder / "report.md").read_text()
-    assert "**1 of 12 runs have not been finished**" in text
+    assert "**1 of 12 runs not finished yet**" in text
     assert row_of(text, "a")[1] == "5"
     assert "No run of this setting has been finished." in text
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..train.config import near_misses
+from ..train.config import counted, near_misses
 from ..train.errors import TrainError, UsageError
 from ..train.files import atomic_write
 from .cluster import run_on_ray
@@ -57,12 +57,12 @@ def study(
     jobs = max(1, min(jobs or cores(), len(waiting)))
     threads = threads or _threads_asked_for() or max(1, cores() // jobs)
     found = len(runs) - len(waiting)
-    of_each = f"{threads} thread{'' if threads == 1 else 's'} each"
+    of_each = f"{counted(threads, 'thread')} each"
     how = f"; {jobs} at a time, {of_each}" if waiting else ""
-    print(f"{plan.name}: {len(runs)} runs, of which {found} are finished{how}", flush=True)
+    print(f"{plan.name}: {counted(len(runs), 'run')}, of which {found} are finished{how}", flush=True)
     failures = _execute(runs, waiting, executor, jobs, threads, gpus)
     if failures:
-        print(f"sfr-ext: {len(failures)} of {len(runs)} runs failed:", file=sys.stderr)
+        print(f"sfr-ext: {len(failures)} of {counted(len(runs), 'run')} failed:", file=sys.stderr)
         for run, failure in failures:
             print(f"  {run.name}: {failure}", file=sys.stderr)
         return 1

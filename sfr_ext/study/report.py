@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..train.config import counted
 from ..train.errors import TrainError
 from ..train.files import atomic_write
 from . import figures
@@ -51,7 +52,7 @@ def report(folder: Path, out: Path | None = None, seconds: Path | None = None) -
     kept = (
         f", {results.kept} of which {LINES} had kept" if results.kept and results.kept < len(results.outcomes) else ""
     )
-    return f"wrote {out / TEXT}, {PAGE}, {FIGURES}/ and {LINES} of {len(results.outcomes)} runs{kept}"
+    return f"wrote {out / TEXT}, {PAGE}, {FIGURES}/ and {LINES} of {counted(len(results.outcomes), 'run')}{kept}"
 
 
 def _remove_drawings(folder: Path) -> None:
@@ -160,10 +161,10 @@ class _Setting:
         first = next(iter(self.outcomes[self.arms[0]].values())).result
         options = first["options"]
         words = [
-            f"{first['data']}, {first['train_images']} training images",
+            f"{first['data']}, {counted(first['train_images'], 'training image')}",
             f"{100 * options['label_noise']:.0f} % of the labels wrong" if options.get("label_noise") else "",
             first["arch"],
-            f"{first['epochs']} epochs of batches of {options['batch_size']}",
+            f"{counted(first['epochs'], 'epoch')} of batches of {options['batch_size']}",
         ]
         return ", ".join(word for word in words if word) + "."
 
@@ -182,7 +183,9 @@ class _Setting:
         missing = self.results.missing(self.name)
         total = missing + sum(map(len, self.outcomes.values()))
         return (
-            f"**{missing} of {total} runs have not been finished**; what follows is of the others." if missing else ""
+            f"**{missing} of {counted(total, 'run')} not finished yet**; what follows is of the others."
+            if missing
+            else ""
         )
 
     def _seeds_too_few(self) -> str:
@@ -192,7 +195,7 @@ class _Setting:
         most = max(pairs)
         if smallest_p(most) >= LEVEL:
             return (
-                f"**With {most} {'seed' if most == 1 else 'seeds'} no sign-flip test can reach {LEVEL}**: its smallest "
+                f"**With {counted(most, 'seed')} no sign-flip test can reach {LEVEL}**: its smallest "
                 f"p is 2/2^{most} = {smallest_p(most):.3g}. It takes 6 seeds for one arm and more for several. "
                 "Bootstrap intervals of so few are too narrow."
             )

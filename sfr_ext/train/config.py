@@ -360,6 +360,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def counted(number: int, word: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def near_misses(word: str, known: list[str]) -> str:
     """``"; near to it: ..."`` with the known words like ``word``, or nothing."""
     close = difflib.get_close_matches(word, known, n=3)

@@ -23,7 +23,7 @@ from ..layouts import Transform
 from .arms import compared_layers
 from .best import BEST_CHECKPOINT, Best
 from .checkpoints import KeepingIO, find_checkpoint
-from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag, options
+from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, counted, flag, options
 from .data import FolderData, ImageData, load_data
 from .engine import (
     CSVLogger,
@@ -188,7 +188,7 @@ def _resume_from(config: TrainConfig, path: Path, first: bool) -> tuple[Path, di
     done = content["epoch"] + 1
     finished = (config.out / "result.json").exists()
     if done > config.epochs or (done == config.epochs and finished):
-        raise TrainError(f"--resume: {found} has already run {done} epochs; give more with --epochs")
+        raise TrainError(f"--resume: {found} has already run {counted(done, 'epoch')}; give more with --epochs")
     if note is not None and first:
         print(f"sfr-ext: {note}", file=sys.stderr)
         if path.exists() and path.resolve() == (config.out / LAST_CHECKPOINT).resolve():
