@@ -353,7 +353,11 @@ def test_runs_that_are_missing(tmp_path):
     (folder / "study.json").write_text(json.dumps(outline))
     text = report(folder) and (folder / "report.md").read_text()
     assert "**1 of 12 runs not finished yet**" in text
-    assert row_of(text, "a")[1] == "5"
+    assert row_of(text, "a")[1] == "5" and "pairs" not in row_of(text, "a")[3]
+    (folder / "one" / "ce" / "seed-3" / "result.json").unlink()
+    (folder / "results.jsonl").unlink()  # which has kept it
+    pairs = report(folder) and row_of((folder / "report.md").read_text(), "a")[3]
+    assert pairs.endswith(" (4 pairs)")
     assert "No run of this setting has been finished." in text
 
 

@@ -217,7 +217,10 @@ class _Setting:
             row = [arm, str(len(values)), _spread(values.values())]
             for reference in self.references:
                 difference = self.differences[reference].get(arm)
-                row += ["", ""] if difference is None else _cells(difference)
+                cells = ["", ""] if difference is None else _cells(difference)
+                if difference is not None and difference.seeds != len(values):  # the reference lacks some of them
+                    cells[0] += f" ({counted(difference.seeds, 'pair')})"
+                row += cells
             rows.append(row)
         return _table(head, rows)
 
@@ -255,8 +258,9 @@ class _Setting:
         for reference in self.references:
             head += [f"deviation of differences to {reference}", "seeds"]
         return (
-            f"So many seeds a difference of {EFFECT} % would need, to be found with probability {POWER} "
-            f"by a paired t-test at {LEVEL}, without correction for several arms:\n\n" + _table(head, rows)
+            f"How many seeds it takes to find a difference of {EFFECT} % with probability {POWER}, by a paired t-test "
+            f"at {LEVEL} without correction for several arms, where differences between seeds are spread as here:\n\n"
+            + _table(head, rows)
         )
 
     def _other_table(self) -> str:
