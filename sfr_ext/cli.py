@@ -15,14 +15,14 @@ from typing import NoReturn
 
 from ._version import __version__
 from .extras import how_to_install
-from .train.errors import EveryProcessError, TrainError
+from .train.errors import EveryProcessError, TrainError, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: the process's); return its exit code.
 
-    Exit codes: 0 success, 1 a run that could not be done (one sentence on stderr), 2 wrong usage, 130
-    interrupted.
+    Exit codes: 0 success, 1 a run that could not be done (one sentence on stderr), 2 wrong usage (an option or value
+    with which nothing could be done), 130 interrupted.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainError as error:
         if not isinstance(error, EveryProcessError) or error.told_here():
             print(f"sfr-ext: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except ImportError as error:
         if error.name != "sfr_ext._C":
             raise
@@ -88,7 +88,7 @@ def _study(arguments: argparse.Namespace) -> int:
     given = only_given(arguments.options)
     own = [name for name in ("out", "resume", "overwrite", "seed", "progress") if name in given]
     if own:
-        raise TrainError(f"--{own[0]} of a run is set by the study itself")
+        raise UsageError(f"--{own[0]} of a run is set by the study itself")
     names = ("out", "executor", "jobs", "threads", "gpus", "settings", "seeds")
     return study(arguments.file, **{name: getattr(arguments, name) for name in names}, given=given)
 
@@ -212,7 +212,9 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of its runs")
     study.add_argument("--executor", choices=("local", "ray"), default="local", help="what executes the runs (local)")
     study.add_argument("--jobs", type=_positive, metavar="N", help="runs at a time on this machine (one a core)")
-    study.add_argument("--threads", type=_positive, metavar="N", help="of each run (its share of the cores)")
+    study.add_argument(
+        "--threads", type=_positive, metavar="N", help="of each run (OMP_NUM_THREADS, else its share of the cores)"
+    )
     study.add_argument(
         "--gpus", type=_from_0, default=0.0, metavar="X", help="of each run, for ray; 0.5 shares one (0)"
     )

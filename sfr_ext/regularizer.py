@@ -82,7 +82,8 @@ class SelfFeatureRegularizer(HookedLoss):
             features of a wrong shape, maps that look like ``[B, H, W, C]``, channel counts that do not divide.
         RuntimeError: :meth:`loss` with no forward since the last one, after :meth:`remove`, after a forward in copies
             (``nn.DataParallel``), with projections that have not been made, or where gradients are on, the forward was
-            in training mode and no shallow map requires a gradient.
+            in training mode and no shallow map requires a gradient, or one does not though one before it does, or a
+            forward in evaluation mode has followed that in training mode.
 
     >>> import torch
     >>> from torch import Tensor, nn

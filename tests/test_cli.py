@@ -104,6 +104,14 @@ def test_options_from_a_file(tmp_path, capsys):
         ("batch-sizes: 7", "near to it: --batch-size"),
         ("lr: fast", "--lr: expected a number, got 'fast'"),
         ("layers: 3", "--layers: expected names, got 3"),
+        ("epochs: null", f"--config: {file}: epochs: expected a whole number, got nothing"),
+        ("epochs: 2\nlr:\n", f"--config: {file}: lr: expected a number, got nothing"),
+        ("lr:", "--config: expected a file of options and their values, got 'lr:'"),
+        ("epochs: 2\narm:", f"--config: {file}: arm: expected one of ce, "),
+        ("epochs: 2\naugment:", f"--config: {file}: augment: expected true or false, got nothing"),
+        ("epochs: 2\ndevices:", f"--config: {file}: devices: expected a name, got nothing"),
+        ("data_dir: 3", "--data-dir: expected a path, got 3"),
+        ("workers: x", "--workers: expected a whole number, got 'x'"),
         ("epochs: [", "Problems parsing config"),
     ):
         file.write_text(text)
@@ -132,12 +140,19 @@ def test_defaults_are_those_of_the_configuration():
         (["--resume", "--overwrite"], "--resume continues a run and --overwrite begins it anew"),
         (["--out", ""], "--out must name a folder, got ''"),
         (["--data-dir="], "--data-dir must name a folder, got ''"),
-        (["--out", "/dev/null/runs"], "--out: /dev/null/runs cannot be made: "),
+        (["--arch", "resnet8", "--layers", ""], "--layers must be names of layers, got ('',)"),
+        (["--eps", "0.1"], "--eps is for --solver sinkhorn"),
     ],
 )
 def test_values_that_are_not_allowed(arguments, said, capsys):
-    assert cli.main(["train", *arguments]) == 1
+    assert cli.main(["train", *arguments]) == 2
     assert said in one_sentence(capsys.readouterr())
+
+
+@needs_extra
+def test_a_folder_that_cannot_be_made(capsys):
+    assert cli.main(["train", "--out", "/dev/null/runs"]) == 1
+    assert "--out: /dev/null/runs cannot be made: " in one_sentence(capsys.readouterr())
 
 
 @needs_extra
@@ -232,7 +247,7 @@ def test_errors_have_no_traceback(capsys, tmp_path):
     assert "resnet9" in one_sentence(capsys.readouterr())
     assert cli.main(["train", *QUICK, "--out", str(tmp_path), "--resume"]) == 1
     assert "last.ckpt does not exist" in one_sentence(capsys.readouterr())
-    assert cli.main(["train", "--epochs", "0"]) == 1
+    assert cli.main(["train", "--epochs", "0"]) == 2
     assert "--epochs must be at least 1" in one_sentence(capsys.readouterr())
     assert not list(tmp_path.iterdir())
 

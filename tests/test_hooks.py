@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from sfr_ext import DynamicLabelSmoothing, SelfFeatureRegularizer, layouts
+from sfr_ext import DynamicLabelSmoothing, FeatureDistiller, SelfFeatureRegularizer, layouts
 
 LAYERS = ["layer1", "layer2", "layer3"]
 
@@ -82,6 +82,65 @@ def test_reentrant_checkpoint(images):
     net(images)
     with pytest.raises(RuntimeError, match="use_reentrant=True"):
         sfr.loss()
+
+
+@pytest.mark.parametrize("pairs", ["all", [("layer1", "layer3"), ("layer2", "layer3")]])
+def test_reentrant_checkpoint_of_a_part(images, pairs):
+    """Its first maps have a gradient, those within it have none: a part of the loss would teach nothing."""
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS, pairs=pairs)
+    net.forward = lambda x: checkpoint(lambda y: net.layer3(net.layer2(y)), net.layer1(x), use_reentrant=True)
+    net(images)
+    with pytest.raises(RuntimeError, match=r"map of 'layer2' requires none, and one before it does.*use_reentrant"):
+        sfr.loss()
+    net(images)
+    with torch.no_grad():
+        assert sfr.loss() > 0
+    only = SelfFeatureRegularizer(net, LAYERS, pairs=[("layer1", "layer3")])
+    net(images)
+    assert only.loss().requires_grad
+
+
+def test_distiller_of_a_part_that_is_cut_off(images):
+    net, teacher = Net(), Net()
+    distiller = FeatureDistiller(net, teacher, {name: name for name in LAYERS})
+    net.forward = lambda x: net.layer3(net.layer2(net.layer1(x)).detach())
+    net.layer3.requires_grad_(False)
+    net(images), teacher(images)
+    with pytest.raises(RuntimeError, match="map of 'layer3' requires none, and one before it does"):
+        distiller.loss()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_evaluation_after_the_training_pass(images, context, compiled):
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS, warmup_steps=5)
+    called = torch.compile(net, backend="eager") if compiled else net
+
+    def evaluated():
+        net.eval()
+        with context():
+            called(images), called(images)
+        net.train()
+
+    called(images)
+    evaluated()
+    with pytest.raises(RuntimeError, match="one in evaluation mode has followed it.*call loss.. before it"):
+        sfr.loss()
+    assert sfr.steps == 0
+    called(images)
+    evaluated()
+    with torch.no_grad():
+        sfr.loss()  # the value alone
+    called(images)
+    sfr.loss().backward()
+    evaluated()
+    sfr.loss()  # of a validation that took nothing's place
+    called(images)
+    evaluated()
+    called(images)  # the last one counts, and it is one to train by
+    assert sfr.loss().requires_grad and sfr.steps == 2
 
 
 def test_frozen_up_to_the_last_student(images):

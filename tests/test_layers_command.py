@@ -72,6 +72,48 @@ def test_the_decoder_of_a_u_net_is_not_suggested() -> None:
     assert [layer.name for layer in suggestion(found)] == ["down.0", "down.1", "down.2"]
 
 
+class Framed(nn.Module):
+    """As those of transformers: a network within the classifier, an encoder within that, both with named outputs."""
+
+    def __init__(self, strides: tuple[int, ...], stem: int) -> None:
+        super().__init__()
+        self.body = nn.Module()
+        self.body.embeddings = nn.Sequential(nn.Conv2d(3, 8, stem, stem))
+        self.body.encoder = _Named(nn.Sequential(nn.Conv2d(8, 8, stride, stride)) for stride in strides)
+        self.body.forward = lambda x: {"last_hidden_state": self.body.encoder(self.body.embeddings(x))["last"]}
+
+    def forward(self, x):
+        return self.body(x)["last_hidden_state"].mean((2, 3))
+
+
+class _Named(nn.Module):
+    def __init__(self, blocks) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(blocks)
+
+    def forward(self, x):
+        for block in self.layers:
+            x = block(x)
+        return {"last": x}
+
+
+@pytest.mark.parametrize(
+    "strides, stem, wanted",
+    [
+        ((1, 2, 2), 2, ["layers.0", "layers.1", "layers.2"]),  # ConvNeXt
+        ((1, 1, 1), 4, ["layers.0", "layers.1", "layers.2"]),  # ViT
+        ((1,) * 12, 4, ["layers.2", "layers.5", "layers.8", "layers.11"]),
+    ],
+)
+def test_frames_are_not_suggested(strides, stem, wanted, capsys: pytest.CaptureFixture[str]) -> None:
+    FACTORY["make"] = lambda: Framed(strides, stem)
+    assert cli.main(["layers", f"{__name__}:made", "--size", "16"]) == 0
+    code = capsys.readouterr().out
+    assert (
+        "To begin with:" in code and f"model, {[f'body.encoder.{name}' for name in wanted]})".replace("'", '"') in code
+    )
+
+
 def test_blocks_of_one_size_are_evenly_spaced() -> None:
     model = nn.Sequential(*(nn.Conv2d(3, 3, 3, 1, 1) for _ in range(12)))
     assert [layer.name for layer in suggestion(candidates(model, torch.rand(2, 3, 8, 8)))] == ["2", "5", "8", "11"]

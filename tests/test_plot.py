@@ -232,19 +232,19 @@ def test_match_by_pixels(files: list[str], tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    "more, said",
+    "more, code, said",
     [
-        (["-o", "out.png", "--layer", "layer1"], "--layer needs --checkpoint"),
-        (["-o", "out.txt"], "-o: out.txt must end with one of"),
-        (["-o", "out.png", "--checkpoint", "nowhere.ckpt"], "--checkpoint: nowhere.ckpt does not exist"),
-        (["-o", "/dev/null/out.png"], "/dev/null/out.png cannot be written"),
+        (["-o", "out.png", "--layer", "layer1"], 2, "--layer needs --checkpoint"),
+        (["-o", "out.txt"], 2, "-o: out.txt must end with one of"),
+        (["-o", "out.png", "--checkpoint", "nowhere.ckpt"], 1, "--checkpoint: nowhere.ckpt does not exist"),
+        (["-o", "/dev/null/out.png"], 1, "/dev/null/out.png cannot be written"),
     ],
 )
 def test_what_match_cannot_do(
-    more: list[str], said: str, files: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any
+    more: list[str], code: int, said: str, files: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["match", *files, *more]) == 1
+    assert cli.main(["match", *files, *more]) == code
     printed = capsys.readouterr().err
     assert said in printed and printed.count("\n") == 1
     assert not (tmp_path / "out.png").exists()
@@ -253,7 +253,10 @@ def test_what_match_cannot_do(
 def test_match_of_what_is_no_image(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.png").write_text("no image")
     assert cli.main(["match", files[0], str(tmp_path / "bad.png"), "-o", str(tmp_path / "out.png")]) == 1
-    assert "bad.png cannot be read" in capsys.readouterr().err
+    assert "bad.png cannot be read: it is no image, or of a format" in capsys.readouterr().err
+    (tmp_path / "bad.png").write_bytes(b"")
+    assert cli.main(["match", files[0], str(tmp_path / "bad.png"), "-o", str(tmp_path / "out.png")]) == 1
+    assert "bad.png cannot be read: it is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--eps", "0"], ["--eps", "many"], ["--patches", "0"], []])

@@ -475,6 +475,12 @@ def test_wrong_rank_and_kind_of_features(net, images):
         (LAYERS, {"pairs": 3}, TypeError, "a str or a list, got int"),
         (LAYERS, {"pairs": ["layer1"]}, TypeError, "names, got 'layer1'"),
         (LAYERS, {"pairs": [("layer1", "fc")]}, ValueError, "names from layers"),
+        (
+            LAYERS,
+            {"pairs": [("layer1", "layer2")] * 2},
+            ValueError,
+            r"without repetition, got \('layer1', 'layer2'\) twice",
+        ),
         (LAYERS, {"pairs": [("layer3", "layer1")]}, ValueError, "in the order of layers"),
         (LAYERS, {"weight": -1.0}, ValueError, "weight >= 0, got -1.0"),
         (LAYERS, {"weight": "1"}, TypeError, "weight to be a number, got str"),

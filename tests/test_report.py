@@ -1,8 +1,10 @@
 """Reports on studies: that no effect is told where there is none, that a planted one is found, and what is written."""
 
+import itertools
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,33 @@ def test_sign_flips_are_counted_exactly():
     assert smallest_p(5) > 0.05 > smallest_p(6)
 
 
+@pytest.mark.parametrize("seeds", range(3, 9))
+def test_ties_of_sign_flips_are_counted(seeds):
+    """In whole numbers of hits: as floats, sums of other signs that are equal differ by their rounding."""
+    random = np.random.default_rng(seeds)
+    signs = np.array(list(itertools.product((-1, 1), repeat=seeds)))
+    for images in (297, 359, 10_000):
+        for spread in (3, 20):
+            for _ in range(10):
+                arm, reference = random.integers(-spread, spread + 1, (2, seeds)) + int(0.9 * images)
+                sums = abs(signs @ (arm - reference))
+                wanted = (sums >= abs((arm - reference).sum())).mean()
+                found = paired(*(dict(enumerate(100 * (hits / images))) for hits in (arm, reference)))
+                assert found.p == pytest.approx(wanted, rel=1e-12), (arm, reference, images)
+
+
+@pytest.mark.parametrize(
+    ("ce", "sfr", "images", "p"),
+    [
+        ([9012, 9001, 9017, 9040, 9026, 9026, 9044], [9037, 9041, 9022, 9055, 9031, 9051, 9039], 10_000, 0.0625),
+        ([269, 267, 271], [272, 268, 268], 297, 1.0),
+    ],
+)
+def test_sign_flips_that_tie(ce, sfr, images, p):
+    values = [{seed: 100 * (hits / images) for seed, hits in enumerate(each)} for each in (sfr, ce)]
+    assert paired(*values).p == p
+
+
 def test_holm_is_that_of_the_textbook():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
@@ -209,6 +238,54 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert "<script" not in html_page("x", "<script>alert(1)</script>", {})
 
 
+def test_runs_without_a_folder_are_kept(tmp_path):
+    """As in a clone that has the lines of a study and repeats one seed of it."""
+    planted(tmp_path / "runs", {"ce": 0, "a": 1.0}, seeds=3)
+    kept = tmp_path / "kept"
+    report(tmp_path / "runs", kept)
+    lines = (kept / "results.jsonl").read_text()
+    run = tmp_path / "runs" / "one" / "a" / "seed-1"
+    again = kept / "one" / "a" / "seed-1"
+    shutil.copytree(run, again)
+    result = json.loads((again / "result.json").read_text())
+    (again / "result.json").write_text(json.dumps({**result, "test_accuracy": 0.5}))
+    assert "of 6 runs, 5 of which results.jsonl had kept" in report(kept)
+    found = read_results(kept)
+    assert found.of("one", "a")[1].figure("test_accuracy") == 0.5  # its folder wins over its line
+    assert len((kept / "results.jsonl").read_text().splitlines()) == 6
+    (again / "result.json").write_text(json.dumps(result))
+    report(kept)
+    assert (kept / "results.jsonl").read_text() == lines  # in the study's order
+
+    # A study that asks for less does not make the others go.
+    outline = json.loads((kept / "study.json").read_text())
+    outline["settings"]["one"]["seeds"] = [0, 1]
+    (kept / "study.json").write_text(json.dumps(outline))
+    assert "of 4 runs, 3 of which" in report(kept)
+    assert sorted((kept / "results.jsonl").read_text().splitlines()) == sorted(lines.splitlines())
+
+    # Runs of other options are not mixed with them.
+    result["options"]["epochs"] = 7
+    (again / "result.json").write_text(json.dumps(result))
+    with pytest.raises(TrainError, match="keeps seed 0 of one/a with --epochs 4, and the folder has runs .* with 7"):
+        report(kept)
+
+
+def test_only_drawings_are_replaced(tmp_path):
+    """Runs of a setting that an older study called figures, and files of others, stay where they are."""
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=2)
+    (folder / "one").rename(folder / "figures")
+    outline = json.loads((folder / "study.json").read_text())
+    outline["settings"]["figures"] = outline["settings"].pop("one")
+    (folder / "study.json").write_text(json.dumps(outline))
+    (folder / "figures" / "gone-curves.svg").write_text("of a setting that is gone")
+    (folder / "figures" / "mine.svg").write_text("kept")
+    report(folder)
+    assert len(list(folder.glob("figures/*/seed-*/result.json"))) == 4
+    drawn = {path.name for path in folder.glob("figures/*.svg")}
+    assert drawn == {"mine.svg", "figures-forest.svg", "figures-curves.svg", "figures-probes.svg"}
+
+
 def test_what_is_kept_gives_the_same_report(tmp_path):
     folder = planted(tmp_path / "runs", {"ce": 0, "a": 1.0}, seeds=6)
     report(folder, tmp_path / "kept")
@@ -250,6 +327,24 @@ def test_a_sweep_does_not_look_at_the_test_images(tmp_path):
     assert row_of(text, "a")[3].startswith("**+")
 
 
+def test_runs_of_different_threads_are_told(tmp_path):
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=2)
+    for path in folder.glob("one/*/*/result.json"):
+        threads = 1 if "seed-0" in str(path) else 2
+        path.write_text(json.dumps({**json.loads(path.read_text()), "threads": threads}))
+    text = report(folder) and (folder / "report.md").read_text()
+    assert "Runs had 1 or 2 threads, by which sums are rounded differently" in text
+    for path in folder.glob("one/*/*/result.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "threads": 2}))
+    text = report(folder) and (folder / "report.md").read_text()
+    assert "threads" not in text
+
+
+def test_one_is_not_many(tmp_path):
+    text = report(planted(tmp_path, {"ce": 0}, seeds=2, epochs=1)) and (tmp_path / "report.md").read_text()
+    assert "1 epoch of batches" in text and "1 epochs" not in text
+
+
 def test_runs_that_are_missing(tmp_path):
     folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=6)
     (folder / "one" / "a" / "seed-2" / "result.json").unlink()
@@ -257,8 +352,12 @@ def test_runs_that_are_missing(tmp_path):
     outline["settings"]["two"] = {"about": "", "arms": ["ce"], "seeds": [0]}
     (folder / "study.json").write_text(json.dumps(outline))
     text = report(folder) and (folder / "report.md").read_text()
-    assert "**1 of 12 runs have not been finished**" in text
-    assert row_of(text, "a")[1] == "5"
+    assert "**1 of 12 runs not finished yet**" in text
+    assert row_of(text, "a")[1] == "5" and "pairs" not in row_of(text, "a")[3]
+    (folder / "one" / "ce" / "seed-3" / "result.json").unlink()
+    (folder / "results.jsonl").unlink()  # which has kept it
+    pairs = report(folder) and row_of((folder / "report.md").read_text(), "a")[3]
+    assert pairs.endswith(" (4 pairs)")
     assert "No run of this setting has been finished." in text
 
 

@@ -462,7 +462,7 @@ def test_killed_between_the_last_epoch_and_the_result(unfinished, tmp_path):
     assert result["epochs"] == 1 and json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
     assert (out / "metrics.csv").read_text() == (unfinished.out / "metrics.csv").read_text()
     assert (out / "curves.png").is_file() and (out / LAST_CHECKPOINT).stat().st_mtime_ns == before.st_mtime_ns
-    with pytest.raises(TrainError, match="has already run 1 epochs; give more with --epochs"):
+    with pytest.raises(TrainError, match="has already run 1 epoch; give more with --epochs"):
         run(resumed(replace(unfinished, out=out)))
 
 

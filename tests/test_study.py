@@ -1,5 +1,6 @@
 """Studies: the file, the runs in processes and as Ray's tasks, and what becomes of a study that is killed."""
 
+import datetime
 import importlib.util
 import json
 import os
@@ -23,12 +24,16 @@ import kill_runs
 import yaml
 
 from sfr_ext.cli import main
+from sfr_ext.study.command import _threads_asked_for as threads_asked_for
 from sfr_ext.study.plan import read_study
 from sfr_ext.study.work import work
+from sfr_ext.train.config import KEPT_OPTIONS, LAST_CHECKPOINT
 from sfr_ext.train.errors import TrainError
+from sfr_ext.train.module import Classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = {"data": "digits", "limit": 192, "batch_size": 64, "epochs": 2, "tensorboard": False}
+BAD = {"arm": "ce", "data": "imagefolder", "data_dir": "/nowhere"}  # a run that fails
 
 
 def written(path, **changed):
@@ -124,9 +129,42 @@ def test_settings_arms_and_seeds_make_the_runs(tmp_path):
         ({"common": {"augment": "perhaps"}}, "--augment: expected true or false, got 'perhaps'"),
         ({"common": {"seed": 3}}, "common: 'seed' is set by the study itself, for each run"),
         ({"common": {"out": "x"}}, "common: 'out' is set by the study itself, for each run"),
+        ({"common": {"devices": 2}}, "settings: small, arm ce: --devices must be 1 in a study, .* got '2'"),
+        ({"common": {"devices": "auto"}}, "settings: small, arm ce: --devices must be 1 in a study, .* got 'auto'"),
+        ({"common": {"nodes": 2}}, "settings: small, arm ce: --nodes must be 1 in a study, .* got 2"),
         ({"seeds": 0}, "seeds: expected a number from 1, or a list of whole numbers from 0, got 0"),
         ({"seeds": [1, 2, 1]}, "seeds: 1 is there twice"),
+        ({"seeds": [2**32]}, f"seeds: expected seeds of at most {2**32 - 1}, got {2**32}"),
+        ({"seeds": 10**12}, "seeds: expected at most 10000 seeds, got 1000000000000"),
+        ({"settings": {"small": {"seeds": [2**32]}}}, "settings: small: seeds: expected seeds of at most"),
+        (
+            {"arms": {"ce": {"shift_seeds": 2**32 - 1}}},
+            "settings: small, arm ce: shift_seeds: expected seeds of at most 4294967295, got 1 \\+ 4294967295",
+        ),
+        ({"common": {"arch": "nosuch"}}, "settings: small, arm ce: --arch 'nosuch' is neither one of resnet8"),
+        ({"common": {"pretrained": True}}, "settings: small, arm ce: --pretrained is for timm's models"),
+        ({"common": {"layers": ["layer1", "layr2"]}}, "ce: --layers: the network has no layer 'layr2'; near to it: "),
+        ({"common": {"layers": []}}, "ce: --layers must be names of layers"),
+        ({"common": {"epochs": None}}, "ce: --epochs: expected a whole number, got nothing"),
+        ({"common": {"mixup": None}}, "ce: --mixup: expected a number, got nothing"),
+        ({"common": {"test_every": None}}, "ce: --test-every: expected a whole number, got nothing"),
+        ({"common": {"arch": None}}, "ce: --arch: expected a name, got nothing"),
+        ({"common": {"precision": None}}, "ce: --precision: expected one of 32, .*, got nothing"),
+        ({"common": {"data_dir": 3}}, "ce: --data-dir: expected a path, got 3"),
+        ({"common": {"data_dir": ["a"]}}, r"ce: --data-dir: expected a path, got \['a'\]"),
+        ({"common": {"data_dir": True}}, "ce: --data-dir: expected a path, got True"),
+        ({"common": {"data_dir": datetime.date(2020, 1, 1)}}, "ce: --data-dir: expected a path, got datetime.date"),
+        ({"common": {"data_dir": ""}}, "ce: --data-dir must name a folder, got ''"),
+        ({"common": {"workers": "x"}}, "ce: --workers: expected a whole number, got 'x'"),
+        ({"common": {"lr": True}}, "ce: --lr: expected a number, got True"),
+        ({"references": "ce"}, "references: expected a list of names of arms, got 'ce'"),
+        ({"references": ["ce", "ce"]}, "references: 'ce' is there twice"),
+        ({"references": {"ce": 1}}, "references: expected a list of names of arms, got {'ce': 1}"),
+        ({"references": [{"ce": 1}]}, r"references: expected a list of names of arms, got \[{'ce': 1}\]"),
+        ({"references": None}, "references: expected a list of names of arms, got nothing"),
         ({"references": ["ce", "dls"]}, "references: there is no arm 'dls'"),
+        ({"settings": {"figures": None}}, "settings: expected a name that study and report do not use .*'figures'"),
+        ({"settings": {"results.jsonl": None}}, "settings: expected a name that .* do not use .*'results.jsonl'"),
         ({"judged_by": "luck"}, "judged_by: expected one of test, validation, got 'luck'"),
         ({"judged_by": "validation"}, "small/ce: judged_by: validation needs the option validation"),
         ({"sedes": 3}, "the study: unknown key 'sedes'"),
@@ -146,7 +184,7 @@ def test_each_mistake_is_told_once(changed, told, tmp_path):
 
 def test_all_mistakes_are_told(tmp_path, capsys):
     file = written(tmp_path / "s.yaml", arms=["ce", "xyz"], seeds=-1, common={"epoch": 3})
-    assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 1
+    assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "'xyz'" in error and "seeds: expected" in error and "'epoch'" in error
     assert not (tmp_path / "out").exists()
@@ -157,6 +195,9 @@ def test_all_mistakes_are_told(tmp_path, capsys):
     [
         ("arms: {ce: , ce: }\nsettings: {a: }", "line 1: 'ce' is there twice"),
         ("settings:\n  a:\n  b:\n  a:\narms: [ce]", "line 4: 'a' is there twice"),
+        ("seeds: 1\n? [a, b]\n: 3\narms: [ce]", "line 2: expected a name before the colon, got a sequence"),
+        ("common:\n  ? {a: 1}\n  : 3\narms: [ce]", "line 2: expected a name before the colon, got a mapping"),
+        ("arms: {ce: {<<: 3}}\nsettings: {a: }", "is no YAML: .* expected a mapping or list of mappings for merging"),
         ("arms: [ce", "is no YAML"),
         ("- ce", "expected a mapping with settings and arms, got a list"),
     ],
@@ -167,13 +208,31 @@ def test_what_is_no_study(text, told, tmp_path):
         read_study(tmp_path / "s.yaml", tmp_path)
 
 
+def test_merge_keys_of_yaml(tmp_path):
+    """Also in what is merged itself: the own key wins, and is no repetition."""
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "common: &x {epochs: 2, lr: 0.3}\n"
+        "arms: {ce: &y {<<: *x, epochs: 3}, ls: {<<: [*y], lr: 0.2}}\n"
+        "settings: {a: , b: {options: {<<: *y}}}\n"
+    )
+    runs = {run.name: run.config for run in read_study(file, tmp_path).runs}
+    found = {name: (config.epochs, config.lr) for name, config in runs.items()}
+    assert found == {f"{s}/{arm}/seed-0": value for s in "ab" for arm, value in (("ce", (3, 0.3)), ("ls", (3, 0.2)))}
+    file.write_text("arms: {ce: &y {epochs: 2, epochs: 3}, ls: {<<: *y}}\nsettings: {a: }")
+    with pytest.raises(TrainError, match="line 1: 'epochs' is there twice"):
+        read_study(file, tmp_path)
+
+
 def test_flags(tmp_path, capsys):
     file = written(tmp_path / "s.yaml")
     for flags, told in (
         (["--epoch", "3"], "unrecognized arguments: --epoch 3; near to it: --epochs"),
+        (["--nosuch", "3"], "unrecognized arguments: --nosuch 3"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--seed", "3"], "--seed of a run is set by the study itself"),
     ):
-        assert main(["study", str(file), "--out", str(tmp_path / "out"), *flags]) == 1
+        assert main(["study", str(file), "--out", str(tmp_path / "out"), *flags]) == 2
         assert told in capsys.readouterr().err
     assert main(["study", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "out")]) == 1
     assert "none.yaml cannot be read" in capsys.readouterr().err
@@ -183,11 +242,11 @@ def test_flags(tmp_path, capsys):
 
 
 def test_one_failing_run_does_not_stop_the_others(tmp_path):
-    file = written(tmp_path / "s.yaml", seeds=1, arms={"bad": {"arm": "ce", "arch": "no-such"}, "ce": None, "ls": None})
+    file = written(tmp_path / "s.yaml", seeds=1, arms={"bad": BAD, "ce": None, "ls": None})
     out = tmp_path / "out"
     ended = subprocess.run(command(file, out), capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 1, ended.stderr
-    assert "1 of 3 runs failed:\n  small/bad/seed-0: --arch 'no-such' is neither" in ended.stderr
+    assert "1 of 3 runs failed:\n  small/bad/seed-0: imagefolder: " in ended.stderr
     results = [out / "small" / arm / "seed-0" / "result.json" for arm in ("ce", "ls")]
     assert all(json.loads(path.read_text())["epochs"] == 2 for path in results)
     times = [path.stat().st_mtime_ns for path in results]
@@ -206,6 +265,39 @@ def test_one_failing_run_does_not_stop_the_others(tmp_path):
     assert ended.returncode == 1
     assert "holds a finished run with --lr 0.1, and the study asks for 0.3" in ended.stderr
     assert "(1 more runs likewise)" in ended.stderr
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 3), ("lr", 0.3)])
+def test_an_unfinished_run_does_not_go_on_under_other_options(name, value, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    (run,) = read_study(written(tmp_path / "s.yaml", seeds=1, arms=["ce"]), out).runs
+    step = Classifier.training_step
+
+    def breaks(self, batch, index):
+        if self.current_epoch == 1:
+            raise KeyError("power cut")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Classifier, "training_step", breaks)
+    with pytest.raises(KeyError):
+        work(run.config)
+    monkeypatch.setattr(Classifier, "training_step", step)
+    checkpoint = run.config.out / LAST_CHECKPOINT
+    before = checkpoint.read_bytes()
+    other = written(tmp_path / "other.yaml", seeds=1, arms=["ce"], common={**COMMON, name: value})
+    told = f"holds an unfinished run with --{name} {getattr(run.config, name)}, and the study asks for {value}; "
+    assert main(["study", str(other), "--out", str(out)]) == 1
+    assert told in capsys.readouterr().err
+    with pytest.raises(TrainError, match=re.escape(told)):  # a worker sees it, too
+        work(read_study(other, out).runs[0].config)
+    assert checkpoint.read_bytes() == before
+    (run.config.out / KEPT_OPTIONS).write_text("[")
+    with pytest.raises(TrainError, match="options.json is damaged; remove"):
+        work(run.config)
+    work(read_study(tmp_path / "s.yaml", tmp_path / "again").runs[0].config)
+    (run.config.out / KEPT_OPTIONS).unlink()  # as an older version left it
+    work(run.config)
+    assert kill_runs.same(*(kill_runs.end_of(folder / "small/ce/seed-0") for folder in (out, tmp_path / "again")))
 
 
 def holder(path):
@@ -252,7 +344,7 @@ def test_a_killed_study_goes_on(how, begun, tmp_path):
 @needs_proc
 def test_ray_takes_a_killed_run_up_again(begun, tmp_path):
     pytest.importorskip("ray", reason="the extra [cluster] is not installed")
-    arms = {"ce": None, "ls": None, "bad": {"arm": "ce", "arch": "no-such"}}
+    arms = {"ce": None, "ls": None, "bad": BAD}
     file = written(tmp_path / "s.yaml", seeds=1, arms=arms, common={**COMMON, "epochs": 30})
     out = tmp_path / "out"
     study = begun(file, out, "--executor", "ray", "--jobs", "2")
@@ -263,7 +355,7 @@ def test_ray_takes_a_killed_run_up_again(begun, tmp_path):
     after = wait_for(lambda: (pid := holder(first / ".lock")) not in (None, worker) and pid)
     assert not (first / "result.json").exists()  # killed in the middle
     said = study.communicate(timeout=300)
-    assert study.returncode == 1 and "1 of 3 runs failed:\n  small/bad/seed-0: --arch 'no-such'" in said[1], said
+    assert study.returncode == 1 and "1 of 3 runs failed:\n  small/bad/seed-0: imagefolder: " in said[1], said
     assert after != worker
     for arm in ("ce", "ls"):
         result = json.loads((out / "small" / arm / "seed-0" / "result.json").read_text())
@@ -343,10 +435,38 @@ def test_cifar_with_a_stand_in(name, tmp_path, monkeypatch):
         assert result["data"] == name and set(result["probe_accuracy"]) == {"layer1", "layer2", "layer3"}
 
 
+@pytest.mark.parametrize(
+    ("variable", "more", "wanted"),
+    [("1", ["--jobs", "1"], 1), ("1", ["--jobs", "1", "--threads", "2"], 2)],
+)
+def test_threads_are_those_asked_for(variable, more, wanted, tmp_path, monkeypatch):
+    """By the option, else by OpenMP's variable; and what they were is told."""
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    common = {**COMMON, "epochs": 1, "limit": 64}
+    file, out = written(tmp_path / "s.yaml", seeds=1, arms=["ce"], common=common), tmp_path / "out"
+    ended = subprocess.run(
+        [sys.executable, "-m", "sfr_ext", "study", str(file), "--out", str(out), *more],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert f"1 at a time, {wanted} thread" in ended.stdout
+    assert json.loads((out / "small/ce/seed-0/result.json").read_text())["threads"] == wanted
+
+
+def test_threads_of_the_variable(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads_asked_for() is None
+    for text, wanted in (("many", None), ("0", None), ("3", 3), ("3,2", 3)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert threads_asked_for() == wanted
+
+
 def test_parts_of_a_study(tmp_path, capsys):
     file = written(tmp_path / "s.yaml", settings={"small": None, "other": None})
     out = tmp_path / "out"
-    assert main(["study", str(file), "--out", str(out), "--settings", "small,othr"]) == 1
+    assert main(["study", str(file), "--out", str(out), "--settings", "small,othr"]) == 2
     assert "--settings: there is no setting 'othr'; near to it: other" in capsys.readouterr().err
     arguments = command(file, out, "--settings", "other", "--seeds", "1", "--epochs", "1")
     ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)

@@ -144,8 +144,10 @@ def test_precisions(precision, tmp_path):
 
 
 def test_layers_that_do_not_exist_or_do_not_fit(tmp_path):
-    with pytest.raises(TrainError, match="got 'layer9'; near to it: .*'layer1'"):
+    with pytest.raises(TrainError, match="--layers: the network has no layer 'layer9'; near to it: layer"):
         run(quick(tmp_path, layers=("layer1", "layer9")))
+    with pytest.raises(TrainError, match="--layers: the network has no layer 'nope'"):  # and not: at least 2 layers
+        run(quick(tmp_path, layers=("nope",)))
     with pytest.raises(TrainError, match="'fc' to return shape"):
         run(quick(tmp_path, layers=("layer1", "fc")))
 

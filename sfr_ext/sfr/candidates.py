@@ -73,6 +73,7 @@ def suggestion(layers: list[Candidate]) -> list[Candidate]:
 
     As far as maps do not grow again, as they do in a decoder.
     """
+    layers = [layer for layer in layers if not _is_frame(layer, layers)]
     names = {layer.name for layer in layers}
     outer = [layer for layer in layers if not _within(layer.name, names)]
     grows = (i for i in range(1, len(outer)) if outer[i].shape[1] > outer[i - 1].shape[1])
@@ -82,12 +83,21 @@ def suggestion(layers: list[Candidate]) -> list[Candidate]:
     if len(last) > 1:
         return [layer for layer in outer if layer in last.values()]
     # One layer may hold the blocks of the network, in a row: timm's ViTs have it so.
-    blocks = [
-        layer for layer in layers if (parts := layer.name.rpartition("."))[2].isdecimal() and parts[0] in outermost
-    ]
+    numbered = [layer for layer in layers if layer.name.rpartition(".")[2].isdecimal()]
+    blocks = [layer for layer in numbered if layer.name.rpartition(".")[0] in outermost]
+    if len(blocks) < 2:  # or a frame of its own around embeddings and blocks
+        blocks = [layer for layer in numbered if layer.name in outermost]
     outer = blocks if len(blocks) > 1 else outer
     count = min(_SPACED, len(outer))
     return [outer[math.ceil((i + 1) * len(outer) / count) - 1] for i in range(count)]
+
+
+def _is_frame(layer: Candidate, layers: list[Candidate]) -> bool:
+    """Whether it is no stage but the network or its encoder, as those of transformers: returns named things, and
+    holds layers that have layers in themselves."""
+    steps = layer.transform.transforms if isinstance(layer.transform, layouts.compose) else (layer.transform,)
+    named = any(isinstance(step, layouts.item) and isinstance(step.key, str) for step in steps)
+    return named and sum(_within(other.name, {layer.name}) and not other.leaf for other in layers) > 1
 
 
 def _within(name: str, names: set[str]) -> bool:

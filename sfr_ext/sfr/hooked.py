@@ -63,8 +63,9 @@ class HookedLoss(nn.Module):
                 f"sfr_ext.{self.options.name}.loss: called in backward, by a torch.utils.checkpoint that computes its "
                 "part again; checkpoint the model or its layers, and call loss() outside"
             )
+        overtaken = self._hooks[0].overtaken if self._hooks else False  # of the students
         students, teachers, training = self._read(*(hooks.take() for hooks in self._hooks))
-        self._check_gradient(students, training)
+        self._check_gradient(students, training, overtaken)
         if self.projections is not None and not self.projections.made:
             raise RuntimeError(
                 f"sfr_ext.{self.options.name}.loss: the projections have not been made; call the model once (not "
@@ -134,15 +135,36 @@ class HookedLoss(nn.Module):
     def _ramp(self) -> Tensor:
         return (counters.read(self.steps) / self.warmup_steps).clamp(max=1.0)
 
-    def _check_gradient(self, students: Features, training: bool) -> None:
+    def _check_gradient(self, students: Features, training: bool, overtaken: bool) -> None:
         # What torch.func.vmap shows does not say whether it requires a gradient.
-        if not training or not torch.is_grad_enabled() or counters.transformed():
+        if not torch.is_grad_enabled() or counters.transformed():
+            return
+        if not training:
+            if overtaken:
+                raise RuntimeError(
+                    f"sfr_ext.{self.options.name}.loss: expected the last forward to be that in training mode, but one "
+                    "in evaluation mode has followed it, whose maps are not those to train by; call loss() before it. "
+                    "For the value alone, call loss() under torch.no_grad"
+                )
             return
         taught = list(dict.fromkeys(shallow for shallow, _ in self.pairs))
-        if not any(students[name].requires_grad for name in taught):
+        without = [name for name in taught if not students[name].requires_grad]
+        # As they ran: what comes before the first gradient is frozen, what comes after it is cut off.
+        begun = False
+        cut = []
+        for name, feature in students.items():
+            begun = begun or feature.requires_grad
+            if begun and name in without:
+                cut.append(name)
+        if cut or len(without) == len(taught):
+            came = (
+                f"the map of {cut[0]!r} requires none, and one before it does"
+                if cut
+                else f"none of the maps of {', '.join(map(repr, taught))} requires one"
+            )
             raise RuntimeError(
                 f"sfr_ext.{self.options.name}.loss: expected a gradient to flow, since gradients are on and the "
-                f"forward was in training mode, but none of the maps of {', '.join(map(repr, taught))} requires one. "
+                f"forward was in training mode, but {came}. "
                 "Usual causes: a later forward of the model under torch.no_grad; torch.utils.checkpoint with "
                 "use_reentrant=True, whose forward records nothing; parameters that are frozen up to there. For the "
                 "value alone, call loss() under torch.no_grad"

@@ -31,11 +31,22 @@ class Capture:
         self.features: dict[str, Any] = {}
         self.training: dict[str, bool] = {}  # of each hooked layer, and of the model under ""
         self.replicas = False  # whether copies of nn.DataParallel ran, which all write here
+        self.recorded = False  # whether this forward is one to train by: in training mode, with gradients
+        self.overtaken = False  # whether such a one has not been taken before another forward
+
+    def begin(self, training: bool, replica: bool) -> None:
+        """A new forward of the model."""
+        overtaken = self.overtaken or self.recorded
+        self.clear()
+        self.overtaken = overtaken
+        self.recorded = training and torch.is_grad_enabled()
+        self.replicas = replica
+        self.training[""] = training
 
     def clear(self) -> None:
         self.features.clear()
         self.training.clear()
-        self.replicas = False
+        self.replicas = self.recorded = self.overtaken = False
 
     def __reduce__(self) -> tuple[type[Capture], tuple[()]]:
         return (Capture, ())
@@ -91,6 +102,11 @@ class Hooks:
         """Whether the last forward has passed through all layers."""
         return all(name in self.capture.features for name in self.layers)
 
+    @property
+    def overtaken(self) -> bool:
+        """Whether a forward in training mode, with gradients, was followed by another one before it was taken."""
+        return self.capture.overtaken
+
     def look(self) -> tuple[dict[str, Any], bool]:
         """What `take` would return; it stays."""
         return dict(self.capture.features), any(self.capture.training.values())
@@ -140,9 +156,7 @@ class _ForwardStart(Hook):
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if self.capture.active and _is_forward():
-            self.capture.clear()
-            self.capture.replicas = _is_replica(module)
-            self.capture.training[""] = module.training
+            self.capture.begin(module.training, _is_replica(module))
 
 
 class _LayerEnd(Hook):

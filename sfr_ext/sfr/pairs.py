@@ -57,5 +57,7 @@ def shallow_to_deep(where: str, pairs: Pairs, layers: Sequence[str]) -> tuple[Pa
             raise ValueError(f"{where}: expected pairs to use names from layers {list(layers)}, got {pair!r}")
         if layers.index(shallow) >= layers.index(deep):
             raise ValueError(f"{where}: expected pairs (shallow, deep) in the order of layers, got {pair!r}")
+        if (shallow, deep) in named:
+            raise ValueError(f"{where}: expected pairs without repetition, got {(shallow, deep)!r} twice")
         named.append((shallow, deep))
     return tuple(named)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..train.config import near_misses
-from ..train.errors import TrainError
+from ..train.config import counted, near_misses
+from ..train.errors import TrainError, UsageError
 from ..train.files import atomic_write
 from .cluster import run_on_ray
 from .local import Finished, cores, run_locally
+from .names import OUTLINE
 from .plan import Run, Study, read_study
 from .progress import StudyProgress
-from .work import is_finished
-
-OUTLINE = "study.json"  # of the study's folder
+from .work import is_finished, may_go_on
 
 EXECUTORS = ("local", "ray")
 
@@ -40,7 +40,7 @@ def study(
         out: its folder.
         executor: "local" | "ray".
         jobs: runs at a time; None: one a core.
-        threads: of each run; None: its share of the cores.
+        threads: of each run; None: those of OMP_NUM_THREADS, else its share of the cores.
         gpus: of each run, for Ray.
         settings: to execute now; None: all.
         seeds: of each setting, so many of the first; None: all.
@@ -55,13 +55,14 @@ def study(
     with atomic_write(out / OUTLINE) as temporary:
         temporary.write_text(json.dumps(plan.outline(), indent=2) + "\n")
     jobs = max(1, min(jobs or cores(), len(waiting)))
-    threads = threads or max(1, cores() // jobs)
+    threads = threads or _threads_asked_for() or max(1, cores() // jobs)
     found = len(runs) - len(waiting)
-    how = f"; {jobs} at a time" if waiting else ""
-    print(f"{plan.name}: {len(runs)} runs, of which {found} are finished{how}", flush=True)
+    of_each = f"{counted(threads, 'thread')} each"
+    how = f"; {jobs} at a time, {of_each}" if waiting else ""
+    print(f"{plan.name}: {counted(len(runs), 'run')}, of which {found} are finished{how}", flush=True)
     failures = _execute(runs, waiting, executor, jobs, threads, gpus)
     if failures:
-        print(f"sfr-ext: {len(failures)} of {len(runs)} runs failed:", file=sys.stderr)
+        print(f"sfr-ext: {len(failures)} of {counted(len(runs), 'run')} failed:", file=sys.stderr)
         for run, failure in failures:
             print(f"  {run.name}: {failure}", file=sys.stderr)
         return 1
@@ -69,11 +70,17 @@ def study(
     return 0
 
 
+def _threads_asked_for() -> int | None:
+    """By the variable of OpenMP, which may have a list by levels."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
+
+
 def _chosen(plan: Study, settings: Sequence[str] | None, seeds: int | None) -> list[Run]:
     for name in settings or ():
         if name not in plan.settings:
             known = list(plan.settings)
-            raise TrainError(f"--settings: there is no setting {name!r}{near_misses(name, known) or f' among {known}'}")
+            raise UsageError(f"--settings: there is no setting {name!r}{near_misses(name, known) or f' among {known}'}")
     chosen = [run for run in plan.runs if settings is None or run.setting in settings]
     first = {name: sorted({run.seed for run in chosen if run.setting == name})[:seeds] for name in plan.settings}
     return [run for run in chosen if run.seed in first[run.setting]]
@@ -84,6 +91,7 @@ def _unfinished(runs: Sequence[Run]) -> list[Run]:
     for run in runs:
         try:
             if not is_finished(run.config):
+                may_go_on(run.config)
                 waiting.append(run)
         except TrainError as error:
             mistakes.append(str(error))

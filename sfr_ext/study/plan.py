@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..train.config import ARMS, TrainConfig, options
-from ..train.errors import TrainError
+from ..train.config import ARMS, LARGEST_SEED, TrainConfig, flag, options
+from ..train.errors import TrainError, UsageError
+from ..train.models import RESNETS, build_model, refuse_unknown, refuse_unknown_layers
 from ..train.parser import from_options
+from .names import TAKEN
 
 SHIFT = "shift_seeds"  # of an arm: trains with other seeds than those that it is paired by
 # What the study itself decides for each run.
 _OWN = ("out", "resume", "overwrite", "seed", "progress")
+_MERGE = "tag:yaml.org,2002:merge"  # the key <<
+_MOST_SEEDS = 10_000  # of a setting
 _KEYS = ("name", "about", "judged_by", "references", "seeds", "common", "arms", "settings")
 _KEYS_OF_SETTING = ("about", "arms", "seeds", "options")
 JUDGES = ("test", "validation")
@@ -68,28 +73,31 @@ def read_study(path: Path, out: Path, given: Mapping[str, Any] | None = None) ->
         given: options of ``sfr-ext train`` that win over the file's, in every run.
 
     Raises:
-        TrainError: the file cannot be read, or says what cannot be; one line for each mistake.
+        TrainError: the file cannot be read.
+        UsageError: it says what cannot be; one line for each mistake.
     """
     reader = _Reader(path, out.absolute(), dict(given or {}))
     study = reader.read(_load(path))
     if reader.mistakes:
-        raise TrainError("\n".join(f"{path}: {mistake}" for mistake in reader.mistakes))
+        raise UsageError("\n".join(f"{path}: {mistake}" for mistake in reader.mistakes))
     assert study is not None
     return study
 
 
 class _NoDuplicates(yaml.SafeLoader):
-    """YAML's own rule, that names of one mapping differ, which PyYAML does not keep."""
+    """YAML's own rule, that names of one mapping differ, which PyYAML does not keep; and names are no collections."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if name in seen:
-                line = key.start_mark.line + 1
-                raise TrainError(f"{key.start_mark.name}: line {line}: {name!r} is there twice")
-            seen.add(name)
-        return super().construct_mapping(node, deep)
+            where = f"{key.start_mark.name}: line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise UsageError(f"{where}: expected a name before the colon, got a {key.id}")
+            if (key.tag, key.value) in seen and key.tag != _MERGE:
+                raise UsageError(f"{where}: {key.value!r} is there twice")
+            seen.add((key.tag, key.value))
+        return node
 
 
 def _load(path: Path) -> Any:
@@ -99,7 +107,7 @@ def _load(path: Path) -> Any:
     except OSError as error:
         raise TrainError(f"{path} cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrainError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
 
 
 class _Reader:
@@ -131,21 +139,35 @@ class _Reader:
         if judged_by == "validation":
             for where in dict.fromkeys(f"{run.setting}/{run.arm}" for run in runs if run.config.validation == 0):
                 self.mistakes.append(f"{where}: judged_by: validation needs the option validation, a share above 0")
-        references = content.get("references", [name for name in ("ce", "ls") if name in arms])
-        for name in references if isinstance(references, list) else [references]:
-            if name not in arms:
-                self.mistakes.append(f"references: there is no arm {name!r}{_near(name, list(arms))}")
+        references = self._references(content, arms)
         if self.mistakes:
             return None
-        about = {name: str((setting or {}).get("about", "")) for name, setting in settings.items()}
-        title = str(content.get("name", self.path.stem))
-        return Study(title, str(content.get("about", "")), judged_by, tuple(references), about, tuple(runs))
+        about = {name: str((setting or {}).get("about") or "") for name, setting in settings.items()}
+        title = str(content.get("name") or self.path.stem)
+        return Study(title, str(content.get("about") or ""), judged_by, references, about, tuple(runs))
+
+    def _references(self, content: Mapping[str, Any], arms: Mapping[str, Any]) -> tuple[str, ...]:
+        references = content.get("references", [name for name in ("ce", "ls") if name in arms])
+        if not isinstance(references, list) or not all(isinstance(name, str) for name in references):
+            came = "nothing" if references is None else repr(references)
+            self.mistakes.append(f"references: expected a list of names of arms, got {came}")
+            return ()
+        for name in dict.fromkeys(references):
+            if references.count(name) > 1:
+                self.mistakes.append(f"references: {name!r} is there twice")
+            if name not in arms:
+                self.mistakes.append(f"references: there is no arm {name!r}{_near(name, list(arms))}")
+        return tuple(references)
 
     def _setting(
         self, name: Any, setting: Any, common: dict[str, Any], arms: dict[str, dict[str, Any]], seeds: tuple[int, ...]
     ) -> Iterator[Run]:
         where = f"settings: {name}"
         if not self._good_name(name, "settings"):
+            return
+        if name in TAKEN:
+            taken = ", ".join(TAKEN)
+            self.mistakes.append(f"settings: expected a name that study and report do not use ({taken}), got {name!r}")
             return
         if setting is not None and not isinstance(setting, dict):
             self.mistakes.append(f"{where}: expected a mapping, got {_kind(setting)}")
@@ -156,11 +178,16 @@ class _Reader:
         chosen = self._chosen_arms(setting.get("arms"), arms, where)
         if "seeds" in setting:
             seeds = self._seeds(setting["seeds"], f"{where}: seeds")
-        configs = {}
+        configs: dict[str, TrainConfig] = {}
         for arm, more in chosen.items():
             named = {**common, **own, **arms[arm], **more, **self.given}
             config = self._config(named, f"{where}, arm {arm}")
-            if config is not None:
+            shift = self.shifts[arm]
+            if shift and seeds and max(seeds) + shift > LARGEST_SEED:
+                self.mistakes.append(
+                    f"{where}, arm {arm}: {SHIFT}: expected seeds of at most {LARGEST_SEED}, got {max(seeds)} + {shift}"
+                )
+            elif config is not None:
                 configs[arm] = config
         for seed in seeds:  # outermost: what is there of an unfinished study can be compared
             for arm, config in configs.items():
@@ -169,10 +196,16 @@ class _Reader:
 
     def _config(self, named: dict[str, Any], where: str) -> TrainConfig | None:
         before = len(self.mistakes)
-        if named.get("data_dir") is not None:  # a worker may have another folder of its own
-            named = {**named, "data_dir": str(Path(named["data_dir"]).expanduser().absolute())}
+        if (folder := named.get("data_dir")) and isinstance(folder, (str, Path)):  # a worker may stand elsewhere
+            named = {**named, "data_dir": str(Path(folder).expanduser().absolute())}
         try:
-            return from_options({**named, "progress": False})
+            config = from_options({**named, "progress": False})
+            for name in ("devices", "nodes"):
+                if (came := getattr(config, name)) not in (1, "1"):
+                    wanted = "1 in a study, which runs several runs at a time instead (--jobs; --gpus of Ray)"
+                    raise TrainError(f"{flag(name)} must be {wanted}, got {came!r}")
+            _look_into_network(config.arch, config.pretrained, config.layers)
+            return config
         except TrainError as error:
             # An option that is wrong for all arms is said once, where it stands.
             if not any(str(error) in mistake for mistake in self.mistakes[:before]):
@@ -245,10 +278,15 @@ class _Reader:
     def _seeds(self, seeds: Any, where: str) -> tuple[int, ...]:
         """A number of seeds from 0 on, or a list of them."""
         if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
-            return tuple(range(seeds))
+            if seeds > _MOST_SEEDS:
+                self.mistakes.append(f"{where}: expected at most {_MOST_SEEDS} seeds, got {seeds}")
+            return tuple(range(min(seeds, _MOST_SEEDS)))
         whole = isinstance(seeds, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
         if not whole or not seeds or min(seeds) < 0:
             self.mistakes.append(f"{where}: expected a number from 1, or a list of whole numbers from 0, got {seeds!r}")
+            return ()
+        if max(seeds) > LARGEST_SEED:
+            self.mistakes.append(f"{where}: expected seeds of at most {LARGEST_SEED}, got {max(seeds)}")
             return ()
         if len(set(seeds)) < len(seeds):
             twice = next(seed for seed in seeds if seeds.count(seed) > 1)
@@ -267,6 +305,14 @@ class _Reader:
             return True
         self.mistakes.append(f"{where}: expected a name of letters, digits, and . + - _, got {name!r}")
         return False
+
+
+@cache
+def _look_into_network(arch: str, pretrained: bool, layers: tuple[str, ...] | None) -> None:
+    """What can be said of network and layers without building a large one."""
+    refuse_unknown(arch, pretrained)
+    if arch in RESNETS and layers is not None:
+        refuse_unknown_layers(layers, build_model(arch, 3, 10)[0])
 
 
 def _near(name: Any, known: list[str]) -> str:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..train.config import counted
 from ..train.errors import TrainError
 from ..train.files import atomic_write
 from . import figures
+from .names import FIGURES, LINES, PAGE, TEXT
 from .page import html_page
-from .results import LINES, Outcome, Results, read_results
+from .results import Outcome, Results, read_results
 from .statistics import LEVEL, POWER, Difference, against, seeds_needed, smallest_p
 
+_DRAWN = {
+    "forest": "Differences with their intervals",
+    "curves": "Accuracy along epochs and seconds",
+    "probes": "Accuracy of linear probes",
+}  # a file SETTING-KIND.svg each
 EFFECT = 0.3  # percent of accuracy: the difference for which the seeds are counted
-FIGURES = "figures"  # folder beside report.md
 
 
 def report(folder: Path, out: Path | None = None, seconds: Path | None = None) -> str:
@@ -36,15 +41,26 @@ def report(folder: Path, out: Path | None = None, seconds: Path | None = None) -
     out = folder if out is None else out
     text, drawn = compose(results, clock)
     results.save(out)
-    shutil.rmtree(out / FIGURES, ignore_errors=True)
+    _remove_drawings(out / FIGURES)
     for name, svg in drawn.items():
         with atomic_write(out / name) as path:
             path.write_text(svg)
-    with atomic_write(out / "report.md") as path:
+    with atomic_write(out / TEXT) as path:
         path.write_text(text)
-    with atomic_write(out / "report.html") as path:
+    with atomic_write(out / PAGE) as path:
         path.write_text(html_page(results.outline["name"], text, drawn))
-    return f"wrote {out / 'report.md'}, report.html, {FIGURES}/ and {LINES} of {len(results.outcomes)} runs"
+    kept = (
+        f", {results.kept} of which {LINES} had kept" if results.kept and results.kept < len(results.outcomes) else ""
+    )
+    return f"wrote {out / TEXT}, {PAGE}, {FIGURES}/ and {LINES} of {counted(len(results.outcomes), 'run')}{kept}"
+
+
+def _remove_drawings(folder: Path) -> None:
+    """Those of an earlier report, by their names; whatever else lies there is somebody's."""
+    for kind in _DRAWN:
+        for path in folder.glob(f"*-{kind}.svg"):
+            if path.is_file():
+                path.unlink()
 
 
 def compose(results: Results, clock: Results) -> tuple[str, dict[str, str]]:
@@ -116,7 +132,13 @@ class _Setting:
 
     def parts(self, drawn: dict[str, str]) -> list[str]:
         """Paragraphs, tables and figures; the figures go into ``drawn``."""
-        parts = [self.results.settings[self.name]["about"], self._what(), self._unfinished(), self._seeds_too_few()]
+        parts = [
+            self.results.settings[self.name]["about"],
+            self._what(),
+            self._threads(),
+            self._unfinished(),
+            self._seeds_too_few(),
+        ]
         parts += ["### Accuracy", self._accuracy_table(), self._found()]
         if any(self.differences.values()):
             parts.append(self._figure(drawn, "forest", figures.forest(self.arms, self.differences, "% of accuracy")))
@@ -132,26 +154,38 @@ class _Setting:
     def _figure(self, drawn: dict[str, str], kind: str, svg: str) -> str:
         path = f"{FIGURES}/{self.name}-{kind}.svg"
         drawn[path] = svg
-        words = {"forest": "Differences with their intervals", "curves": "Accuracy along epochs and seconds"}
-        return f"![{words.get(kind, 'Accuracy of linear probes')}, {self.name}]({path})"
+        return f"![{_DRAWN[kind]}, {self.name}]({path})"
 
     def _what(self) -> str:
         """What was trained, from the first arm's first run; an arm may have options of its own."""
         first = next(iter(self.outcomes[self.arms[0]].values())).result
         options = first["options"]
         words = [
-            f"{first['data']}, {first['train_images']} training images",
+            f"{first['data']}, {counted(first['train_images'], 'training image')}",
             f"{100 * options['label_noise']:.0f} % of the labels wrong" if options.get("label_noise") else "",
             first["arch"],
-            f"{first['epochs']} epochs of batches of {options['batch_size']}",
+            f"{counted(first['epochs'], 'epoch')} of batches of {options['batch_size']}",
         ]
         return ", ".join(word for word in words if word) + "."
+
+    def _threads(self) -> str:
+        """Where runs had different numbers of threads."""
+        runs = [o for outcomes in self.outcomes.values() for o in outcomes.values()]
+        counts = sorted({o.result["threads"] for o in runs if "threads" in o.result})
+        if len(counts) < 2:
+            return ""
+        return (
+            f"Runs had {', '.join(map(str, counts[:-1]))} or {counts[-1]} threads, by which sums are rounded "
+            "differently: the same seed does not give the same numbers with both."
+        )
 
     def _unfinished(self) -> str:
         missing = self.results.missing(self.name)
         total = missing + sum(map(len, self.outcomes.values()))
         return (
-            f"**{missing} of {total} runs have not been finished**; what follows is of the others." if missing else ""
+            f"**{missing} of {counted(total, 'run')} not finished yet**; what follows is of the others."
+            if missing
+            else ""
         )
 
     def _seeds_too_few(self) -> str:
@@ -161,7 +195,7 @@ class _Setting:
         most = max(pairs)
         if smallest_p(most) >= LEVEL:
             return (
-                f"**With {most} {'seed' if most == 1 else 'seeds'} no sign-flip test can reach {LEVEL}**: its smallest "
+                f"**With {counted(most, 'seed')} no sign-flip test can reach {LEVEL}**: its smallest "
                 f"p is 2/2^{most} = {smallest_p(most):.3g}. It takes 6 seeds for one arm and more for several. "
                 "Bootstrap intervals of so few are too narrow."
             )
@@ -183,7 +217,10 @@ class _Setting:
             row = [arm, str(len(values)), _spread(values.values())]
             for reference in self.references:
                 difference = self.differences[reference].get(arm)
-                row += ["", ""] if difference is None else _cells(difference)
+                cells = ["", ""] if difference is None else _cells(difference)
+                if difference is not None and difference.seeds != len(values):  # the reference lacks some of them
+                    cells[0] += f" ({counted(difference.seeds, 'pair')})"
+                row += cells
             rows.append(row)
         return _table(head, rows)
 
@@ -221,8 +258,9 @@ class _Setting:
         for reference in self.references:
             head += [f"deviation of differences to {reference}", "seeds"]
         return (
-            f"So many seeds a difference of {EFFECT} % would need, to be found with probability {POWER} "
-            f"by a paired t-test at {LEVEL}, without correction for several arms:\n\n" + _table(head, rows)
+            f"How many seeds it takes to find a difference of {EFFECT} % with probability {POWER}, by a paired t-test "
+            f"at {LEVEL} without correction for several arms, where differences between seeds are spread as here:\n\n"
+            + _table(head, rows)
         )
 
     def _other_table(self) -> str:

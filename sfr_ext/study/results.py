@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..train.config import SAME, flag, options
 from ..train.errors import TrainError
 from ..train.files import atomic_write
 from ..train.records import read_rows
-from .command import OUTLINE
+from .names import LINES, OUTLINE
 from .work import RESULT
 
-LINES = "results.jsonl"  # one run a line, without checkpoints: small enough to be kept
 _CURVES = ("epoch", "test_accuracy", "val_accuracy", "train_accuracy", "train_feature_loss", "seconds")
 
 
@@ -40,6 +40,8 @@ class Results:
 
     outline: dict[str, Any]
     outcomes: list[Outcome] = field(default_factory=list)
+    others: list[Outcome] = field(default_factory=list)  # kept runs that the study does not ask for: not lost, not told
+    kept: int = 0  # of the outcomes, those of which there is a line alone
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class Results:
         with atomic_write(folder / OUTLINE) as path:
             path.write_text(json.dumps(self.outline, indent=2) + "\n")
         with atomic_write(folder / LINES) as path, path.open("w") as file:
-            for o in self.outcomes:
+            for o in self.outcomes + self.others:
                 result = {name: value for name, value in o.result.items() if name != "class_names"}
                 result["options"] = {name: x for name, x in result["options"].items() if name not in ("out", "resume")}
                 curves = {
@@ -84,15 +86,15 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """The finished runs of the study in this folder; where it has no runs, those that a report has kept.
+    """The finished runs of the study in this folder, and those that a report has kept and that are not there.
 
     Raises:
-        TrainError: it holds no study, a damaged one, or one without a finished run.
+        TrainError: it holds no study, a damaged one, or one without a finished run; what was kept is of other options.
     """
     path = folder / OUTLINE
     try:
         outline = json.loads(path.read_text())
-        results = Results(outline, list(_from_runs(folder, outline)) or list(_from_lines(folder / LINES)))
+        results = _merged(outline, list(_from_runs(folder, outline)), list(_from_lines(folder / LINES)), folder)
         results.missing(next(iter(results.settings)))
     except OSError as error:
         raise TrainError(
@@ -103,6 +105,40 @@ def read_results(folder: Path) -> Results:
     if not results.outcomes:
         raise TrainError(f"{folder} holds no finished run yet")
     return results
+
+
+def _merged(outline: dict[str, Any], runs: list[Outcome], lines: list[Outcome], folder: Path) -> Results:
+    """In the study's order; a run's folder wins over its line."""
+    of_arm = {(o.setting, o.arm): o for o in runs}
+    there = {(o.setting, o.arm, o.seed) for o in runs}
+    kept = [o for o in lines if (o.setting, o.arm, o.seed) not in there]
+    for o in kept:
+        if (run := of_arm.get((o.setting, o.arm))) is not None:
+            _same_options(run, o, folder)
+    places = {
+        (setting, arm, seed): (i, j, k)
+        for i, (setting, asked) in enumerate(outline["settings"].items())
+        for j, arm in enumerate(asked["arms"])
+        for k, seed in enumerate(asked["seeds"])
+    }
+    found = {(o.setting, o.arm, o.seed): o for o in [*kept, *runs]}
+    ordered = [found[key] for key in sorted(found.keys() & places.keys(), key=places.__getitem__)]
+    others = [o for key, o in found.items() if key not in places]
+    return Results(outline, ordered, others, len(ordered) - len(runs))
+
+
+def _same_options(run: Outcome, kept: Outcome, folder: Path) -> None:
+    """Runs of two kinds make no arm."""
+    for name, declared in options().items():
+        if name == "seed" or (declared.on_resume != SAME and name != "epochs"):
+            continue
+        there, then = (o.result["options"].get(name) for o in (run, kept))
+        if name in run.result["options"] and name in kept.result["options"] and there != then:
+            where = f"{kept.setting}/{kept.arm}"
+            raise TrainError(
+                f"{folder / LINES} keeps seed {kept.seed} of {where} with {flag(name)} {then}, and the folder has runs "
+                f"of {where} with {there}; take that line away, or what is not meant"
+            )
 
 
 def _from_runs(folder: Path, outline: dict[str, Any]) -> Iterator[Outcome]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..train.config import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag, options
+from ..train.config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag, options
 from ..train.errors import TrainError
 
 RESULT = "result.json"
@@ -26,23 +26,45 @@ def is_finished(config: TrainConfig) -> bool:
         return False
     try:
         before = json.loads(path.read_text())["options"]
-        held = {name: before[name] for name in options() if name in before}
+        _same_options(config, {name: before[name] for name in options() if name in before}, "a finished run")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainError(f"{path} is not the result of a run of sfr-ext train") from error
+    return True
+
+
+def may_go_on(config: TrainConfig) -> None:
+    """Nothing to say where its folder holds no checkpoint, or one of this very run.
+
+    Raises:
+        TrainError: it holds an unfinished run with other options; one trained under both would be neither.
+    """
+    path = config.out / KEPT_OPTIONS
+    if not _begun(config) or not path.is_file():  # without it, the checkpoint itself is looked into, when it is read
+        return
+    try:
+        before = json.loads(path.read_text())
+        _same_options(config, {name: before[name] for name in options() if name in before}, "an unfinished run")
+    except (OSError, ValueError, TypeError) as error:
+        raise TrainError(f"{path} is damaged; remove {config.out}, and the run begins anew") from error
+
+
+def _same_options(config: TrainConfig, held: Mapping[str, Any], what: str) -> None:
     asked = {**config.identity(), "epochs": config.epochs}
     for name, value in json.loads(json.dumps(asked)).items():
         if held.get(name, value) != value:
             raise TrainError(
-                f"{config.out} holds a finished run with {flag(name)} {held[name]}, and the study asks for {value}; "
+                f"{config.out} holds {what} with {flag(name)} {held[name]}, and the study asks for {value}; "
                 "give the study another --out, or remove that folder"
             )
-    return True
+
+
+def _begun(config: TrainConfig) -> bool:
+    return any((config.out / name).is_file() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT))
 
 
 def to_start(config: TrainConfig) -> TrainConfig:
     """The configuration that goes on where the run was, from the start where there is no checkpoint."""
-    begun = any((config.out / name).is_file() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT))
-    return replace(config, resume=config.out / LAST_CHECKPOINT) if begun else config
+    return replace(config, resume=config.out / LAST_CHECKPOINT) if _begun(config) else config
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
@@ -72,6 +94,7 @@ def work(config: TrainConfig) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):  # after the import, which sets them to INFO
         logging.getLogger(name).setLevel(logging.WARNING)
     if not is_finished(config):
+        may_go_on(config)
         run(to_start(config))
 
 

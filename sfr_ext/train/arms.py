@@ -12,6 +12,7 @@ from ..sfr.candidates import Candidate, candidates, suggestion
 from ..smoothing import DynamicLabelSmoothing
 from .config import DISTILL, FEATURE_ARMS, TEMPERATURE, TrainConfig
 from .errors import TrainError
+from .models import refuse_unknown_layers
 from .relatives.base import Relative
 from .relatives.byot import OwnTeacher
 from .relatives.cskd import ClassWise
@@ -126,6 +127,8 @@ def compared_layers(
     """
     if config.layers is None and stages is not None:
         return dict.fromkeys(stages)
+    if config.layers is not None:
+        refuse_unknown_layers(config.layers, model)
     try:
         found = _forward(model, image)
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .config import counted
 from .errors import TrainError
 
 _COLUMNS = ("run", "arm", "data", "arch", "seed", "epochs", "test accuracy", "seconds", "feature loss")
@@ -65,7 +66,8 @@ def _over_seeds(results: list[dict[str, Any]]) -> list[str]:
     for (arm, data, arch, epochs), by_seed in groups.items():
         if len(by_seed) > 1:
             mean, deviation = statistics.mean(by_seed.values()), statistics.stdev(by_seed.values())
+            length = counted(epochs, "epoch")
             lines.append(
-                f"{arm} on {data}, {arch}, {epochs} epochs: {mean:.2f} % +- {deviation:.2f} over {len(by_seed)} seeds"
+                f"{arm} on {data}, {arch}, {length}: {mean:.2f} % +- {deviation:.2f} over {len(by_seed)} seeds"
             )
     return ["", *lines] if lines else []

@@ -9,10 +9,11 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from .errors import TrainError
+from .errors import UsageError
 
 DATA = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "hf")
 ARMS = {
@@ -39,6 +40,8 @@ PRECISIONS = ("32", "bf16-mixed", "16-mixed", "64")
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # of OUT
 KEPT_OPTIONS = LAST_CHECKPOINT.with_name("options.json")
 PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")  # the one before
+
+LARGEST_SEED = 2**32 - 1  # that NumPy and torch both take
 
 SAME = "same"  # a resumed run must have what its beginning had: it would train something else otherwise
 FREE = "free"  # says where and how the work is done, not what is trained
@@ -100,6 +103,11 @@ def less_than_1(value: Any) -> str | None:
     return None if 0 <= value < 1 else "in [0, 1)"
 
 
+def names(value: Any) -> str | None:
+    """At least one, none of them empty."""
+    return None if value and all(value) else "names of layers"
+
+
 def devices(value: Any) -> str | None:
     """A count in the digits that ``int`` takes everywhere, or "auto"."""
     count = value.isascii() and value.isdecimal() and int(value) >= 1
@@ -111,7 +119,7 @@ class TrainConfig:
     """Options of one run; the names are those of the flags of ``sfr-ext train``.
 
     Raises:
-        TrainError: a value that is not allowed.
+        UsageError: a value that is not allowed.
     """
 
     data: str = option("digits", "data", "data set", SAME, choices=DATA)
@@ -159,6 +167,7 @@ class TrainConfig:
         "model and method",
         "layers to compare, shallow to deep (default: all stages, or those that sfr-ext layers suggests)",
         SAME,
+        check=names,
         metavar="A,B,...",
     )
     pairs: str = option("all", "model and method", "which layers teach which", SAME, choices=("all", "last"))
@@ -238,7 +247,7 @@ class TrainConfig:
         1, "training", "epochs from one test to the next, a divisor of --epochs", SAME, check=whole(1), metavar="N"
     )
     precision: str = option("32", "training", "bits of the network's arithmetic", SAME, choices=PRECISIONS)
-    seed: int = option(0, "training", "of everything that is random", SAME, check=whole(0, 2**32 - 1))
+    seed: int = option(0, "training", "of everything that is random", SAME, check=whole(0, LARGEST_SEED))
 
     out: Path = option(None, "run", "folder for everything written (default: runs/ARM-DATA-SEED)", FREE, metavar="DIR")
     resume: Path | None = option(
@@ -283,32 +292,34 @@ class TrainConfig:
             object.__setattr__(self, "out", Path("runs") / f"{self.arm}-{self.data}-{self.seed}")
         for name, declared in options().items():
             value = getattr(self, name)
+            if value is None and not may_be_none(name):
+                raise UsageError(f"{flag(name)} must be {wanted_of(name)}, got nothing")
             if declared.choices is not None and value not in declared.choices:
-                raise TrainError(f"{flag(name)} must be one of {', '.join(declared.choices)}, got {value!r}")
+                raise UsageError(f"{flag(name)} must be one of {', '.join(declared.choices)}, got {value!r}")
             if declared.check is not None and value is not None and (wanted := declared.check(value)) is not None:
-                raise TrainError(f"{flag(name)} must be {wanted}, got {value!r}")
+                raise UsageError(f"{flag(name)} must be {wanted}, got {value!r}")
         if self.epochs % self.test_every:
-            raise TrainError(f"--test-every must be a divisor of --epochs {self.epochs}, got {self.test_every}")
+            raise UsageError(f"--test-every must be a divisor of --epochs {self.epochs}, got {self.test_every}")
         if self.resume is not None and self.overwrite:
-            raise TrainError("--resume continues a run and --overwrite begins it anew: give one of them")
+            raise UsageError("--resume continues a run and --overwrite begins it anew: give one of them")
         if self.solver == "exact" and self.eps is not None:
-            raise TrainError(f"--eps is for --solver sinkhorn, got {self.eps} with --solver exact")
+            raise UsageError(f"--eps is for --solver sinkhorn, got {self.eps} with --solver exact")
         if self.solver == "exact" and self.objective != "transport":
-            raise TrainError(f"--objective {self.objective} is for --solver sinkhorn, got it with --solver exact")
+            raise UsageError(f"--objective {self.objective} is for --solver sinkhorn, got it with --solver exact")
         if self.solver == "sinkhorn" and self.eps is None:
             object.__setattr__(self, "eps", 0.05)
         if self.probe and self.compile:
-            raise TrainError("--probe looks into the network, into which --compile lets nobody look: give one of them")
+            raise UsageError("--probe looks into the network, into which --compile lets nobody look: give one of them")
         for name, known in (("distill", DISTILL), ("temperature", TEMPERATURE)):
             given = getattr(self, name)
             if given is not None and self.arm not in known:
-                raise TrainError(f"{flag(name)} is for --arm {', '.join(known)}, got it with --arm {self.arm}")
+                raise UsageError(f"{flag(name)} is for --arm {', '.join(known)}, got it with --arm {self.arm}")
         if self.distill is not None and self.distill > 1 and self.arm != "cskd":
-            raise TrainError(f"--distill must be a share, in [0, 1], for --arm {self.arm}, got {self.distill}")
+            raise UsageError(f"--distill must be a share, in [0, 1], for --arm {self.arm}, got {self.distill}")
         if self.mixup > 0 and (self.arm in DISTILL or self.arm == "cutmix"):
-            raise TrainError(f"--mixup mixes labels, which --arm {self.arm} must have as they are or mixes itself")
+            raise UsageError(f"--mixup mixes labels, which --arm {self.arm} must have as they are or mixes itself")
         if self.mixup > 0 and self.prior == "online":
-            raise TrainError("--mixup makes probabilities of the labels, from which --prior online cannot learn")
+            raise UsageError("--mixup makes probabilities of the labels, from which --prior online cannot learn")
 
     def to_keep(self) -> dict[str, Any]:
         """What is left beside the checkpoints, as values of JSON: the options without those of one start of the run."""
@@ -330,9 +341,28 @@ def options() -> dict[str, Option]:
     return {f.name: f.metadata["option"] for f in fields(TrainConfig)}
 
 
+@cache
+def may_be_none(name: str) -> bool:
+    """Whether None stands for something: no limit, a default that depends on others, ..."""
+    return name == "out" or type(None) in get_args(get_type_hints(TrainConfig)[name])
+
+
+def wanted_of(name: str) -> str:
+    """The kind of an option's value, in words."""
+    declared, hint = options()[name], get_type_hints(TrainConfig)[name]
+    if declared.choices is not None:
+        return f"one of {', '.join(declared.choices)}"
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "a name")
+
+
 def flag(name: str) -> str:
     """The flag of an option: ``batch_size`` is ``--batch-size``."""
     return "--" + name.replace("_", "-")
+
+
+def counted(number: int, word: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def near_misses(word: str, known: list[str]) -> str:

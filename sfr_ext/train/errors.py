@@ -7,6 +7,10 @@ class TrainError(Exception):
     """What went wrong and what would help, in one sentence; the command line prints it without a traceback."""
 
 
+class UsageError(TrainError):
+    """Options or values that nothing could make work; the command line ends with 2."""
+
+
 class EveryProcessError(TrainError):
     """One that every process of the run meets at the same place; the first one tells it."""
 

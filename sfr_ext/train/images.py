@@ -20,7 +20,7 @@ def read_image(path: Path | str | io.BytesIO, name: str | None = None) -> Any:
     Raises:
         TrainError: a file that is missing, damaged, or of levels whose range is not known; it is named.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     name = name or str(path)
     try:
@@ -34,5 +34,12 @@ def read_image(path: Path | str | io.BytesIO, name: str | None = None) -> Any:
     except TrainError:
         raise
     except Exception as error:  # decoders raise whatever their parts raise: OSError, SyntaxError, struct.error, ...
+        if isinstance(error, UnidentifiedImageError):
+            raise TrainError(f"{name} cannot be read: {_what_it_is(path)}") from error
         reason = str(error).replace(str(path), "it").replace("\n", " ")
         raise TrainError(f"{name} cannot be read: {reason or type(error).__name__}") from error
+
+
+def _what_it_is(path: Path | str | io.BytesIO) -> str:
+    empty = path.getbuffer().nbytes == 0 if isinstance(path, io.BytesIO) else Path(path).stat().st_size == 0
+    return "it is empty" if empty else "it is no image, or of a format that Pillow does not know"

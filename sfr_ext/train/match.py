@@ -16,7 +16,7 @@ from ..result import OTResult
 from ..sfr import maps
 from ..sfr.candidates import candidates
 from .config import near_misses
-from .errors import TrainError
+from .errors import TrainError, UsageError
 from .files import atomic_write
 from .images import read_image
 from .trained import Trained, load_trained
@@ -43,9 +43,9 @@ def match(
     if missing := [name for name in ("matplotlib", "PIL") if importlib.util.find_spec(name) is None]:
         raise TrainError(f"match needs {' and '.join(missing)}, not installed here: {how_to_install('plot', *missing)}")
     if checkpoint is None and layer is not None:
-        raise TrainError("--layer needs --checkpoint, whose network it is a layer of")
+        raise UsageError("--layer needs --checkpoint, whose network it is a layer of")
     if out.suffix[1:].lower() not in (formats := _formats()):
-        raise TrainError(f"-o: {out} must end with one of {', '.join(sorted(formats))}")
+        raise UsageError(f"-o: {out} must end with one of {', '.join(sorted(formats))}")
     images = [_tensor(read_image(path)) for path in (a, b)]
     if checkpoint is None:
         features, what = [_pixels(image, patches) for image in images], "pixels"

@@ -7,10 +7,12 @@ section 4.2.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import near_misses
 from .errors import TrainError
 from .optional import import_optional
 
@@ -88,6 +90,7 @@ def build_model(
     Raises:
         TrainError: no one knows the name, or has weights for it.
     """
+    refuse_unknown(arch, pretrained)
     if pretrained:
         found = _timm_model(arch, channels, num_classes, pretrained=True)
         if not isinstance(found, nn.Module):
@@ -97,20 +100,41 @@ def build_model(
         widths, blocks = RESNETS[arch]
         model = ResNet(widths, blocks, channels, num_classes)
         return model, model.stages
-    refusals = []
-    for factory in (_torchvision_model, _timm_model):
-        found = factory(arch, channels, num_classes)
-        if isinstance(found, nn.Module):
-            return found, _stages(found)
-        refusals.append(found)
-    raise TrainError(
-        f"--arch {arch!r} is neither one of {', '.join(RESNETS)} nor a name known to an installed torchvision or timm "
-        f"({'; '.join(refusals)})"
-    )
+    factory = _torchvision_model if _not_in_torchvision(arch) is None else _timm_model
+    found = factory(arch, channels, num_classes)
+    assert isinstance(found, nn.Module)
+    return found, _stages(found)
 
 
-def _torchvision_model(arch: str, channels: int, num_classes: int) -> nn.Module | str:
-    """The classifier of that name; or why torchvision has none."""
+def refuse_unknown(arch: str, pretrained: bool = False) -> None:
+    """Nothing to say of a name that `build_model` takes; nothing is built.
+
+    Raises:
+        TrainError: no one knows the name.
+    """
+    if pretrained:
+        if (reason := _not_in_timm(arch)) is not None:
+            raise TrainError(f"--pretrained is for timm's models, and --arch {arch!r} is none here: {reason}")
+        return
+    refusals = [] if arch in RESNETS else [_not_in_torchvision(arch), _not_in_timm(arch)]
+    if refusals and None not in refusals:
+        raise TrainError(
+            f"--arch {arch!r} is neither one of {', '.join(RESNETS)} nor a name known to an installed torchvision or "
+            f"timm ({'; '.join(map(str, refusals))})"
+        )
+
+
+def refuse_unknown_layers(layers: Iterable[str], model: nn.Module) -> None:
+    """Raises:
+    TrainError: the network has no layer of one of these names.
+    """
+    known = [name for name, _ in model.named_modules() if name]
+    for layer in layers:
+        if layer not in known:
+            raise TrainError(f"--layers: the network has no layer {layer!r}{near_misses(layer, known)}")
+
+
+def _not_in_torchvision(arch: str) -> str | None:
     models, reason = import_optional("torchvision.models")
     if models is None:
         return str(reason)
@@ -120,6 +144,13 @@ def _torchvision_model(arch: str, channels: int, num_classes: int) -> nn.Module 
     packages = [part for part in vars(models).values() if inspect.ismodule(part) and hasattr(part, "__path__")]
     if any(arch in models.list_models(module=package) for package in packages):
         return f"torchvision's {arch} is no classifier of images that can be trained here"
+    return None
+
+
+def _torchvision_model(arch: str, channels: int, num_classes: int) -> nn.Module:
+    """The classifier of that name, which torchvision has."""
+    models, _ = import_optional("torchvision.models")
+    assert models is not None
     # These two give more outputs in training than the logits, unless told not to.
     more = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
     model: nn.Module = models.get_model(arch, weights=None, num_classes=num_classes, **more)
@@ -138,13 +169,17 @@ def _stages(model: nn.Module) -> tuple[str, ...] | None:
     return stages if all(hasattr(model, stage) for stage in stages) else None
 
 
-def _timm_model(arch: str, channels: int, num_classes: int, pretrained: bool = False) -> nn.Module | str:
-    """The model of that name; or why timm has none."""
+def _not_in_timm(arch: str) -> str | None:
     timm, reason = import_optional("timm")
     if timm is None:
         return str(reason)
-    if not timm.is_model(arch):
-        return "timm has none of that name"
+    return None if timm.is_model(arch) else "timm has none of that name"
+
+
+def _timm_model(arch: str, channels: int, num_classes: int, pretrained: bool = False) -> nn.Module | str:
+    """The model of that name, which timm has; or why its weights cannot be had."""
+    timm, _ = import_optional("timm")
+    assert timm is not None
     try:
         model: nn.Module = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=channels)
     except (OSError, RuntimeError) as error:

@@ -13,8 +13,8 @@ from typing import Any, Literal, NoReturn, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, set_parsing_settings
 
-from .config import KEPT_OPTIONS, LAST_CHECKPOINT, TrainConfig, flag, near_misses, options
-from .errors import TrainError
+from .config import KEPT_OPTIONS, LAST_CHECKPOINT, TrainConfig, flag, may_be_none, near_misses, options, wanted_of
+from .errors import TrainError, UsageError
 
 _PROGRAM = "sfr-ext train"
 
@@ -28,7 +28,8 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
 
     Raises:
         SystemExit: help was asked for (0), or the arguments cannot be understood (2); the reason is printed.
-        TrainError: a value that is not allowed.
+        UsageError: a value that is not allowed.
+        TrainError: a run to go on with that cannot be.
     """
     parser = _parser()
     try:
@@ -46,6 +47,10 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
         _refuse(str(error), parser)
     except UnicodeDecodeError as error:
         _refuse(f"--config: expected a text in UTF-8 ({error})", parser)
+    for name in options():  # only a file can leave a value out
+        if given[name] is None and not may_be_none(name):
+            files = ", ".join(str(file) for file in given["config"] or ())
+            _refuse(f"--config: {files}: {name}: expected {wanted_of(name)}, got nothing", parser)
     return _config(given)
 
 
@@ -53,29 +58,31 @@ def from_options(named: Mapping[str, Any]) -> TrainConfig:
     """The configuration of options by name, as a YAML file has them.
 
     Raises:
-        TrainError: an option that does not exist, or a value that is not allowed.
+        UsageError: an option that does not exist, or a value that is not allowed.
     """
     for name, value in named.items():
         if name not in options():
-            raise TrainError(f"there is no option {name!r}{near_misses(name, list(options()))}")
+            raise UsageError(f"there is no option {name!r}{near_misses(name, list(options()))}")
+        if value is None and not may_be_none(name):
+            raise UsageError(f"{flag(name)}: expected {wanted_of(name)}, got nothing")
         if get_type_hints(TrainConfig)[name] is bool and not isinstance(value, bool):
-            raise TrainError(f"{flag(name)}: expected true or false, got {value!r}")
+            raise UsageError(f"{flag(name)}: expected true or false, got {value!r}")
     try:
         return _config(vars(_known_parser().parse_object(dict(named))))
     except ArgumentError as error:
-        raise TrainError(_told(str(error))) from error
+        raise UsageError(_told(str(error))) from error
 
 
 def only_given(arguments: Sequence[str]) -> dict[str, Any]:
     """The options that these arguments of ``sfr-ext train`` set, by name; no defaults.
 
     Raises:
-        TrainError: an option that does not exist, or a value of the wrong kind.
+        UsageError: an option that does not exist, or a value of the wrong kind.
     """
     try:
         given = vars(_parser().parse_args(list(arguments), defaults=False))
     except ArgumentError as error:
-        raise TrainError(_told(str(error))) from error
+        raise UsageError(_told(str(error))) from error
     return {name: value for name, value in given.items() if name in options()}
 
 
@@ -92,7 +99,7 @@ def _config(given: Mapping[str, Any]) -> TrainConfig:
         values["layers"] = tuple(values["layers"])
     for name in ("data_dir", "out", "resume"):
         if values[name] == "":
-            raise TrainError(f"{flag(name)} must name a {'checkpoint' if name == 'resume' else 'folder'}, got ''")
+            raise UsageError(f"{flag(name)} must name a {'checkpoint' if name == 'resume' else 'folder'}, got ''")
         if values[name] is not None:
             values[name] = Path(values[name])
     return TrainConfig(**values)
@@ -158,8 +165,9 @@ def _argument(name: str) -> dict[str, Any]:
         float: _number,
         float | None: _number_or_none,
         tuple[str, ...] | None: _names,
-        Path: str | None,
-        Path | None: str | None,
+        int | None: _whole_or_none,
+        Path: _path,
+        Path | None: _path,
     }
     if name == "devices":
         kinds[str] = str | int
@@ -170,6 +178,8 @@ def _argument(name: str) -> dict[str, Any]:
 def _number(value: Any) -> float:
     """A float in any spelling of Python's; YAML's own reads "inf" and "1e-3" as words."""
     try:
+        if isinstance(value, bool):
+            raise TypeError("YAML's true")
         return float(value)
     except (TypeError, ValueError) as error:
         raise _Unfit(f"expected a number, got {value!r}") from error
@@ -177,6 +187,21 @@ def _number(value: Any) -> float:
 
 def _number_or_none(value: Any) -> float | None:
     return None if value is None else _number(value)
+
+
+def _whole_or_none(value: Any) -> int | None:
+    whole = isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value.strip())
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if not whole:
+        raise _Unfit(f"expected a whole number, got {value!r}")
+    return int(value)
+
+
+def _path(value: Any) -> str | None:
+    if value is not None and not isinstance(value, (str, Path)):
+        raise _Unfit(f"expected a path, got {value!r}")
+    return None if value is None else str(value)
 
 
 def _names(value: Any) -> list[str] | None:
@@ -202,6 +227,8 @@ def _told(message: str) -> str:
         message = f"{flag(match[1])}: {match[2]}"
     elif match := re.search(r"unrecognized arguments: (\S+)", message):
         message += near_misses(match[1].split("=")[0], known)
+    elif match := re.fullmatch(r"Unexpected config: (.*)", message, re.DOTALL):
+        message = f"--config: expected a file of options and their values, got {match[1].strip()!r}"
     elif match := re.search(r"Option '(\S+)' is not accepted", message):
         message += near_misses(flag(match[1]), known)
     message = re.sub(r"\s+", " ", message)

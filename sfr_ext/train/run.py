@@ -23,7 +23,7 @@ from ..layouts import Transform
 from .arms import compared_layers
 from .best import BEST_CHECKPOINT, Best
 from .checkpoints import KeepingIO, find_checkpoint
-from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, flag, near_misses, options
+from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, counted, flag, options
 from .data import FolderData, ImageData, load_data
 from .engine import (
     CSVLogger,
@@ -188,7 +188,7 @@ def _resume_from(config: TrainConfig, path: Path, first: bool) -> tuple[Path, di
     done = content["epoch"] + 1
     finished = (config.out / "result.json").exists()
     if done > config.epochs or (done == config.epochs and finished):
-        raise TrainError(f"--resume: {found} has already run {done} epochs; give more with --epochs")
+        raise TrainError(f"--resume: {found} has already run {counted(done, 'epoch')}; give more with --epochs")
     if note is not None and first:
         print(f"sfr-ext: {note}", file=sys.stderr)
         if path.exists() and path.resolve() == (config.out / LAST_CHECKPOINT).resolve():
@@ -277,10 +277,6 @@ def _probed_layers(
     config: TrainConfig, data: ImageData | FolderData, model: torch.nn.Module, stages: tuple[str, ...] | None
 ) -> dict[str, Transform | None]:
     layers = compared_layers(config, model, stages, torch.empty(data.channels, *images_of(data)["size"]))
-    known = dict(model.named_modules())
-    for layer in layers:
-        if layer not in known:
-            raise TrainError(f"--layers: the network has no layer {layer!r}{near_misses(layer, list(known))}")
     if not layers:
         raise TrainError(f"--probe with --arch {config.arch} needs --layers, shallow to deep")
     return layers
@@ -353,6 +349,7 @@ def _result(
         "seconds": sum(row["seconds"] for row in rows),
         "emd_seconds": sum(row["emd_seconds"] for row in rows),
         "devices": trainer.world_size,
+        "threads": torch.get_num_threads(),  # of each: sums are rounded by their number
         "options": _plain(config),
         "versions": {
             "sfr_ext": sfr_ext.__version__,
