@@ -293,5 +293,6 @@ def solved_between(
         lead = ops.problems(pair.x, pair.y)
         checks.potentials(where, init, (*lead, n), (*lead, m), pair.x)
         init_g = init[1].to(ops.compute_dtype(pair.x, pair.y))
-    options = as_weights_want(options, pair.a, pair.b, ops.compute_dtype(pair.x, pair.y))
-    return ops.EmdSolved(*ops.emd_forward(*pair, init_g, *costs, *options, where)).solved
+    if pair.a is not None or pair.b is not None:
+        options = as_weights_want(options, pair.a, pair.b, ops.compute_dtype(pair.x, pair.y))
+    return ops.Solved._make(ops.emd_forward(*pair, init_g, *costs, *options, where)[:-1])

@@ -20,11 +20,11 @@ from torch import Tensor
 from ..implicit import marginal, total
 from .contracts import METHODS, Count, OfColumns, OfRows, Solved, SolverOptions, Value
 from .derivatives import differentiable, no_second_derivative
-from .emd import costs_room, features_backward, solve_features, solved_room
+from .emd import EmdSolved, costs_room, features_backward, solve_and_keep, solve_features, solved_room
 from .gradients import NeedPair, fold_groups, named, pair_gradients
 from .operator import Operator
 from .solved import Saved, Upstream
-from .views import Ground, Pair, compute_dtype, problems
+from .views import Ground, Pair, problems
 
 
 class Teacher(NamedTuple):
@@ -51,14 +51,6 @@ class DivergenceSaved(NamedTuple):
     y_cost: Tensor
 
 
-class Costs(NamedTuple):
-    """Costs of the three problems that are kept, or no entries."""
-
-    cost: Tensor  # [..., N, M]
-    x_cost: Tensor  # [..., N, N], without groups where one problem is that of all of them
-    y_cost: Tensor  # [..., M, M]
-
-
 class Divergence(NamedTuple):
     """What is returned: the value, what `DivergenceSaved` names, and how the three problems ended."""
 
@@ -75,7 +67,7 @@ class Divergence(NamedTuple):
     n_iter: Count
     error: Value
     cost: Tensor
-    x_cost: Tensor
+    x_cost: Tensor  # without groups where one problem is that of all of them
     y_cost: Tensor
 
 
@@ -123,11 +115,11 @@ def _with_itself(options: SolverOptions, reach: float, dtype: torch.dtype) -> So
     )
 
 
-def _eps_of(pair: Pair, ground: Ground, options: SolverOptions, caller: str, cost: Tensor | None = None) -> Tensor:
-    """What problems are regularised with: no less than what the type holds potentials of, since all three are to be
+def _regularised(pair: Pair, ground: Ground, options: SolverOptions, caller: str) -> EmdSolved:
+    """A problem that is not iterated on. Its eps is no less than what the type holds potentials of: all three are to be
     solved with it as it is."""
     options = options._replace(tol=0.0, max_iter=0, method=METHODS["plain"])
-    return solve_features(pair, ground, options, caller, cost=cost).eps
+    return EmdSolved._make(solve_and_keep(pair, ground, options, caller))
 
 
 def _solve_itself(
@@ -139,11 +131,11 @@ def _solve_itself(
     options: SolverOptions,
     reach: float,
     caller: str,
-    cost: Tensor | None = None,
-) -> Solved:
-    """As `solve_features`, for ``y`` = ``x`` or ``x`` once for each group."""
+) -> tuple[Solved, Tensor]:
+    """For ``y`` = ``x`` or ``x`` once for each group; with the costs."""
     options = _with_itself(options, reach, eps.dtype)
-    return solve_features(Pair(x, y, weight, weight), ground, options, caller, eps_given=eps, cost=cost)
+    *solved, cost = solve_and_keep(Pair(x, y, weight, weight), ground, options, caller, eps_given=eps)
+    return Solved(*solved), cost
 
 
 def _dual(potential: Tensor, reach: float) -> Tensor:
@@ -219,35 +211,22 @@ def _empty(pair: Pair, lead: tuple[int, ...]) -> Tensor | None:
     return functools.reduce(torch.logical_or, each).expand(lead)
 
 
-def _costs(pair: Pair, teacher: Teacher, ground: Ground, relative: bool) -> Costs:
-    x, y = pair.x, pair.y
-    lead, compute = problems(x, y), compute_dtype(x, y)
-    each, _ = flat(y, None, lead)
-    y_cost = x.new_empty((*lead, 0, 0), dtype=compute)
-    if teacher.teacher_value is None or teacher.teacher_potential is None:
-        y_cost = costs_room(Pair(each, each, None, None), ground, compute).unflatten(0, lead)
-    itself = Pair(x, _for_each_group(x, lead, relative), None, None)
-    return Costs(costs_room(pair, ground, compute), costs_room(itself, ground, compute), y_cost)
-
-
 @FORWARD.kernel
 def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, caller: str) -> Divergence:
     x, y, a, b = pair
     lead, relative = problems(x, y), options.relative
-    kept = _costs(pair, teacher, ground, relative)
-    used = _eps_of(pair, ground, options, caller, kept.cost)  # the same for all three
+    first = _regularised(pair, ground, options, caller)
+    used = first.eps  # the same for all three
 
     itself = _for_each_group(x, lead, relative)
     own = used if relative or len(lead) == 1 else used[:, 0].contiguous()
-    with_x = _solve_itself(x, itself, a, own, ground, options, options.reach_a, caller, kept.x_cost)
+    with_x, x_cost = _solve_itself(x, itself, a, own, ground, options, options.reach_a, caller)
     if own.shape != lead:
         with_x = Solved(*(t[:, None].expand(*lead, *t.shape[1:]).contiguous() for t in with_x))
     if teacher.teacher_value is None or teacher.teacher_potential is None:
         each, b_each = flat(y, b, lead)
-        solved = _solve_itself(
-            each, each, b_each, used.flatten(), ground, options, options.reach_b, caller, kept.y_cost
-        )
-        with_y = Solved(*(t.unflatten(0, lead) for t in solved))
+        solved, y_cost = _solve_itself(each, each, b_each, used.flatten(), ground, options, options.reach_b, caller)
+        with_y, y_cost = Solved(*(t.unflatten(0, lead) for t in solved)), y_cost.unflatten(0, lead)
     else:
         with_y = with_x._replace(
             f=teacher.teacher_potential.clone(),  # also an output, which may not be an input
@@ -255,9 +234,10 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
             n_iter=torch.zeros_like(with_x.n_iter),
             error=torch.zeros_like(with_x.error),
         )
+        y_cost = used.new_empty((*lead, 0, 0))
 
     start = with_y.f + with_y.centre[..., None] / 2
-    between = solve_features(pair, ground, options, caller, eps_given=used, init_g=start, cost=kept.cost, known=True)
+    between = solve_features(pair, ground, options, caller, eps_given=used, init_g=start, known=first.cost)
     value = _debiased(pair, options, between, with_x, with_y, teacher.teacher_value)
     masses = _masses(pair, options, lead)
     if masses is not None:
@@ -281,7 +261,9 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
         y_centre=with_y.centre,
         n_iter=n_iter,
         error=error,
-        **kept._asdict(),
+        cost=first.cost,
+        x_cost=x_cost,
+        y_cost=y_cost,
     )
 
 
@@ -376,8 +358,8 @@ def _backward(
 
 @SELF.kernel
 def _self_forward(y: Tensor, b: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> SelfSolved:
-    used = _eps_of(Pair(y, y, b, b), ground, options, caller)
-    solved = _solve_itself(y, y, b, used, ground, options, options.reach_b, caller)
+    used = _regularised(Pair(y, y, b, b), ground, options, caller).eps
+    solved, _ = _solve_itself(y, y, b, used, ground, options, options.reach_b, caller)
     return SelfSolved(_of_itself(solved, b, options.reach_b), _potential(solved).to(solved.f.dtype), solved.error)
 
 
@@ -385,8 +367,19 @@ def _self_forward(y: Tensor, b: Tensor | None, ground: Ground, options: SolverOp
 def _(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, caller: str) -> Divergence:
     out = solved_room(pair, ground)
     values = out.transport, out.f, out.g, out.eps, out.centre, out.shift, out.f, out.centre, out.g, out.centre
-    kept = _costs(pair, teacher, ground, options.relative)
-    return Divergence._make([*map(torch.empty_like, values), out.n_iter, out.error, *kept])
+    lead = problems(pair.x, pair.y)
+
+    def kept(x: Tensor, y: Tensor) -> Tensor:
+        itself = Pair(x, y, None, None)
+        return costs_room(itself, solved_room(itself, ground, out.f))
+
+    if teacher.teacher_value is None or teacher.teacher_potential is None:
+        each, _ = flat(pair.y, None, lead)
+        y_cost = kept(each, each).unflatten(0, lead)
+    else:
+        y_cost = out.eps.new_empty((*lead, 0, 0))
+    costs = costs_room(pair, out), kept(pair.x, _for_each_group(pair.x, lead, options.relative)), y_cost
+    return Divergence._make([*map(torch.empty_like, values), out.n_iter, out.error, *costs])
 
 
 @BACKWARD.fake

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import formulas, implicit
@@ -49,10 +48,6 @@ class EmdSolved(NamedTuple):
     error: Value
     cost: Tensor
 
-    @property
-    def solved(self) -> Solved:
-        return Solved(*self[:-1])
-
 
 FORWARD = Operator(
     "emd_forward", EmdSolved, pair=Pair, init_g="Tensor?", ground=Ground, options=SolverOptions, caller="str"
@@ -74,15 +69,15 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 FEATURES_TO_COSTS = 10  # bytes of both features for each of the costs from which on they are kept
 
 
-def costs_room(pair: Pair, ground: Ground, compute: torch.dtype) -> Tensor:
+def costs_room(pair: Pair, solved: Solved) -> Tensor:
     """Room for costs ``[..., N, M]``, kept for backward where they take at most a tenth of the bytes of both features;
-    else ``[..., 0, 0]``."""
-    x, y = pair.x, pair.y
-    n, m = map(math.prod, patch_grids(x, y, ground.patch_size))
-    lead = problems(x, y)
+    else ``[..., 0, 0]``. ``solved``: room for the other outputs."""
+    x, y, f = pair.x, pair.y, solved.f
+    *lead, n = f.shape
+    m = solved.g.shape[-1]
     features = x.numel() * x.itemsize + y.numel() * y.itemsize  # nbytes knows no symbols
-    kept = FEATURES_TO_COSTS * math.prod(lead) * n * m * compute.itemsize <= features
-    return x.new_empty((*lead, n, m) if kept else (*lead, 0, 0), dtype=compute)
+    kept = FEATURES_TO_COSTS * f.numel() * m * f.itemsize <= features
+    return f.new_empty((*lead, n, m) if kept else (*lead, 0, 0))
 
 
 def solved_room(pair: Pair, ground: Ground, *others: Tensor) -> Solved:
@@ -93,16 +88,20 @@ def solved_room(pair: Pair, ground: Ground, *others: Tensor) -> Solved:
 @FORWARD.fake
 def _(pair: Pair, init_g: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> EmdSolved:
     out = solved_room(pair, ground)
-    return EmdSolved(*out, costs_room(pair, ground, out.f.dtype))
+    return EmdSolved(*out, costs_room(pair, out))
 
 
 @FORWARD.kernel
 def _forward(pair: Pair, init_g: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> EmdSolved:
-    cost = costs_room(pair, ground, compute_dtype(pair.x, pair.y))
-    return EmdSolved(*solve_features(pair, ground, options, caller, init_g=init_g, cost=cost), cost)
+    return EmdSolved._make(solve_and_keep(pair, ground, options, caller, init_g=init_g))
 
 
-def solve_features(
+def solve_features(*arguments: Any, **options: Any) -> Solved:
+    """`solve_and_keep` without the costs."""
+    return Solved._make(solve_and_keep(*arguments, **options)[:-1])
+
+
+def solve_and_keep(
     pair: Pair,
     ground: Ground,
     options: SolverOptions,
@@ -110,15 +109,16 @@ def solve_features(
     *,
     init_g: Tensor | None = None,
     eps_given: Tensor | None = None,
-    cost: Tensor | None = None,
-    known: bool = False,
-) -> Solved:
-    """Calls the forward kernel; ``eps_given`` of each problem, instead of that of the options.
+    known: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Calls the forward kernel; returns the members of `EmdSolved`. ``eps_given`` of each problem, instead of that of
+    the options.
 
     It says what to compute in: where the features are half of a problem whose other half is float64, so are weights.
-    ``cost``: `costs_room`, written unless it is ``known`` already.
+    ``known``: costs that were kept before.
     """
     out = solved_room(pair, ground, *[] if eps_given is None else [eps_given])
+    cost = costs_room(pair, out) if known is None else known
     solve = Solve(
         solved=out,
         options=options,
@@ -127,9 +127,9 @@ def solve_features(
         eps_given=eps_given,
         init_g=dense(init_g),
     )
-    params = EmdForwardParams(cost_params(pair.x, pair.y, ground, out.f.dtype), solve, some(cost), known)
+    params = EmdForwardParams(cost_params(pair.x, pair.y, ground, out.f.dtype), solve, some(cost), known is not None)
     check_status(run("emd_forward", pair.x, params), caller, pair.a, pair.b)
-    return out
+    return (*out, cost)
 
 
 def some(tensor: Tensor | None) -> Tensor | None:
