@@ -150,10 +150,6 @@ def solve(
     return of_sinkhorn(solved, options, inputs, broadcast, grids, lead)
 
 
-# To which a problem is solved whose weights want a gradient: nearly to rounding.
-_FINEST = {torch.float32: 1e-6, torch.float64: 1e-13}
-
-
 def as_weights_want(
     options: ops.SolverOptions, a: Tensor | None, b: Tensor | None, compute: torch.dtype
 ) -> ops.SolverOptions:
@@ -164,7 +160,7 @@ def as_weights_want(
     that they are far off when the marginals are not. The plan and gradients of costs are not concerned.
     """
     wanted = torch.is_grad_enabled() and any(w is not None and wants_gradient(w) for w in (a, b))
-    return options._replace(tol=min(options.tol, _FINEST[compute])) if wanted else options
+    return options._replace(tol=min(options.tol, ops.FINEST[compute])) if wanted else options
 
 
 def prices(options: ops.SolverOptions, features: bool = False) -> ops.ExactOptions:

@@ -18,11 +18,12 @@ from .exact_emd import in_one_pass as exact_in_one_pass
 from .launch import forced, forced_method
 from .sinkhorn import sinkhorn_forward
 from .snapshot import copied
-from .solved import Given, Saved, saved
+from .solved import FINEST, Given, Saved, saved
 from .views import Ground, Pair, compute_dtype, patch_grids, problems
 
 __all__ = [
     "DTYPES",
+    "FINEST",
     "METRICS",
     "METRIC_NAMES",
     "STRATEGIES",

@@ -23,7 +23,7 @@ from .derivatives import differentiable, no_second_derivative
 from .emd import EmdSolved, costs_room, features_backward, solve_and_keep, solve_features, solved_room
 from .gradients import NeedPair, fold_groups, named, pair_gradients
 from .operator import Operator
-from .solved import Saved, Upstream
+from .solved import FINEST, Saved, Upstream
 from .views import Ground, Pair, problems
 
 
@@ -110,7 +110,7 @@ def _with_itself(options: SolverOptions, reach: float, dtype: torch.dtype) -> So
         relative=False,
         reach_a=reach,
         reach_b=reach,
-        tol=1e-6 if dtype == torch.float32 else 1e-13,
+        tol=FINEST[dtype],
         symmetric=True,
     )
 

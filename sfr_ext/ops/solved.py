@@ -15,6 +15,10 @@ Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
 
 VALUES = 2  # of `Solved` carry gradients: transport and entropic
 
+# A `tol` nearly of rounding, by the type that is computed in: to it potentials are solved that values or gradients are
+# made of themselves, not by way of the plan.
+FINEST = {torch.float32: 1e-6, torch.float64: 1e-13}
+
 
 class Given(NamedTuple):
     """Costs ``[B,G,N,M]`` and weights ``[B,G,N]``, ``[B,G,M]`` (or, for the exact solver, ``[B,N]``, ``[B,M]``)."""
