@@ -2,6 +2,7 @@
 // column, so that the width of a vector changes nothing.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #if defined(__SSE2__)
@@ -327,6 +328,38 @@ inline Nearest relax(Lanes, const S* row, const double* v, double shift, double*
     running.observe(after);
   });
   return running.nearest();
+}
+
+struct SideSums {
+  double begin, end;
+};
+
+// Of a row's costs where side is -1, and where it is 1. In the order of 32 lanes, whatever the width of a vector.
+template <class S>
+inline SideSums sum_by_side(Lanes, const S* row, const double* side, int64_t width) {
+  constexpr int order = 32, vectors = order / lanes<double>;
+  Vec<double> begin[vectors] = {}, end[vectors] = {};
+  over_row(row, 0, width, [&](Vec<double> cost, int64_t j) {
+    const Vec<double> which = load(side + j);
+    const int64_t k = j / lanes<double> % vectors;
+    begin[k] += which < 0 ? cost : Vec<double>{};
+    end[k] += which > 0 ? cost : Vec<double>{};
+  });
+  const auto total = [](const Vec<double>* parts) {
+    double sum[order];
+    for (int k = 0; k < vectors; ++k) store(sum + k * lanes<double>, parts[k]);
+    for (int half = order / 2; half > 0; half /= 2)
+      for (int k = 0; k < half; ++k) sum[k] += sum[k + half];
+    return sum[0];
+  };
+  return {total(begin), total(end)};
+}
+
+// The numbers below `count` by their keys, the greatest first, equal ones as they come.
+inline void sort_down(Lanes, const double* key, int64_t count, int32_t* sorted) {
+  for (int64_t k = 0; k < count; ++k) sorted[k] = int32_t(k);
+  std::sort(sorted, sorted + count,
+            [&](int32_t k, int32_t l) { return key[k] > key[l] || (key[k] == key[l] && k < l); });
 }
 
 // least = the least cost of each column, and the row it is in.

@@ -223,6 +223,33 @@ SFR_DEVICE Nearest relax(const Lanes& lanes, const S* row, const double* v, doub
   return least_of_lanes(least, where);
 }
 
+struct SideSums {
+  double begin, end;
+};
+
+// Of a row's costs where side is -1, and where it is 1.
+template <class S>
+SFR_DEVICE SideSums sum_by_side(const Lanes& lanes, const S* row, const double* side, int64_t width) {
+  double begin = 0, end = 0;
+#pragma unroll 1
+  for (int64_t j = lanes.lane; j < width; j += warp_threads) {
+    const double cost = double(row[j]), which = side[j];
+    begin += which < 0 ? cost : 0;
+    end += which > 0 ? cost : 0;
+  }
+  return {over_lanes<Sum>(begin, warp_threads), over_lanes<Sum>(end, warp_threads)};
+}
+
+// The numbers below `count` by their keys, the greatest first, equal ones as they come: each finds its place.
+SFR_DEVICE void sort_down(const Lanes& lanes, const double* key, int64_t count, int32_t* sorted) {
+  lanes.each(count, [&](int64_t k) {
+    int64_t place = 0;
+#pragma unroll 4
+    for (int64_t l = 0; l < count; ++l) place += key[l] > key[k] || (key[l] == key[k] && l < k);
+    sorted[place] = int32_t(k);
+  });
+}
+
 // least = the least cost of each column, and the row it is in.
 template <class S>
 SFR_DEVICE void column_minima(const Lanes& lanes, const Costs<S>& cost, double* least, int64_t* from) {

@@ -5,8 +5,8 @@
 
 #include "../contracts/exact.h"
 #include "masses.h"
+#include "monge.h"
 #include "ties.h"
-#include "transportation.h"
 
 namespace SFR_EXACT_NAMESPACE {
 
@@ -89,59 +89,70 @@ SFR_LANES int64_t search_budget(int64_t n) {
   return 64 + 12 * n;
 }
 
+// What the simplex method is to start from: nothing, as there is no plan or as it is optimal, or a plan; `parts`: one
+// whose potentials are nothing to start from.
+enum class Start { impossible, optimal, parts, plan };
+
+// Of one unit each, as many rows as columns.
 template <class S>
-SFR_LANES Solved solve_assignment(const Lanes& lanes, ExactWork<S>& work) {
+SFR_LANES Start start_from_matching(const Lanes& lanes, ExactWork<S>& work, Solved& out) {
   Assignment<S>& assignment = work.assignment;
-  Transportation<S>& rest = work.transportation;
-  Solved out;
+  const Transportation<S>& rest = work.transportation;
   int64_t waiting;
   assignment.cost = work.cost;
   const Matched matched = assign(lanes, assignment, search_budget(work.cost.n), waiting, out.n_iter);
-  if (matched == Matched::impossible) return out;
+  if (matched == Matched::impossible) return Start::impossible;
   out.entries = work.cost.n - waiting;
   if (matched == Matched::all) {
-    out.feasible = true;
     out.u = assignment.u;
     out.v = assignment.v;
     out.certificate = certify(lanes, assignment);
     lanes.each(out.entries, [&](int64_t i) { rest.entry[i] = {int32_t(i), assignment.column[i], 1}; });
-    if (out.certificate.holds()) return out;
+    if (out.certificate.holds()) return Start::optimal;
   }
   // What is matched is a start; rows that wait take what is left.
-  rest.set(work.cost, work.rows().units, work.columns().units);
   lanes.each(work.cost.n, [&](int64_t i) {
     rest.row_left[i] = assignment.column[i] < 0 ? 1 : 0;
     rest.put_potential(i, {-assignment.u[i], 0});
   });
   lanes.each(work.cost.span, [&](int64_t j) { rest.v()[j] = assignment.v[j]; });
   lanes.each(work.cost.m, [&](int64_t j) { rest.column_left[j] = assignment.row[j] < 0 ? 1 : 0; });
-  if (waiting > 0) {
-    if (lanes.first) {
-      int64_t count = 0;
-      for (int64_t i = 0; i < work.cost.n; ++i)
-        if (assignment.column[i] >= 0) rest.entry[count++] = {int32_t(i), assignment.column[i], 1};
-    }
-    lanes.sync();
-    const int64_t detours = ship_the_rest(lanes, rest, out.entries);
-    if (detours > 0 && !avoid(lanes, rest, out.entries, out.n_iter)) return out;
+  if (waiting == 0) return Start::parts;
+  if (lanes.first) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < work.cost.n; ++i)
+      if (assignment.column[i] >= 0) rest.entry[count++] = {int32_t(i), assignment.column[i], 1};
   }
-  out.certificate = improve(lanes, rest, matched == Matched::all, 1 / double(work.cost.n), out.entries, out.n_iter);
-  out.feasible = true;
-  out.u = rest.u;
-  out.v = rest.v();
-  return out;
+  lanes.sync();
+  const int64_t detours = ship_the_rest(lanes, rest, out.entries);
+  return detours == 0 || avoid(lanes, rest, out.entries, out.n_iter) ? Start::plan : Start::impossible;
 }
 
 template <class S>
-SFR_LANES Solved solve_transportation(const Lanes& lanes, ExactWork<S>& work) {
+SFR_LANES Start start_from_shipping(const Lanes& lanes, const Transportation<S>& work, Solved& out) {
+  const int64_t detours = first_plan(lanes, work, out.entries);
+  lanes.each(work.cost.n, [&](int64_t i) { work.put_potential(i, {}); });
+  return detours == 0 || avoid(lanes, work, out.entries, out.n_iter) ? Start::plan : Start::impossible;
+}
+
+// Between units that are in balance. `matching`: one of each row and column.
+template <class S>
+SFR_LANES Solved solve_units(const Lanes& lanes, ExactWork<S>& work, bool matching) {
   Transportation<S>& transportation = work.transportation;
-  Solved out;
+  const double unit = work.rows().unit;
   transportation.set(work.cost, work.rows().units, work.columns().units);
-  const int64_t detours = first_plan(lanes, transportation, out.entries);
-  lanes.each(work.cost.n, [&](int64_t i) { transportation.put_potential(i, {}); });
-  if (detours > 0 && !avoid(lanes, transportation, out.entries, out.n_iter)) return out;
-  out.certificate = improve(lanes, transportation, false, work.rows().unit, out.entries, out.n_iter);
-  out.feasible = true;
+  Solved out;
+  out.u = transportation.u;
+  out.v = transportation.v();
+  Start start = Start::plan;
+  const Ordered ordered = plan_in_order(lanes, transportation, unit, out.entries, out.certificate);
+  if (ordered == Ordered::proven)
+    start = Start::optimal;
+  else if (ordered == Ordered::no)
+    start = matching ? start_from_matching(lanes, work, out) : start_from_shipping(lanes, transportation, out);
+  out.feasible = start != Start::impossible;
+  if (start == Start::impossible || start == Start::optimal) return out;
+  out.certificate = improve(lanes, transportation, start == Start::parts, unit, out.entries, out.n_iter);
   out.u = transportation.u;
   out.v = transportation.v();
   return out;
@@ -158,18 +169,16 @@ SFR_LANES void add_what_is_left(const Lanes& lanes, Masses& a, Masses& b) {
 template <class T, class S>
 SFR_LANES Solved solve(const Lanes& lanes, const ExactParams& p, ExactWork<S>& work) {
   Masses &a = work.a, &b = work.b;
-  if (priced(p)) {
+  const bool matching = !priced(p) && a.equal() && b.equal() && a.count == b.count;
+  if (matching) {
+    a.unit = b.unit = 1 / double(a.count);
+  } else if (priced(p)) {
     measure(lanes, a, b, p.options.price_a < infinity, p.options.price_b < infinity, 64 * last_digit<T>);
     add_what_is_left(lanes, a, b);
-    return solve_transportation(lanes, work);
+  } else {
+    balance(lanes, a, b);
   }
-  if (a.equal() && b.equal() && a.count == b.count) {
-    const Solved out = solve_assignment(lanes, work);
-    a.unit = b.unit = 1 / double(a.count);
-    return out;
-  }
-  balance(lanes, a, b);
-  return solve_transportation(lanes, work);
+  return solve_units(lanes, work, matching);
 }
 
 // sum |sums - weights| of one side.

@@ -95,12 +95,19 @@ def hard(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor |
         cost, a, b = torch.cdist(x, torch.randn(80, 3, dtype=dtype) + 5)[None, None], None, None
     if name == "few zeros":  # tight pairs, and a search from all rows that wait
         cost, a, b = (torch.rand(1, 1, 70, 70) > 1.5 / 70).to(dtype), None, None
+    if "order" in name:
+        x, y = torch.rand(45, 1, dtype=torch.float64), torch.rand(1, 38, dtype=torch.float64)
+        cost = ((x - y) ** 2).to(dtype)[None, None]
+        a, b = weights(1, 45, dtype=weight), weights(1, 38, dtype=weight)
+    if name == "nearly in order":
+        cost += 1e-6 * torch.rand(45, 38).to(dtype)
     if name == "empty" and b is not None:
         b[:] = 0
     return cost, a, b, ExactOptions(0.2, 0.1) if name == "prices" else OPTIONS
 
 
 HARD = ["forbidden", "infeasible", "blocks", "square, forbidden", "clouds apart", "few zeros", "empty", "prices"]
+HARD += ["in order", "nearly in order"]
 
 
 @pytest.mark.parametrize("name", HARD)
@@ -117,7 +124,7 @@ def test_every_way_is_the_cpus(name: str, dtype: torch.dtype) -> None:
             assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["forbidden", "blocks", "prices", "square, forbidden", "few zeros"])
+@pytest.mark.parametrize("name", ["forbidden", "blocks", "prices", "square, forbidden", "few zeros", "in order"])
 def test_no_race_on_other_ways(name: str) -> None:
     cost, a, b, options = hard(name, torch.float32)
     with emulated("race", "block", 1):
