@@ -89,13 +89,15 @@ class OTResult:
         make = vars(self).get("_later", {}).get(name)
         if make is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-        value: Tensor = make()
+        with torch.inference_mode(False), torch.no_grad():  # as if it had been made with the others
+            value: Tensor = make()
         setattr(self, name, value)
         return value
 
     def _make_all(self) -> None:
-        for name in self._later:
-            setattr(self, name, getattr(self, name))
+        for name, make in self._later.items():
+            if name not in vars(self):
+                setattr(self, name, make())
 
     @property
     def plan(self) -> Tensor:

@@ -159,6 +159,17 @@ def test_under_transforms() -> None:
     assert vmap(lambda cost: solve(cost).plan)(cost).shape == (3, 4, 5)
 
 
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_what_is_made_under_inference_mode_is_as_it_would_have_been(solver: str) -> None:
+    x = torch.rand(2, 5, 3, requires_grad=True)
+    result = solve_sample(x, torch.rand(2, 4, 3), solver=solver)
+    with torch.inference_mode():
+        later = [result.f, result.g, result.eps, result.dual_gap, result.marginal_error, result.converged]
+    assert not any(t.is_inference() or t.requires_grad for t in later)
+    (result.f * x[..., 0]).sum().backward()
+    assert torch.equal(x.grad[..., 0], result.f)
+
+
 def test_inference_tensors_count_nothing_and_are_copied() -> None:
     with torch.inference_mode():
         cost, a = torch.rand(4, 5), torch.rand(4)

@@ -77,6 +77,30 @@ def test_student_weights_for_each_group(objective: str) -> None:
     assert torch.equal(maps, ours)
 
 
+@pytest.mark.every_strategy
+@pytest.mark.parametrize("objective", ["transport", "entropic", "divergence", "exact"])
+@pytest.mark.parametrize("eps_scale", ["std", "absolute"])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("patch", [1, 2])
+def test_patches_that_only_some_groups_keep(objective: str, eps_scale: str, metric: str, patch: int) -> None:
+    options = {"solver": "exact"} if objective == "exact" else {"objective": objective, "tol": 1e-12}
+    options |= {"metric": metric, "patch_size": patch, "eps": 0.3, "eps_scale": eps_scale, "reduction": "none"}
+    n = (6 - patch) * (7 - patch)
+    x, y = features(2, 5, 5, 6, dtype=F64), features(2, 3, 5, 4, 5, dtype=F64)
+    a, b = weights(2, 3, n, dtype=F64), weights(2, 3, (5 - patch) * (6 - patch), dtype=F64)
+    a[0, 0, 2:] = a[0, 1, :3] = a[1, 2, ::2] = 0  # few in the first group, others in the next
+    leaves = [t.requires_grad_() for t in (x, y, a, b)]
+    values = emd_l2(x, y, student_weight=a, teacher_weight=b, **options)
+    each = [emd_l2(x, y[:, g], student_weight=a[:, g], teacher_weight=b[:, g], **options) for g in range(3)]
+    alone = torch.stack(each, 1)
+    assert error(values, alone) < 1e-10
+    up = torch.rand_like(alone)
+    for _ in range(3):  # memory that others have used before
+        ours = torch.autograd.grad(values, leaves, up, retain_graph=True)
+        theirs = torch.autograd.grad(alone, leaves, up, retain_graph=True)
+        assert all(error(*pair) < 1e-7 for pair in zip(ours, theirs, strict=True))
+
+
 @pytest.mark.parametrize("value", ["transport_cost", "entropic_cost"])
 def test_gradcheck_through_a_softmax(value: str) -> None:
     """Logit distillation: distributions over classes, one cost between classes for the whole batch."""

@@ -1,6 +1,8 @@
 // The ground cost of one problem in a workspace: pixels to patches to cost, and the way back to the features.
 #pragma once
 
+#include <cmath>
+
 #include "../contracts/cost.h"
 #include "pairwise.h"
 #include "team.h"
@@ -113,7 +115,7 @@ struct Ground {
   // Panels of one thread: x, y and a result as long as y.
   static int64_t thread_bytes(const CostParams& p) {
     Arena arena;
-    arena.take<T>(panel_channels * padded<T>(p.x.H * p.x.W));
+    arena.take<T>(2 * panel_channels * padded<T>(p.x.H * p.x.W));
     arena.take<T>(2 * panel_channels * padded<T>(p.y.H * p.y.W));
     return arena.used() + 64;
   }
@@ -261,7 +263,7 @@ struct GroundGrad {
   Pixels x_pixels, y_pixels;  // where they go
   T* pixel_weight = nullptr;  // [H W][y.ld] (patch > 1)
   T* transposed = nullptr;    // [pixels of y][x.ld]
-  T* gathered = nullptr;      // [C][x.ld] gradient of x, summed over the groups
+  T* gathered = nullptr;  // [C][x.ld] gradient of x; with groups, their sum over all pixels, whichever each group kept
 
   void reserve(Arena& arena, const CostParams& p, const FeatureView& grad_x, const FeatureView& grad_y) {
     x = grad_x;
@@ -294,8 +296,14 @@ void own_coefficients(Ground<T>& ground, const T* grad) {
   Side<T>&x = ground.x, &y = ground.y;
   for (int64_t p = 0; p < x.ld; ++p) x.own[p] = 0;
   for (int64_t p = 0; p < y.ld; ++p) y.own[p] = 0;
-  const auto term = [&](int64_t i, int64_t j) {
-    return grad[i * ground.ld + j] * (1 - ground.cost[i * ground.ld + j]);
+  // Fused or not, but the same for every pair, wherever a compiler's vectors end: padding changes no bit.
+  const auto add_term = [&](T& sum, int64_t i, int64_t j) {
+    const T weight = grad[i * ground.ld + j], alike = 1 - ground.cost[i * ground.ld + j];
+#ifdef __FP_FAST_FMA
+    sum = std::fma(weight, alike, sum);
+#else
+    sum += weight * alike;
+#endif
   };
   const auto spread = [](Side<T>& side, int64_t i, T sum) {
     for (int64_t dy = 0; dy < side.patch; ++dy)
@@ -304,12 +312,12 @@ void own_coefficients(Ground<T>& ground, const T* grad) {
   };
   for (int64_t i = 0; i < x.patches; ++i) {
     T sum = 0;
-    for (int64_t j = 0; j < y.patches; ++j) sum += term(i, j);
+    for (int64_t j = 0; j < y.patches; ++j) add_term(sum, i, j);
     spread(x, i, sum);
   }
   for (int64_t j = 0; j < y.patches; ++j) {
     T sum = 0;
-    for (int64_t i = 0; i < x.patches; ++i) sum += term(i, j);
+    for (int64_t i = 0; i < x.patches; ++i) add_term(sum, i, j);
     spread(y, j, sum);
   }
 }
@@ -342,15 +350,34 @@ void pull_side(Metric metric, const Side<T>& to, Panel<T> of_to, const Side<T>& 
     for (int64_t i = 0; i < to.pixels.count; ++i) out[c * to.ld + i] += to.own[i] * of_to.data[c * of_to.ld + i];
 }
 
+// Adds what a group's kept pixels get, to all pixels; the first group finds none.
 template <class T>
-void write_side(const Side<T>& side, const T* panel, int64_t c, int64_t channels, const FeatureView& view,
-                const Pixels& pixels, int64_t map) {
-  if (pixels.count < view.H * view.W) fill(view, map, c, channels, 0);
-  unpack(panel, side.ld, pixels, c, channels, view, map);
+void add_kept(const Side<T>& side, const T* panel, int64_t channels, bool first, T* all, int64_t ld) {
+  for (int64_t c = 0; c < channels; ++c) {
+    T* sum = all + c * ld;
+    for (int64_t i = 0; first && i < ld; ++i) sum[i] = 0;
+    for (int64_t i = 0; i < side.pixels.count; ++i) sum[side.kept[i]] += panel[c * side.ld + i];
+  }
 }
 
-// Panel after panel of channels, by whichever thread: pull_x(x, y, channels, out) makes a panel of x's gradient, or
-// adds to that of the groups before, and pull_y one of y's; both are written where they belong.
+template <class T>
+void write_side(const T* panel, int64_t ld, int64_t c, int64_t channels, const FeatureView& view, const Pixels& pixels,
+                int64_t map) {
+  if (pixels.count < view.H * view.W) fill(view, map, c, channels, 0);
+  unpack(panel, ld, pixels, c, channels, view, map);
+}
+
+// Where gradients of features go: to the pixels that they are of.
+template <class T>
+void locate_gradients(const Ground<T>& ground, GroundGrad<T>& work) {
+  const Side<T>&x = ground.x, &y = ground.y;
+  const bool compact = ground.params->patch == 1;
+  if (work.x.data) work.x_pixels.locate(work.x, compact && ground.params->G == 1 ? x.kept : nullptr, x.patches);
+  if (work.y.data) work.y_pixels.locate(work.y, compact ? y.kept : nullptr, y.patches);
+}
+
+// Panel after panel of channels, by whichever thread: pull_x(x, y, channels, out, first) makes a panel of x's gradient,
+// or adds to that of the groups before, and pull_y one of y's; both are written where they belong.
 template <class T, class PullX, class PullY>
 void pull_panels(const Team& team, Ground<T>& ground, GroundGrad<T>& work, PullX&& pull_x, PullY&& pull_y) {
   const CostParams& p = *ground.params;
@@ -359,19 +386,22 @@ void pull_panels(const Team& team, Ground<T>& ground, GroundGrad<T>& work, PullX
     Arena own(memory);
     T* x_copy = own.take<T>(panel_channels * x.ld);
     T* y_copy = own.take<T>(panel_channels * y.ld);
+    T* gx_panel = own.take<T>(panel_channels * x.ld);
     T* gy_panel = own.take<T>(panel_channels * y.ld);
     const int64_t c = block * panel_channels;
     const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
     const Panel<T> of_x = x.read(c, channels, x_copy), of_y = y.read(c, channels, y_copy);
     if (work.x.data) {
-      T* gx_panel = work.gathered + c * x.ld;
-      pull_x(of_x, of_y, channels, gx_panel);
-      if (ground.g == p.G - 1)
-        write_side(x, gx_panel, c, channels, work.x, work.x_pixels, map_offset(work.x, ground.b, 0));
+      const bool first = ground.g == 0, apart = p.G > 1 && p.patch == 1 && x.kept;
+      const int64_t ld = p.G == 1 ? x.ld : padded<T>(p.x.H * p.x.W);
+      T* sum = work.gathered + c * ld;
+      pull_x(of_x, of_y, channels, apart ? gx_panel : sum, apart || first);
+      if (apart) add_kept(x, gx_panel, channels, first, sum, ld);
+      if (ground.g == p.G - 1) write_side(sum, ld, c, channels, work.x, work.x_pixels, map_offset(work.x, ground.b, 0));
     }
     if (work.y.data) {
       pull_y(of_x, of_y, channels, gy_panel);
-      write_side(y, gy_panel, c, channels, work.y, work.y_pixels, map_offset(work.y, ground.b, ground.g));
+      write_side(gy_panel, y.ld, c, channels, work.y, work.y_pixels, map_offset(work.y, ground.b, ground.g));
     }
   });
   team.barrier();
@@ -385,8 +415,7 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
   Side<T>&x = ground.x, &y = ground.y;
   if (team.rank == 0) {
     if (p.metric == Metric::cosine) own_coefficients(ground, grad);
-    if (work.x.data) work.x_pixels.locate(work.x, p.patch == 1 ? x.kept : nullptr, x.patches);
-    if (work.y.data) work.y_pixels.locate(work.y, p.patch == 1 ? y.kept : nullptr, y.patches);
+    locate_gradients(ground, work);
   }
   team.barrier();
   team.blocks(x.patches, [&](int64_t i) { weigh_row(ground, i, grad + i * ground.ld); });
@@ -410,8 +439,8 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
 
   pull_panels(
       team, ground, work,
-      [&](Panel<T> of_x, Panel<T> of_y, int64_t channels, T* out) {
-        pull_side(p.metric, x, of_x, y, of_y, work.transposed, x.ld, channels, out, ground.g == 0);
+      [&](Panel<T> of_x, Panel<T> of_y, int64_t channels, T* out, bool first) {
+        pull_side(p.metric, x, of_x, y, of_y, work.transposed, x.ld, channels, out, first);
       },
       [&](Panel<T> of_x, Panel<T> of_y, int64_t channels, T* out) {
         pull_side(p.metric, y, of_y, x, of_x, weight, ld, channels, out, true);

@@ -157,15 +157,12 @@ void entries_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, 
                       const Slots<T>& of_y) {
   const CostParams& p = *ground.params;
   Side<T>&x = ground.x, &y = ground.y;
-  if (team.rank == 0) {
-    if (work.x.data) work.x_pixels.locate(work.x, nullptr, x.patches);
-    if (work.y.data) work.y_pixels.locate(work.y, nullptr, y.patches);
-  }
+  if (team.rank == 0) locate_gradients(ground, work);
   team.barrier();
   pull_panels(
       team, ground, work,
-      [&](Panel<T> panel_x, Panel<T> panel_y, int64_t channels, T* out) {
-        pull_entries(p.metric, of_x, x.patches, panel_x, panel_y, channels, out, x.ld, ground.g == 0);
+      [&](Panel<T> panel_x, Panel<T> panel_y, int64_t channels, T* out, bool first) {
+        pull_entries(p.metric, of_x, x.patches, panel_x, panel_y, channels, out, x.ld, first);
       },
       [&](Panel<T> panel_x, Panel<T> panel_y, int64_t channels, T* out) {
         pull_entries(p.metric, of_y, y.patches, panel_y, panel_x, channels, out, y.ld, true);

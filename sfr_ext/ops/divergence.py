@@ -187,9 +187,10 @@ def flat(y: Tensor, b: Tensor | None, lead: tuple[int, ...]) -> tuple[Tensor, Te
     return y.flatten(0, 1), b
 
 
-def _for_each_group(x: Tensor, lead: tuple[int, ...], relative: bool) -> Tensor:
-    """What ``x`` is compared with as itself: a relative eps differs from group to group."""
-    return x[:, None].expand(*lead, *x.shape[1:]) if relative and len(lead) == 2 else x
+def _for_each_group(pair: Pair, lead: tuple[int, ...], options: SolverOptions) -> Tensor:
+    """What ``x`` is compared with as itself: a relative eps differs from group to group, and weights may."""
+    x, apart = pair.x, options.relative or (pair.a is not None and pair.a.dim() == 3)
+    return x[:, None].expand(*lead, *x.shape[1:]) if apart and len(lead) == 2 else x
 
 
 def _masses(pair: Pair, options: SolverOptions, lead: tuple[int, ...]) -> Tensor | None:
@@ -214,12 +215,12 @@ def _empty(pair: Pair, lead: tuple[int, ...]) -> Tensor | None:
 @FORWARD.kernel
 def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, caller: str) -> Divergence:
     x, y, a, b = pair
-    lead, relative = problems(x, y), options.relative
+    lead = problems(x, y)
     first = _regularised(pair, ground, options, caller)
     used = first.eps  # the same for all three
 
-    itself = _for_each_group(x, lead, relative)
-    own = used if relative or len(lead) == 1 else used[:, 0].contiguous()
+    itself = _for_each_group(pair, lead, options)
+    own = used[:, 0].contiguous() if itself is x and len(lead) == 2 else used
     with_x, x_cost = _solve_itself(x, itself, a, own, ground, options, options.reach_a, caller)
     if own.shape != lead:
         with_x = Solved(*(t[:, None].expand(*lead, *t.shape[1:]).contiguous() for t in with_x))
@@ -317,7 +318,7 @@ def _backward(
     slope = torch.zeros_like(eps)
     to_x = to_y = to_a = to_b = None
     if need.need_x or need.need_a or relative:
-        itself = _for_each_group(x, lead, relative)
+        itself = _for_each_group(pair, lead, options)
         student, up = (saved.x_potential, eps, saved.x_centre), grad
         if itself is x and len(lead) == 2:  # one problem for all groups
             potential, used, centre = (t[:, 0].contiguous() for t in student)
@@ -378,7 +379,7 @@ def _(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, call
         y_cost = kept(each, each).unflatten(0, lead)
     else:
         y_cost = out.eps.new_empty((*lead, 0, 0))
-    costs = costs_room(pair, out), kept(pair.x, _for_each_group(pair.x, lead, options.relative)), y_cost
+    costs = costs_room(pair, out), kept(pair.x, _for_each_group(pair, lead, options)), y_cost
     return Divergence._make([*map(torch.empty_like, values), out.n_iter, out.error, *costs])
 
 
