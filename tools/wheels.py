@@ -108,7 +108,8 @@ def build(python: str, plat: str, commands: Path, sysroot: Path | None) -> Path:
     run(commands / "auditwheel", *repair, environment={"PATH": path}, quiet=True)
     (done,) = repaired.glob(pattern)
     print(f"\n{done.name}: {done.stat().st_size / 2**20:.1f} MiB", flush=True)
-    run(commands / "auditwheel", "show", done, environment={"PATH": path})
+    # Where it finds no libgomp: it would count what that of this machine needs.
+    run(commands / "auditwheel", "show", "--ldpaths", raw, done, environment={"PATH": path})
     return done
 
 
