@@ -1,7 +1,8 @@
 // The extension module: every operation of contracts/operations.h takes one tuple, which holds the members of its
 // parameters in the order of their lists, and tuples of their own for structs among them. Where a pointer is wanted, a
 // tensor is given, or None. The lists are exported, and sfr_ext/ops/contracts.py is held to them at import. Shapes,
-// types and options have been checked by sfr_ext/checks.py. The GIL is released while kernels run.
+// types and options have been checked by sfr_ext/checks.py. The GIL, where there is one, is released while kernels run;
+// nothing here relies on it: what calls share is constant after import, atomic, or behind a lock.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -46,9 +47,11 @@ void read_fields(PyObject* from, Struct& to) {
                          std::to_string(reader.next) + ", got " + std::to_string(PyTuple_GET_SIZE(from)));
 }
 
-// Tensors are known by their data_ptr() alone: nothing here knows torch.
+// Tensors are known by their data_ptr() alone: nothing here knows torch. The name is made at import: a thread that
+// waits for another to make a static of a function would hold up a collection of garbage, and that the other thread.
+PyObject* data_ptr = nullptr;
+
 void* address_of(PyObject* tensor) {
-  static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
   if (tensor == Py_None) return nullptr;
   const auto address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, data_ptr));
   if (!address) throw py::error_already_set();
@@ -152,8 +155,10 @@ void on_gpu(py::module_& m, const char* name, OnGpu<Params> in_float, OnGpu<Para
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Kernels of sfr_ext; the contracts are csrc/contracts/*.h.";
+  data_ptr = PyUnicode_InternFromString("data_ptr");
+  if (!data_ptr) throw py::error_already_set();
   py::dict fields, choices;
 #define SFR_DESCRIBE(name, Params) describe<sfr::Params>(fields, choices);
   SFR_OPERATIONS(SFR_DESCRIBE)

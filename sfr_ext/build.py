@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ def build_info() -> dict[str, Any]:
         A dict, ready for a bug report or for JSON:
 
         - ``version`` (str): version of this package.
+        - ``machine`` (str): the kind of processor, "x86_64" or "aarch64".
         - ``cpu_isa`` (str): the instruction set that the CPU kernels use in this process: the best that both
-          processor and build offer, or the one that the environment variable ``SFR_EXT_CPU_ISA`` names.
+          processor and build offer, or the one that the environment variable ``SFR_EXT_CPU_ISA`` names. "baseline"
+          is what every processor of the kind has: SSE2 on x86_64, NEON on aarch64.
         - ``cpu_isas`` (list of str): the instruction sets that were compiled in.
         - ``openmp`` (bool): False where the compiler had no OpenMP; the kernels then run on one thread.
         - ``compiler`` (str): the C++ compiler and its version.
@@ -39,6 +42,7 @@ def build_info() -> dict[str, Any]:
     built = json.loads(Path(__file__).with_name("build_config.json").read_text())
     return {
         "version": __version__,
+        "machine": platform.machine(),
         "cpu_isa": _C.cpu_isa(),
         **{key: built[key] for key in ("cpu_isas", "openmp", "compiler")},
         **{key: built[key] for key in ("cuda", "cuda_version", "cuda_archs", "why_no_cuda")},

@@ -77,8 +77,7 @@ class OTResult:
     ) -> None:
         self.transport_cost, self.entropic_cost = transport_cost, entropic_cost
         self._couple, self._inputs, self._balanced, self._grids = couple, inputs, balanced, grids
-        self._coupling: Coupling | None = None
-        self._coupling_has_graph = False
+        self._coupling: tuple[Coupling, bool] | None = None  # and whether it has a graph: threads see both or neither
         # Made when they are first asked for: of a small problem they would take as long as solving it.
         self._later = others
         if torch.compiler.is_compiling():
@@ -115,21 +114,21 @@ class OTResult:
 
     def _coupled(self, what: str) -> Coupling:
         graph = torch.is_grad_enabled() and self._inputs.requires_grad
-        if self._coupling is None or (graph and not self._coupling_has_graph):
-            self._coupling = self._couple(*self._inputs.unchanged(f"OTResult.{what}"))
-            self._coupling_has_graph = graph
-        return self._coupling
+        known = self._coupling
+        if known is None or (graph and not known[1]):
+            known = self._coupling = self._couple(*self._inputs.unchanged(f"OTResult.{what}")), graph
+        return known[0]
 
     def __getstate__(self) -> dict[str, Any]:
         """Tensors without graphs, the plan among them, and nothing that could compute it anew."""
         coupling = self._coupled("plan")
         self._make_all()
-        left_out = ("_couple", "_inputs", "_later")
+        left_out = ("_couple", "_coupling", "_inputs", "_later")
         state = {name: _detached(value) for name, value in vars(self).items() if name not in left_out}
-        return {**state, "_coupling": tuple(map(_detached, coupling)), "_coupling_has_graph": False}
+        return {**state, "_coupling": tuple(map(_detached, coupling))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _coupling=Coupling(*state["_coupling"]), _inputs=Inputs(), _later={})
+        vars(self).update(state, _coupling=(Coupling(*state["_coupling"]), False), _inputs=Inputs(), _later={})
 
     def rounded_plan(self) -> Tensor:
         """The plan, made to satisfy both marginals to rounding: non-negative, ``P 1 = a``, ``P^T 1 = b``.

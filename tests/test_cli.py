@@ -32,7 +32,7 @@ def one_sentence(captured):
 def test_info(capsys):
     assert cli.main(["info"]) == 0
     printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    assert {"version", "cpu_isa", "cuda", "torch"} <= set(printed)
+    assert {"version", "machine", "cpu_isa", "cuda", "torch"} <= set(printed)
 
 
 def test_help_names_every_flag(capsys):

