@@ -291,4 +291,4 @@ def solved_between(
         init_g = init[1].to(ops.compute_dtype(pair.x, pair.y))
     if pair.a is not None or pair.b is not None:
         options = as_weights_want(options, pair.a, pair.b, ops.compute_dtype(pair.x, pair.y))
-    return ops.Solved._make(ops.emd_forward(*pair, init_g, *costs, *options, where)[:-1])
+    return ops.Solved(*ops.emd_forward(*pair, init_g, *costs, *options, where)[:-1])
