@@ -220,19 +220,28 @@ def test_a_start_that_an_update_mends_is_taken_at_eps_itself(strategy) -> None:
 
 
 @pytest.mark.parametrize("why", ["error", "underflow", "rounding"])
-def test_at_a_small_eps_a_bad_start_is_forgotten_where_annealing_would_begin(strategy, why: str) -> None:
-    s = strategy(spread=1000.0, warm=True)
+def test_at_a_small_eps_a_start_is_forgotten_that_an_update_leaves_bad(strategy, why: str) -> None:
     seen = {"underflow": why == "underflow", "rounding": 0.021 * (why == "rounding")}
-    error = 0.5 if why == "error" else 0.09
-    for eps in (4, 16, 64):
-        assert updated(s, error, **seen).action == "anneal" and s.annealed_eps == eps
-    assert updated(s, error, **seen).action == "restart" and s.after == "columns" and s.annealed_eps == 64
+    s = strategy(spread=1000.0, warm=True)
+    assert updated(s, 0.5 if why == "error" else 0.09, **seen).action == "restart"
+    assert s.after == "columns" and s.annealed_eps == 64
     assert s.next(0.4) == Step("iterate", error=0.003, gate=1e-2, limit=1000)
     nan = strategy(spread=1000.0, warm=True)
     assert nan.next(math.nan).action == "restart" and nan.n_iter == 0 and nan.annealed_eps == 64
     last = strategy(spread=1000.0, warm=True)
     last.n_iter = 1000
     assert last.next(0.5).action == "restart" and last.n_iter == 1000
+
+
+def test_a_start_goes_no_further_than_to_where_annealing_would_begin(strategy) -> None:
+    s = strategy(spread=1000.0, warm=True)
+    for _ in range(6):
+        assert updated(s, 0.4).action == "anneal"
+    assert s.annealed_eps == 64
+    assert updated(s, 0.4) == Step("iterate", error=0.003, gate=1e-2, limit=7 + 100)
+    other = strategy(spread=1000.0, warm=True)
+    updated(other, 0.4)
+    assert updated(other, 0.6).action == "restart" and other.annealed_eps == 64
 
 
 def test_a_start_that_does_not_lead_on_goes_back_to_a_larger_eps(strategy) -> None:

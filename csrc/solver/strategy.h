@@ -11,8 +11,7 @@
 // tol, solving ends. A symmetric problem takes the mean of both potentials instead, which halves its error.
 //
 // Where eps is small, mass moves as slowly from a start that is a little off as from none. Such a start is taken at the
-// least of the larger eps at which its error is small, is given up for the next where it does not lead on there, and is
-// forgotten where there is none.
+// least of the larger eps at which its error is small, and at the next where it does not lead on from there.
 #pragma once
 
 #include "../contracts/sinkhorn.h"
@@ -144,7 +143,7 @@ class SolverStrategy {
     if (tried_ && n_iter >= until_ && n_iter < max_iter_) {
       tried_ = false;
       warm_ = error > 2 * tolerance();
-      if (warm_ && climb(1)) return {Action::anneal};
+      if (warm_ && climb()) return {Action::anneal};
     }
     if (warm_) {
       const bool bad = now.underflow || !(error < bad_start) || rounding() > most_rounding;
@@ -155,7 +154,7 @@ class SolverStrategy {
           ++n_iter;
           return {Action::update};
         }
-        if (climb(bad ? 2 : 1)) return {Action::anneal};
+        if (!bad && climb()) return {Action::anneal};
       }
       warm_ = false;
       if (bad) {
@@ -284,10 +283,10 @@ class SolverStrategy {
   }
 
   // Back to a larger eps with the potentials at hand, up to that at which annealing would begin.
-  SFR_FN bool climb(int times) {
-    const T before = annealed_eps_;
-    for (; times > 0 && larger(); --times) annealed_eps_ *= Rules<T>::anneal_by;
-    return annealed_eps_ > before;
+  SFR_FN bool climb() {
+    if (!larger()) return false;
+    annealed_eps_ *= Rules<T>::anneal_by;
+    return true;
   }
 
   // On to the next smaller eps, unless this is the last that the type or max_iter can do with.
