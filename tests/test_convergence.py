@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.studies import convergence
-from sfr_ext import ops, solve
+from sfr_ext import emd_l2, ops, self_term, solve, solve_sample
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +57,65 @@ def test_iterations_at_larger_eps_count(costs: Tensor, max_iter: int) -> None:
     result = solve(costs, eps=0.01, max_iter=max_iter)
     assert not result.converged.any() and (result.n_iter == max_iter).all()
     assert result.plan.isfinite().all()
+
+
+SIZES = [(49, 12), (64, 9), (16, 16), (10, 33)]  # mass between few patches of a teacher moves slowest
+
+
+def pairs(n: int, m: int, count: int = 24) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1000 * n + m)
+    return tuple(torch.randn(count, k, 3, generator=generator, dtype=torch.float64) for k in (n, m))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("away", [0.1, 0.01])
+@pytest.mark.parametrize(("size", "eps"), [*itertools.product(SIZES[:3], [3e-3, 1e-3]), (SIZES[3], 3e-3)])
+def test_a_start_makes_no_result_worse(size: tuple[int, int], away: float, eps: float, dtype: torch.dtype) -> None:
+    """From the solution of features that are as far away: at a small eps, mass would stay where that put it."""
+    x, y = pairs(*size)
+    torch.manual_seed(0)
+    moved = [(t + away * torch.randn_like(t)).to(dtype) for t in (x, y)]
+    right = solve_sample(x, y, eps=eps, tol=1e-9, max_iter=20_000)
+    assert right.converged.all()
+    x, y = x.to(dtype), y.to(dtype)
+    cold, near = solve_sample(x, y, eps=eps), solve_sample(*moved, eps=eps)
+    warm = solve_sample(x, y, eps=eps, init=(near.f, near.g))
+    # One more, as which of the hardest do not end depends on the path.
+    ends = warm.converged
+    assert ends.sum() >= cold.converged.sum() - 1
+    torch.testing.assert_close(warm.transport_cost[ends].double(), right.transport_cost[ends], rtol=5e-4, atol=0)
+    assert warm.n_iter.double().mean() < 1.05 * cold.n_iter.double().mean()
+
+
+@pytest.mark.parametrize(("n", "m"), SIZES)
+def test_a_good_start_is_as_fast_at_a_small_eps(n: int, m: int) -> None:
+    x, y = pairs(n, m)
+    once = solve_sample(x, y, eps=1e-3, tol=1e-9, max_iter=20_000)
+    again = solve_sample(x, y, eps=1e-3, init=(once.f, once.g))
+    assert again.converged.all() and again.n_iter.max() <= 2
+    near = solve_sample(1.001 * x, y, eps=1e-3, tol=1e-9, max_iter=20_000)
+    again = solve_sample(x, y, eps=1e-3, init=(near.f, near.g))
+    cold = solve_sample(x, y, eps=1e-3)
+    assert again.converged.all() and again.n_iter.double().mean() < 0.6 * cold.n_iter.double().mean()
+
+
+@pytest.mark.parametrize("eps", [3e-3, 1e-3])
+@pytest.mark.parametrize(("n", "m"), SIZES)
+def test_divergence_at_a_small_eps(n: int, m: int, eps: float) -> None:
+    """It starts from the teacher's own potential, which is not near."""
+    x, y = pairs(n, m)
+    right = solve_sample(x, y, eps=eps, tol=1e-10, max_iter=20_000)
+    ends = solve_sample(x, y, eps=eps).n_iter < 600
+    found = emd_l2(x, y, objective="divergence", eps=eps, reduction="none")
+    for k in ends.nonzero().flatten().tolist():
+        own = [self_term(t[k : k + 1], eps=float(right.eps[k])).value for t in (x, y)]
+        expected = right.entropic_cost[k] - sum(own) / 2
+        torch.testing.assert_close(found[k : k + 1], expected, rtol=5e-4, atol=0)
+
+
+def test_divergence_is_the_same_both_ways() -> None:
+    generator = torch.Generator().manual_seed(282)
+    x, y = (torch.randn(1, n, 3, generator=generator, dtype=torch.float64) for n in (40, 12))
+    for one, other in ((x, y), (y, x)):
+        value = emd_l2(one, other, objective="divergence", eps=1e-4)
+        assert float(value) == pytest.approx(float(emd_l2(x, y, solver="exact")), rel=1e-3)

@@ -193,6 +193,91 @@ def test_a_bad_start_is_forgotten(strategy, why: str) -> None:
     assert good.next(0.4) == Step("iterate", error=1e-6, gate=1e-2, limit=1000) and good.annealed_eps == 1
 
 
+def updated(s: Strategy, error: float, **seen: object) -> Step:
+    """What follows where an update leaves an error of a start as it was."""
+    before = s.n_iter
+    assert s.next(error, **seen).action == "update" and s.after == "columns" and s.n_iter == before + 1  # type: ignore[arg-type]
+    return s.next(error, **seen)  # type: ignore[arg-type]
+
+
+def test_at_a_small_eps_a_start_is_taken_where_its_error_is_small(strategy) -> None:
+    s = strategy(spread=1000.0, warm=True)
+    for eps in (2, 4):
+        assert updated(s, 0.2).action == "anneal" and s.after == "columns" and s.annealed_eps == eps
+    assert s.next(0.1) == Step("iterate", error=0.003, gate=1e-2, limit=2 + 100)
+    assert s.iterated("reached", 20) == "columns" and s.annealed_eps == 2
+    assert s.next(0.4) == Step("iterate", error=0.003, gate=1e-2, limit=22 + 978)  # as ever, from here on
+    assert s.iterated("reached", 20) == "columns" and s.annealed_eps == 1
+    assert s.next(0.4) == Step("iterate", error=1e-6, gate=1e-2, limit=1000)
+
+
+def test_a_start_that_an_update_mends_is_taken_at_eps_itself(strategy) -> None:
+    s = strategy(spread=1000.0, warm=True)
+    assert s.next(0.6, underflow=True).action == "update"
+    assert s.next(0.09) == Step("iterate", error=1e-6, gate=1e-2, limit=1 + 100) and s.annealed_eps == 1
+    near = strategy(spread=1000.0, warm=True)
+    assert near.next(1e-7).action == "finish" and near.n_iter == 0
+
+
+@pytest.mark.parametrize("why", ["error", "underflow", "rounding"])
+def test_at_a_small_eps_a_start_is_forgotten_that_an_update_leaves_bad(strategy, why: str) -> None:
+    seen = {"underflow": why == "underflow", "rounding": 0.021 * (why == "rounding")}
+    s = strategy(spread=1000.0, warm=True)
+    assert updated(s, 0.5 if why == "error" else 0.09, **seen).action == "restart"
+    assert s.after == "columns" and s.annealed_eps == 64
+    assert s.next(0.4) == Step("iterate", error=0.003, gate=1e-2, limit=1000)
+    nan = strategy(spread=1000.0, warm=True)
+    assert nan.next(math.nan).action == "restart" and nan.n_iter == 0 and nan.annealed_eps == 64
+    last = strategy(spread=1000.0, warm=True)
+    last.n_iter = 1000
+    assert last.next(0.5).action == "restart" and last.n_iter == 1000
+
+
+def test_a_start_goes_no_further_than_to_where_annealing_would_begin(strategy) -> None:
+    s = strategy(spread=1000.0, warm=True)
+    for _ in range(6):
+        assert updated(s, 0.4).action == "anneal"
+    assert s.annealed_eps == 64
+    assert updated(s, 0.4) == Step("iterate", error=0.003, gate=1e-2, limit=7 + 100)
+    other = strategy(spread=1000.0, warm=True)
+    updated(other, 0.4)
+    assert updated(other, 0.6).action == "restart" and other.annealed_eps == 64
+
+
+def test_a_start_that_does_not_lead_on_goes_back_to_a_larger_eps(strategy) -> None:
+    s = strategy(spread=1000.0, warm=True)
+    assert s.next(0.05).limit == 100
+    assert s.iterated("ended", 90) == "scalings"
+    step = s.next(5e-3, exact=False)
+    assert step.action == "newton" and step.limit == 100
+    s.stepped(n=10)
+    assert s.next(4e-3, exact=False).action == "anneal" and s.after == "columns" and s.annealed_eps == 2
+    assert s.next(0.05) == Step("iterate", error=0.003, gate=1e-2, limit=200)
+    assert s.iterated("ended", 100) == "scalings" and s.annealed_eps == 2  # not on to the next
+    assert s.next(0.01, exact=False).action == "anneal" and s.annealed_eps == 4
+    assert s.next(0.05).limit == 300
+    assert s.iterated("ended", 100) == "scalings"
+    assert s.next(0.006, exact=False).action == "anneal" and s.annealed_eps == 2  # nearly there
+
+
+def test_a_start_keeps_its_iterations_where_it_is_nearly_there(strategy) -> None:
+    s = strategy(spread=1000.0, warm=True)
+    s.next(0.05)
+    s.iterated("ended", 100)
+    assert s.next(2e-6).limit == 1000 and s.annealed_eps == 1
+    s = strategy(spread=1000.0, warm=True, max_iter=100)
+    s.next(0.05)
+    s.iterated("ended", 100)
+    assert s.next(0.05).action == "finish"  # all iterations are used up, and it is what there is
+
+
+def test_where_eps_is_not_small_a_start_is_taken_as_it_is(strategy) -> None:
+    s = strategy(spread=128.0, warm=True)
+    assert s.next(0.49) == Step("iterate", error=1e-6, gate=1e-2, limit=1000) and s.annealed_eps == 1
+    assert s.iterated("ended", 500) == "scalings"
+    assert s.next(0.49, exact=False).limit == 1000
+
+
 @pytest.mark.parametrize("error", [0.5, 1e-2 + 1e-9])
 def test_iterations_far_from_the_solution(strategy, error: float) -> None:
     s = strategy()

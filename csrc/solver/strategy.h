@@ -9,6 +9,9 @@
 // touch, the system's smallest eigenvalues); after that, iterations follow, twice as many after each failure. Between
 // steps the plan is scaled; the one that is judged is that of the potentials, and where their rounding keeps it from
 // tol, solving ends. A symmetric problem takes the mean of both potentials instead, which halves its error.
+//
+// Where eps is small, mass moves as slowly from a start that is a little off as from none. Such a start is taken at the
+// least of the larger eps at which its error is small, and at the next where it does not lead on from there.
 #pragma once
 
 #include "../contracts/sinkhorn.h"
@@ -137,12 +140,29 @@ class SolverStrategy {
   template <class Rounding>
   SFR_FN Step<T> next(const Evaluation<T>& now, Rounding&& rounding) {
     const T error = now.error;
+    if (tried_ && n_iter >= until_ && n_iter < max_iter_) {
+      tried_ = false;
+      warm_ = error > 2 * tolerance();
+      if (warm_ && climb()) return {Action::anneal};
+    }
     if (warm_) {
+      const bool bad = now.underflow || !(error < bad_start) || rounding() > most_rounding;
+      if (spread_ > far && (bad || error > good_start) && finite(error) && n_iter < max_iter_) {
+        // One update mends what is off between neighbours, which says little.
+        updated_ = !updated_;
+        if (updated_) {
+          ++n_iter;
+          return {Action::update};
+        }
+        if (!bad && climb()) return {Action::anneal};
+      }
       warm_ = false;
-      if (now.underflow || !(error < bad_start) || rounding() > most_rounding) {
+      if (bad) {
         begin_annealing();
         return {Action::restart};
       }
+      begin_eps(try_for);
+      tried_ = spread_ > far;
     }
     if (reached_) {
       if (error > missed_ * T(0.9) && error < 4 * rounding()) last_ = n_iter;
@@ -197,7 +217,7 @@ class SolverStrategy {
     Step<T> step{Action::newton};
     step.precision = precision_;
     step.longest = longest_;
-    step.limit = annealing_ ? until_ : max_iter_;
+    step.limit = annealing_ || tried_ ? until_ : max_iter_;
     return step;
   }
 
@@ -218,7 +238,7 @@ class SolverStrategy {
   SFR_FN From iterated(Stop stop, Rounding&& rounding) {
     if (symmetric_) return From::potentials;
     if (correcting_) return scaled();
-    if (annealing_ && (stop == Stop::reached || (stop == Stop::ended && n_iter >= until_)))
+    if (annealing_ && (stop == Stop::reached || (stop == Stop::ended && n_iter >= until_ && !tried_)))
       return anneal(rounding) ? From::columns : From::potentials;
     reached_ = stop == Stop::reached && !annealing_;
     return stop == Stop::ended ? scaled() : From::potentials;
@@ -235,6 +255,8 @@ class SolverStrategy {
   static constexpr int64_t anneal_for = 1000;                     // iterations at most, at each of them
   static constexpr T most_rounding = T(0.02);                     // no smaller eps where it would leave this
   static constexpr T bad_start = T(0.5);                          // error of a start that is worse than none
+  static constexpr T far = 128, good_start = T(0.1);              // ... of one to begin at, where spread is above `far`
+  static constexpr int64_t try_for = 100;                         // iterations that one has there to lead on
   static constexpr int64_t corrections = 8;                       // iterations after a Newton step
   static constexpr T finest = is_single<T> ? T(1e-5) : T(1e-10);  // precision of a Newton step
   // ... and how far one may go where such parts are far from others.
@@ -242,7 +264,7 @@ class SolverStrategy {
   static constexpr int most_scaled = 8;  // plans in a row that are scaled ones
 
   SFR_FN T tolerance() const { return annealing_ ? rough : tol_; }
-  SFR_FN int64_t last() const { return annealing_ ? until_ : last_; }
+  SFR_FN int64_t last() const { return annealing_ || (tried_ && until_ < last_) ? until_ : last_; }
   SFR_FN int64_t at_most(int64_t n) const { return n < max_iter_ ? n : max_iter_; }
 
   SFR_FN Step<T> iterate(T error, int64_t limit, T gate, bool plain) const {
@@ -252,26 +274,41 @@ class SolverStrategy {
   // Where to start from: an eps at which patches reach most others. Where the deviation of the costs is up to 22 times
   // eps, iterations at eps itself are as fast.
   SFR_FN void begin_annealing() {
+    while (newton_ && larger()) annealed_eps_ *= Rules<T>::anneal_by;
+    begin_eps(anneal_for);
+  }
+  SFR_FN bool larger() const {
     constexpr T enough = T(0.09);
-    while (newton_ && annealed_eps_ * Rules<T>::anneal_by < enough * spread_) annealed_eps_ *= Rules<T>::anneal_by;
-    annealing_ = annealed_eps_ > 1;
-    until_ = at_most(n_iter + anneal_for);
+    return annealed_eps_ * Rules<T>::anneal_by < enough * spread_;
+  }
+
+  // Back to a larger eps with the potentials at hand, up to that at which annealing would begin.
+  SFR_FN bool climb() {
+    if (!larger()) return false;
+    annealed_eps_ *= Rules<T>::anneal_by;
+    return true;
   }
 
   // On to the next smaller eps, unless this is the last that the type or max_iter can do with.
   template <class Rounding>
   SFR_FN bool anneal(Rounding&& rounding) {
-    annealing_ = false;
+    annealing_ = tried_ = false;
     if (!fixed_ && (n_iter >= max_iter_ || rounding() * Rules<T>::anneal_by > most_rounding)) return false;
     annealed_eps_ /= Rules<T>::anneal_by;
+    begin_eps(anneal_for);
+    return true;
+  }
+
+  // At `annealed_eps_`, for as many iterations at most.
+  SFR_FN void begin_eps(int64_t iterations) {
     annealing_ = annealed_eps_ > 1;
-    until_ = at_most(n_iter + anneal_for);
-    relaxation = Relaxation<T>(true);
+    until_ = at_most(n_iter + iterations);
+    if (newton_) relaxation = Relaxation<T>(true);
     precision_ = T(1e-2);
     longest_ = shortest;
     rest_ = 16;
     before_ = lowest_ = Number<T>::infinity;
-    return true;
+    reached_ = stepped_ = correcting_ = false;
   }
 
   // A scaled plan forgets what has underflowed.
@@ -283,7 +320,9 @@ class SolverStrategy {
   T tol_;
   int64_t max_iter_, last_;  // no iteration after `last_`: rounding has been met
   bool symmetric_, newton_;
-  bool warm_;  // the first plan is of a start that was given
+  bool warm_;             // the plan is of a start that was given, and is to be judged
+  bool updated_ = false;  // ... after an update
+  bool tried_ = false;    // the start is to have led to the error wanted by iteration `until_`
   bool fixed_;
   T spread_, annealed_eps_ = 1;     // above 1: at eps times this
   bool annealing_ = false;          // a smaller eps is to follow

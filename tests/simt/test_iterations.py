@@ -11,13 +11,13 @@ import pytest
 import torch
 from cases import weights
 
-from sfr_ext.ops import Ground, Pair, Solved, SolverOptions
+from sfr_ext.ops import Ground, Pair, Solved, SolverOptions, forced
 from sfr_ext.ops.contracts import METHODS, METRICS
 from sfr_ext.ops.emd import solve_features
 from simt.test_kernels import FLAVOUR, FORCED, emulated
 
 USUAL: dict[str, Any] = {"eps": 0.2, "relative": True, "reach": (0.0, 0.0), "symmetric": False, "method": "automatic"}
-USUAL["least"] = None
+USUAL["least"] = USUAL["away"] = None
 KINDS: dict[str, dict[str, Any]] = {
     "balanced": {},
     "plain": {"method": "plain"},
@@ -32,6 +32,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "cold, symmetric": {"eps": 0.3, "relative": False, "symmetric": True},  # below it hardly any mass moves
     "cold, reach": {"eps": 0.02, "relative": False, "reach": (0.0, 0.7)},
     "colder": {"eps": 0.004, "relative": False},
+    # From the solution of features that are as far away.
+    "started": {"away": 0.01},
+    "cold, started": {"eps": 0.002, "away": 0.01},
+    "cold, started far": {"eps": 0.002, "away": 0.3},
+    "cold, started, reach": {"eps": 0.002, "away": 0.03, "reach": (0.5, 0.8)},
     "small weights": {"least": 1e-12},
     "light": {"least": 1e-250},
     "light, reach": {"least": 1e-250, "reach": (0.5, 0.0)},
@@ -60,7 +65,14 @@ def solved(name: str, max_iter: int) -> Solved:
         symmetric=kind["symmetric"],
         method=METHODS[kind["method"]],
     )
-    return solve_features(Pair(x, y, a, b), Ground(METRICS["l2"], 1), options, "")
+    ground, init_g = Ground(METRICS["l2"], 1), None
+    if kind["away"]:
+        with forced(emulated=None):
+            near = solve_features(
+                Pair(x + kind["away"] * x.roll(1, 1), y, a, b), ground, options._replace(max_iter=1000), ""
+            )
+        init_g = near.g + (near.centre / 2 - near.shift)[..., None]
+    return solve_features(Pair(x, y, a, b), ground, options, "", init_g=init_g)
 
 
 @pytest.mark.parametrize("strategy", FORCED)
