@@ -60,7 +60,7 @@ def _add_options_of_train(parser: argparse.ArgumentParser, command: str) -> None
         parser.add_argument(
             flag(name),
             choices=declared.choices,
-            type=Path if path else None,
+            type=Path if path else str,
             metavar=None if declared.choices else "DIR" if path else declared.metavar,
             help=declared.help,
         )

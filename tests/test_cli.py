@@ -45,8 +45,8 @@ def test_help_names_every_flag(capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     flags = "data data-dir arch arm epochs batch-size lr limit seed emd-weight layers out resume"
-    for flag in [*flags.split(), "devices", "precision"]:
-        assert f"--{flag}" in text
+    for name in [*flags.split(), "devices", "precision"]:
+        assert f"--{name}" in text
 
 
 @needs_extra
