@@ -51,6 +51,7 @@ class FeatureDistiller(HookedLoss):
 
     >>> import torch
     >>> from torch import nn
+    >>> from sfr_ext import FeatureDistiller
     >>> student = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.Flatten(), nn.LazyLinear(10))
     >>> teacher = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3)).eval().requires_grad_(False)
     >>> distiller = FeatureDistiller(student, teacher, {"0": "1"}, channel_mode="project")

@@ -52,6 +52,7 @@ def self_term(
 
     >>> import torch
     >>> import sfr_ext
+    >>> from sfr_ext import self_term
     >>> teacher = torch.randn(4, 49, 16)
     >>> term = self_term(teacher, eps=0.1)
     >>> options = {"objective": "divergence", "eps": 0.1, "eps_scale": "absolute"}

@@ -27,7 +27,8 @@ def warn_on_nonconvergence(enabled: bool = True) -> None:
     Off by default, because looking at the result would make a GPU wait. Inside ``torch.compile`` it never warns.
     Independent of this, `OTResult.converged` always tells.
 
-    >>> import torch
+    >>> import torch, warnings
+    >>> from sfr_ext import emd_l2, warn_on_nonconvergence
     >>> warn_on_nonconvergence()
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     _ = emd_l2(torch.randn(1, 9, 4), torch.randn(1, 9, 4), max_iter=1, tol=1e-6)
@@ -109,6 +110,7 @@ def emd_l2(
             problems, and as exact as ``tol``.)
 
     >>> import torch
+    >>> from sfr_ext import emd_l2
     >>> student = torch.randn(4, 16, 7, 7, requires_grad=True)
     >>> loss = emd_l2(student, torch.randn(4, 16, 7, 7))
     >>> loss.backward()
@@ -161,6 +163,7 @@ class EMDL2Loss(nn.Module):
         TypeError: an option that `emd_l2` does not have.
 
     >>> import torch
+    >>> from sfr_ext import EMDL2Loss
     >>> criterion = EMDL2Loss(metric="cosine", eps=0.1)
     >>> criterion(torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4)).dim()
     0
