@@ -44,7 +44,8 @@ class FeatureDistiller(HookedLoss):
 
     A step counts towards ``warmup_steps`` if the student's forward was made in training mode. Hooks, copies, the
     parameters of "project" and ``torch.compile``: as `SelfFeatureRegularizer`. One call of each network makes the
-    parameters.
+    parameters: an optimiser that is built before it does not have them, and never trains them. A warning says so after
+    100 calls of :meth:`loss`.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `SelfFeatureRegularizer`.

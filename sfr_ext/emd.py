@@ -60,6 +60,10 @@ def emd_l2(
 ) -> Tensor:
     r"""Earth mover's distance between the local features of two maps; differentiable in everything it is given.
 
+    The distance is the least cost of moving the mass of one set onto the other (Rubner et al. 2000; Peyre and Cuturi,
+    "Computational Optimal Transport", 2019, chapter 2). By default it is that of a smoothed plan (``"sinkhorn"``,
+    Cuturi 2013), about 0.2 % above; ``solver="exact"`` computes it as it is.
+
     With the costs :math:`C_{ij}` of `cost_matrix` and the entropic plan :math:`P` of `solve`, the value of each pair is
     :math:`\langle P, C \rangle` (``"transport"``) or :math:`\langle P, C \rangle + \varepsilon\,\mathrm{KL}(P | a b^T)`
     (``"entropic"``), or this less half of what either side has with itself (``"divergence"``; Feydy et al. 2019): 0 for
@@ -85,7 +89,9 @@ def emd_l2(
         objective: ``"transport"`` | ``"entropic"`` | ``"divergence"``: the debiased divergence
             ``E(x, y) - E(x, x) / 2 - E(y, y) / 2`` of entropic values, all with the eps of ``E(x, y)``; where a reach
             lets masses differ, plus ``eps / 2 (|a| - |b|)^2`` (Sejourne et al. 2019).
-        eps: regularisation; smaller is nearer to the exact distance and takes more iterations.
+        eps: regularisation; smaller is nearer to the exact distance and takes more iterations. The default suits most
+            losses (0.2 % above, 46 iterations); 0.3 for a smoother one (3 %, 16 iterations) and for training weights
+            in float32; below 0.03 rather ``solver="exact"``.
         eps_scale: ``"std"``: in standard deviations of each problem's costs. ``"absolute"``: in units of the cost.
         reach: unbalanced transport: mass that is further away than this, in units of the cost, mostly stays. One
             number, or a pair for student and teacher; None: balanced. A side with a reach keeps the sum of its

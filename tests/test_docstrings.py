@@ -47,5 +47,7 @@ def test_example(test: doctest.DocTest) -> None:
 
 def test_the_functions_that_are_met_first_have_one() -> None:
     found = {test.name for test in EXAMPLES}
-    first = "EMDL2Loss DynamicLabelSmoothing FeatureDistiller SelfFeatureRegularizer cost_matrix emd_l2 solve solve_sample"
+    first = (
+        "EMDL2Loss DynamicLabelSmoothing FeatureDistiller SelfFeatureRegularizer cost_matrix emd_l2 solve solve_sample"
+    )
     assert {*first.split(), "linear_assignment", "self_feature_loss", "self_term", "group_channels"} <= found
