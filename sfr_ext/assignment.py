@@ -38,6 +38,7 @@ def linear_assignment(cost: Tensor, *, maximize: bool = False, max_cost: float |
         ValueError: ``cost`` has fewer than two axes, or ``max_cost`` is NaN.
 
     >>> import torch
+    >>> from sfr_ext import linear_assignment
     >>> linear_assignment(torch.tensor([[4, 1, 3], [2, 0, 5], [3, 2, 2]]))
     tensor([1, 0, 2])
     >>> linear_assignment(torch.tensor([[0.1, 0.9], [0.2, 0.8], [0.7, 0.3]]), max_cost=0.25)

@@ -33,6 +33,7 @@ def build_info() -> dict[str, Any]:
         - ``why_no_cuda`` (str or None): where ``cuda`` is False, the reason: SFR_EXT_CUDA=0, no nvcc found, or what
           was wrong with it.
 
+    >>> from sfr_ext import build_info
     >>> info = build_info()
     >>> info["cpu_isa"] in info["cpu_isas"]
     True

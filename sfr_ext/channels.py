@@ -26,6 +26,7 @@ def group_channels(deep: Tensor, num_channels: int) -> Tensor:
         ValueError: ``deep`` is not 4-D, or ``num_channels`` does not divide its channels.
 
     >>> import torch
+    >>> from sfr_ext import group_channels
     >>> group_channels(torch.zeros(2, 64, 7, 7), 16).shape
     torch.Size([2, 4, 16, 7, 7])
     """

@@ -155,9 +155,19 @@ def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, 
 
 
 def _hint(x_name: str, x: Tensor, y_name: str, y: Tensor) -> str:
-    """What to do where two batches of different length look like queries and classes that all face each other."""
+    """What to do about a usual mistake: a map and tokens, other channels, or queries and classes of another number."""
     channel = -3 if x.dim() == 4 else -1
-    if y.dim() != x.dim() or y.shape[0] == x.shape[0] or y.shape[channel] != x.shape[channel]:
+    if x.dim() == 3 and y.dim() == 4 and y.shape[:2] == (x.shape[0], x.shape[2]):
+        return f"; to compare tokens with a map, give {y_name}.flatten(2).mT"
+    if x.dim() == 4 and y.dim() == 3 and (y.shape[0], y.shape[2]) == tuple(x.shape[:2]):
+        return f"; to compare a map with tokens, give {x_name}.flatten(2).mT"
+    fits = y.dim() == x.dim() or (y.dim() == x.dim() + 1 and y.shape[0] == x.shape[0])
+    if fits and y.shape[channel] != x.shape[channel]:
+        return (
+            "; features of different channels have no distance: project one side to the other's channels, as "
+            'FeatureDistiller with channel_mode="project" does for layers of networks'
+        )
+    if y.dim() != x.dim() or y.shape[0] == x.shape[0]:
         return ""
     return f"; to compare each of {x_name} with all of {y_name}, give {y_name}.expand({x.shape[0]}, *{y_name}.shape)"
 

@@ -11,9 +11,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ._version import __version__
+from .completion import SHELLS, PrintCompletion
 from .extras import how_to_install
 from .train.errors import EveryProcessError, TrainError, UsageError
 
@@ -31,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif rest:
         from .train.config import near_misses
 
-        known = [flag for action in arguments.parser._actions for flag in action.option_strings]
-        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{near_misses(rest[0].split('=')[0], known)}")
+        near = near_misses(rest[0].split("=")[0], _flags_of(arguments.parser))
+        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{near}")
     if arguments.command != "bench":  # which measures other libraries, too, as they come
         # Threads that wait asleep: on a machine that is busy otherwise, spinning ones hold each other up badly. OpenMP
         # reads this when torch is loaded.
@@ -83,10 +84,11 @@ def _train(arguments: argparse.Namespace) -> int:
 def _study(arguments: argparse.Namespace) -> int:
     _require("study", "jsonargparse", "lightning", "matplotlib", "filelock", "rich", "yaml")
     from .study.command import study
+    from .train.config import flag
     from .train.parser import only_given
 
-    given = only_given(arguments.options)
-    own = [name for name in ("out", "resume", "overwrite", "seed", "progress") if name in given]
+    given = only_given(arguments.options, not_known=map(flag, OF_THE_STUDY), also_known=_flags_of(arguments.parser))
+    own = [name for name in OF_THE_STUDY if name in given]
     if own:
         raise UsageError(f"--{own[0]} of a run is set by the study itself")
     names = ("out", "executor", "jobs", "threads", "gpus", "settings", "seeds")
@@ -118,7 +120,8 @@ def _layers(arguments: argparse.Namespace) -> int:
 def _match(arguments: argparse.Namespace) -> int:
     from .train.match import match
 
-    options = {name: getattr(arguments, name) for name in ("patches", "checkpoint", "layer", "eps")}
+    names = ("patches", "checkpoint", "layer", "eps", "metric", "reach")
+    options = {name: getattr(arguments, name) for name in names}
     print(match(arguments.a, arguments.b, arguments.out, **options))
     return 0
 
@@ -133,6 +136,8 @@ def _require(command: str, *names: str) -> None:
         how = how_to_install("train", *missing)
         raise TrainError(f"{command} needs {' and '.join(missing)}, not installed here: {how}")
 
+
+OF_THE_STUDY = ("out", "resume", "overwrite", "seed", "progress")  # options of train that a study sets itself
 
 _BENCH_HELP = """usage: sfr-ext bench [options]
 
@@ -182,20 +187,47 @@ def _from_0(text: str) -> float:
     return 0.0 if text == "0" else _above_0(text)
 
 
+def _flags_of(parser: argparse.ArgumentParser) -> list[str]:
+    """All flags, in the order of the help."""
+    return [flag for action in parser._actions for flag in action.option_strings]
+
+
 class _Parser(argparse.ArgumentParser):
-    """One that names commands like a word that is none."""
+    """One that names commands like a word that is none, and a flag that is none before what lacks because of it."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         from .train.config import near_misses
 
         if match := re.search(r"argument command: invalid choice: '([^']*)' \(choose from (.*)\)", message):
             message += near_misses(match[1], re.findall(r"\w+", match[2]))
+        elif "arguments are required" in message and (wrong := self._unknown_flag()):
+            message = f"unrecognized arguments: {wrong}{near_misses(wrong, _flags_of(self))}"
         super().error(message)
+
+    def _unknown_flag(self) -> str | None:
+        """The first one, where this parser knows all that there are."""
+        known = _flags_of(self)
+        if not self.allow_abbrev:  # study, whose further flags are those of train
+            from .train.config import flag, options
+
+            known += [flag(name) for name in options()]
+        for word in self._given:
+            name = word.split("=")[0]
+            if name.startswith("--") and len(name) > 2 and not any(one.startswith(name) for one in known):
+                return name
+        return None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="sfr-ext", description="Optimal transport between feature maps.")
     parser.add_argument("--version", action="version", version=f"sfr-ext {__version__}")
+    parser.add_argument(
+        "--print-completion", action=PrintCompletion, choices=SHELLS, help="print a script that completes this command"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="how this installation was built")
     info.set_defaults(function=_info)
@@ -230,8 +262,10 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=Path, metavar="DIR", help="a study of the same arms on a quiet machine, whose seconds count"
     )
     report.set_defaults(function=_report)
-    compare = commands.add_parser("compare", help="the results of finished runs, side by side")
-    compare.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what was --out of a run")
+    compare = commands.add_parser("compare", help="the results of finished runs, a row for each")
+    compare.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="folders of runs, as train's --out wrote them: runs/*"
+    )
     compare.set_defaults(function=_compare)
     layers = commands.add_parser("layers", help="which layers of a network SFR could compare, and how")
     layers.add_argument(
@@ -252,6 +286,15 @@ def _parser() -> argparse.ArgumentParser:
     match.add_argument("--layer", metavar="NAME", help="of the checkpoint's network (default: the last stage)")
     match.add_argument(
         "--eps", type=_above_0, metavar="X", help="of an entropic plan, in standard deviations of cost (default: exact)"
+    )
+    match.add_argument(
+        "--metric", choices=("l2", "sqeuclidean", "cosine", "l1"), default="l2", help="cost of two patches (l2)"
+    )
+    match.add_argument(
+        "--reach",
+        type=_above_0,
+        metavar="X",
+        help="leave patches unmatched that have no counterpart within this cost (default: every patch is matched)",
     )
     match.set_defaults(function=_match)
     bench = commands.add_parser(

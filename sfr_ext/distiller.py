@@ -44,13 +44,15 @@ class FeatureDistiller(HookedLoss):
 
     A step counts towards ``warmup_steps`` if the student's forward was made in training mode. Hooks, copies, the
     parameters of "project" and ``torch.compile``: as `SelfFeatureRegularizer`. One call of each network makes the
-    parameters.
+    parameters: an optimiser that is built before it does not have them, and never trains them. A warning says so after
+    100 calls of :meth:`loss`.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `SelfFeatureRegularizer`.
 
     >>> import torch
     >>> from torch import nn
+    >>> from sfr_ext import FeatureDistiller
     >>> student = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.Flatten(), nn.LazyLinear(10))
     >>> teacher = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3)).eval().requires_grad_(False)
     >>> distiller = FeatureDistiller(student, teacher, {"0": "1"}, channel_mode="project")

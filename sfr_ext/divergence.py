@@ -12,12 +12,20 @@ from .transport import as_weights_want, ground
 
 
 class SelfTerm(NamedTuple):
-    """A set of patches solved with itself, for `emd_l2`'s ``teacher_self``; made by `self_term`."""
+    """A set of patches solved with itself, for `emd_l2`'s ``teacher_self``; made by `self_term`.
 
-    value: Tensor  # [B] or [B, G]       entropic value, in float64: others are subtracted from it that are nearly equal
-    potential: Tensor  # [B, M] or [B, G, M]
-    marginal_error: Tensor  # [B] or [B, G]
-    options: tuple[Any, ...]  # metric, patch_size, eps, reach
+    Attributes:
+        value: ``[B]`` or ``[B, G]``, the entropic value, in float64: others are subtracted from it that are nearly
+            equal.
+        potential: ``[B, M]`` or ``[B, G, M]``, the dual variable ``f = g`` of each patch.
+        marginal_error: ``[B]`` or ``[B, G]``, the L1 error of the plan's sums; see `OTResult.converged`.
+        options: ``(metric, patch_size, eps, reach)``, with which `emd_l2` must be called.
+    """
+
+    value: Tensor
+    potential: Tensor
+    marginal_error: Tensor
+    options: tuple[Any, ...]
 
 
 def self_term(
@@ -52,6 +60,7 @@ def self_term(
 
     >>> import torch
     >>> import sfr_ext
+    >>> from sfr_ext import self_term
     >>> teacher = torch.randn(4, 49, 16)
     >>> term = self_term(teacher, eps=0.1)
     >>> options = {"objective": "divergence", "eps": 0.1, "eps_scale": "absolute"}

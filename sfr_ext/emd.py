@@ -27,7 +27,8 @@ def warn_on_nonconvergence(enabled: bool = True) -> None:
     Off by default, because looking at the result would make a GPU wait. Inside ``torch.compile`` it never warns.
     Independent of this, `OTResult.converged` always tells.
 
-    >>> import torch
+    >>> import torch, warnings
+    >>> from sfr_ext import emd_l2, warn_on_nonconvergence
     >>> warn_on_nonconvergence()
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     _ = emd_l2(torch.randn(1, 9, 4), torch.randn(1, 9, 4), max_iter=1, tol=1e-6)
@@ -59,6 +60,10 @@ def emd_l2(
 ) -> Tensor:
     r"""Earth mover's distance between the local features of two maps; differentiable in everything it is given.
 
+    The distance is the least cost of moving the mass of one set onto the other (Rubner et al. 2000; Peyre and Cuturi,
+    "Computational Optimal Transport", 2019, chapter 2). By default it is that of a smoothed plan (``"sinkhorn"``,
+    Cuturi 2013), about 0.2 % above; ``solver="exact"`` computes it as it is.
+
     With the costs :math:`C_{ij}` of `cost_matrix` and the entropic plan :math:`P` of `solve`, the value of each pair is
     :math:`\langle P, C \rangle` (``"transport"``) or :math:`\langle P, C \rangle + \varepsilon\,\mathrm{KL}(P | a b^T)`
     (``"entropic"``), or this less half of what either side has with itself (``"divergence"``; Feydy et al. 2019): 0 for
@@ -84,7 +89,9 @@ def emd_l2(
         objective: ``"transport"`` | ``"entropic"`` | ``"divergence"``: the debiased divergence
             ``E(x, y) - E(x, x) / 2 - E(y, y) / 2`` of entropic values, all with the eps of ``E(x, y)``; where a reach
             lets masses differ, plus ``eps / 2 (|a| - |b|)^2`` (Sejourne et al. 2019).
-        eps: regularisation; smaller is nearer to the exact distance and takes more iterations.
+        eps: regularisation; smaller is nearer to the exact distance and takes more iterations. The default suits most
+            losses (0.2 % above, 46 iterations); 0.3 for a smoother one (3 %, 16 iterations) and for training weights
+            in float32; below 0.03 rather ``solver="exact"``.
         eps_scale: ``"std"``: in standard deviations of each problem's costs. ``"absolute"``: in units of the cost.
         reach: unbalanced transport: mass that is further away than this, in units of the cost, mostly stays. One
             number, or a pair for student and teacher; None: balanced. A side with a reach keeps the sum of its
@@ -109,6 +116,7 @@ def emd_l2(
             problems, and as exact as ``tol``.)
 
     >>> import torch
+    >>> from sfr_ext import emd_l2
     >>> student = torch.randn(4, 16, 7, 7, requires_grad=True)
     >>> loss = emd_l2(student, torch.randn(4, 16, 7, 7))
     >>> loss.backward()
@@ -161,6 +169,7 @@ class EMDL2Loss(nn.Module):
         TypeError: an option that `emd_l2` does not have.
 
     >>> import torch
+    >>> from sfr_ext import EMDL2Loss
     >>> criterion = EMDL2Loss(metric="cosine", eps=0.1)
     >>> criterion(torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4)).dim()
     0

@@ -47,6 +47,7 @@ def self_feature_loss(
         ValueError: an impossible pair or value, features of a wrong shape.
 
     >>> import torch
+    >>> from sfr_ext import self_feature_loss
     >>> shallow, deep = torch.rand(2, 8, 14, 14, requires_grad=True), torch.rand(2, 32, 7, 7)
     >>> self_feature_loss([shallow, deep]).backward()
     >>> shallow.grad.shape

@@ -30,6 +30,7 @@ def nhwc(output: Tensor) -> Tensor:
     """``[B, H, W, C]`` -> ``[B, C, H, W]``, a view. Swin and other networks that keep channels last.
 
     >>> import torch
+    >>> from sfr_ext.layouts import nhwc
     >>> nhwc(torch.zeros(2, 7, 7, 96)).shape
     torch.Size([2, 96, 7, 7])
     """
@@ -41,6 +42,7 @@ def nchw(output: Tensor) -> Tensor:
     """``[B, C, H, W]`` as it is. Says that the shape is meant, where it looks like ``[B, H, W, C]``.
 
     >>> import torch
+    >>> from sfr_ext.layouts import nchw
     >>> nchw(torch.zeros(2, 8, 8, 32)).shape
     torch.Size([2, 8, 8, 32])
     """
@@ -61,6 +63,7 @@ class tokens:
         ValueError: it has another shape, or too few tokens.
 
     >>> import torch
+    >>> from sfr_ext.layouts import tokens
     >>> tokens()(torch.zeros(2, 197, 384)).shape
     torch.Size([2, 384, 14, 14])
     >>> tokens(prefix=0, grid=(4, 6))(torch.zeros(2, 24, 384)).shape
@@ -99,6 +102,7 @@ class tokens:
 class item:
     """One item of a tuple, list, dict or model output: ``output[key]``, or the attribute of that name.
 
+    >>> from sfr_ext.layouts import item
     >>> item(1)(("first", "second")), item("maps")({"maps": "third"})
     ('second', 'third')
     """
@@ -127,6 +131,7 @@ class compose:
     """One transform after the other, from left to right.
 
     >>> import torch
+    >>> from sfr_ext.layouts import compose, item, tokens
     >>> compose(item("hidden"), tokens())({"hidden": torch.zeros(2, 50, 8)}).shape
     torch.Size([2, 8, 7, 7])
     """

@@ -41,6 +41,8 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
     Raises:
         ValueError: for an unknown metric, or tokens with ``patch_size > 1``.
 
+    >>> import torch
+    >>> from sfr_ext.reference import cost_matrix
     >>> x = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]])
     >>> cost_matrix(x, x)
     tensor([[[0., 5.],
@@ -81,6 +83,8 @@ def exact_emd(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) ->
         ImportError: when SciPy is missing; the message has the command that installs it.
         ValueError: for weights that are negative or not finite.
 
+    >>> import torch
+    >>> from sfr_ext.reference import exact_emd
     >>> far = 1e4
     >>> rows = [[16, 16, 13, 22, 17], [14, 14, 13, 19, 15], [19, 19, 20, 23, far], [far, 0, far, 0, 0]]
     >>> cost = torch.tensor(rows)
@@ -193,6 +197,8 @@ def sinkhorn(
     Raises:
         ValueError: for an unknown ``eps_scale``, or weights that are negative or not finite.
 
+    >>> import math, torch
+    >>> from sfr_ext.reference import sinkhorn
     >>> cost = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     >>> result = sinkhorn(cost, eps=0.5, eps_scale="absolute")
     >>> share = 1 / (1 + math.exp(-1 / 0.5))  # by symmetry, what stays in place
@@ -314,6 +320,8 @@ def emd_l2(
     The divergence is ``OT(x, y) - OT(x, x) / 2 - OT(y, y) / 2 + eps / 2 (|a| - |b|)^2`` of entropic values, all with
     the eps of ``OT(x, y)`` (Feydy et al., 2019; the last term, for masses that differ: Sejourne et al., 2019).
 
+    >>> import torch
+    >>> from sfr_ext.reference import emd_l2
     >>> x, y = torch.zeros(1, 1, 2), torch.tensor([[[3.0, 4.0]]])
     >>> emd_l2(x, y)
     tensor(5., dtype=torch.float64)

@@ -69,8 +69,9 @@ class SelfFeatureRegularizer(HookedLoss):
     the model carry hooks that do nothing.
 
     The parameters of "project" are made by the first call of the model, since they need the channels: call it once
-    before the optimiser is built, and hand that ``sfr.parameters()`` as well. With DDP or FSDP: ``attach=True``, call
-    the model, wrap it, build the optimiser.
+    before the optimiser is built, and hand that ``sfr.parameters()`` as well. One that is built before does not have
+    them, and never trains them; a warning says so after 100 calls of :meth:`loss`. With DDP or FSDP: ``attach=True``,
+    call the model, wrap it, build the optimiser.
 
     Of a layer that runs several times in one forward, the last output counts. If it is changed in place by the next
     layer, the changed values are what is compared. For ``torch.compile``, create this object before the first call of

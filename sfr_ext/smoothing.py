@@ -79,6 +79,7 @@ class DynamicLabelSmoothing(nn.Module):
     Warns once if the schedule changes with steps and training has called it ``total_steps / 2`` times without one.
 
     >>> import torch
+    >>> from sfr_ext import DynamicLabelSmoothing
     >>> smooth = DynamicLabelSmoothing(0.1, total_steps=4)
     >>> for _ in range(6):
     ...     loss = smooth(torch.zeros(2, 10), torch.tensor([3, 7]))

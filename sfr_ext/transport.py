@@ -38,6 +38,7 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
         ValueError: shapes do not fit, or an option is none of those listed.
 
     >>> import torch
+    >>> from sfr_ext import cost_matrix
     >>> cost_matrix(torch.tensor([[[0., 0.], [3., 4.]]]), torch.tensor([[[0., 0.]]]))
     tensor([[[0.],
              [5.]]])
@@ -115,6 +116,7 @@ def solve(
             negative or not finite (on a GPU, where looking would make it wait, such a problem gives NaN).
 
     >>> import torch
+    >>> from sfr_ext import solve
     >>> result = solve(torch.tensor([[0., 1.], [1., 0.]]), eps=0.1)
     >>> round(result.transport_cost.item(), 6), result.plan.shape, result.converged.item()
     (0.0, torch.Size([2, 2]), True)
@@ -220,6 +222,7 @@ def solve_sample(
         TypeError, ValueError: as in `cost_matrix` and `solve`.
 
     >>> import torch
+    >>> from sfr_ext import solve_sample
     >>> x = torch.randn(2, 8, 7, 7)
     >>> result = solve_sample(x, x.roll(1, -1))
     >>> result.transport_cost.shape, result.plan.shape, result.f.shape

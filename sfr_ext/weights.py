@@ -33,6 +33,7 @@ def cross_reference_weights(student: Tensor, teacher: Tensor, *, detach: bool = 
 
     >>> import torch
     >>> from sfr_ext import emd_l2
+    >>> from sfr_ext import cross_reference_weights
     >>> query, support = torch.randn(2, 16, 5, 5), torch.randn(2, 3, 16, 5, 5)    # three classes
     >>> a, b = cross_reference_weights(query, support)
     >>> emd_l2(query, support, student_weight=a, teacher_weight=b, metric="cosine", reduction="none").shape

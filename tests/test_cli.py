@@ -1,23 +1,27 @@
 """The command ``sfr-ext``: output, exit codes, and errors told in one sentence."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import sfr_ext
 from sfr_ext import cli
 from sfr_ext.train import fashion_mnist
-from sfr_ext.train.config import ARMS, TrainConfig
+from sfr_ext.train.config import ARMS, TrainConfig, flag, options
 
 TRAIN_EXTRA = all(importlib.util.find_spec(name) for name in ("lightning", "matplotlib", "sklearn", "jsonargparse"))
 if TRAIN_EXTRA:
     from sfr_ext.train.parser import parse
 needs_extra = pytest.mark.skipif(not TRAIN_EXTRA, reason="the extra [train] is not installed")
 
+ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--data", "digits", "--limit", "192", "--batch-size", "64", "--epochs", "1", "--accelerator", "cpu"]
 
 
@@ -41,8 +45,75 @@ def test_help_names_every_flag(capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     flags = "data data-dir arch arm epochs batch-size lr limit seed emd-weight layers out resume"
-    for flag in [*flags.split(), "devices", "precision"]:
-        assert f"--{flag}" in text
+    for name in [*flags.split(), "devices", "precision"]:
+        assert f"--{name}" in text
+
+
+@needs_extra
+def test_help_shows_no_address_in_memory(capsys):
+    for command in ([], ["train"], ["study"], ["report"], ["compare"], ["layers"], ["match"], ["bench"], ["info"]):
+        with contextlib.suppress(SystemExit):
+            cli.main([*command, "--help"])
+        text = capsys.readouterr().out
+        assert "usage: sfr-ext" in text and "<" not in text and "0x" not in text, command
+
+
+def completed(*words):
+    """What bash completes of these words, with the script that the command prints; "COMMANDS": what it is for."""
+    pytest.importorskip("shtab", reason="the extra [train] is not installed")
+    script = subprocess.run(
+        [sys.executable, "-m", "sfr_ext", "--print-completion", "bash"], capture_output=True, text=True, timeout=120
+    )
+    assert script.returncode == 0, script.stderr
+    last = "complete -p" if not words else "_shtab_sfr_ext; printf '%s\\n' \"${COMPREPLY[@]}\""
+    line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; {last}"
+    done = subprocess.run(["bash", "-c", script.stdout + line], capture_output=True, text=True, timeout=60)
+    return done.stdout.split() if words else done.stdout.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_completion(tmp_path, monkeypatch):
+    assert completed("sfr-ext", "tr") == ["train"]
+    assert {"--out", "--reach", "--checkpoint"} <= set(completed("sfr-ext", "match", "--"))
+    assert {flag(name) for name in options()} <= set(completed("sfr-ext", "train", "--"))
+    assert completed("sfr-ext", "train", "--arm", "s") == ["sfr"]
+    assert completed("sfr-ext", "study", "--se") == ["--settings", "--seeds"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert completed("sfr-ext", "compare", "ru") == ["runs"]
+    assert [line.split()[-1] for line in completed()] == ["sfr-ext"]  # and no other command
+
+
+def test_completion_without_shtab(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "shtab" else find(name))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["--print-completion", "bash"])
+    assert "--print-completion needs shtab: pip install shtab" in one_sentence(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["compare", "--x"], "unrecognized arguments: --x\n"),
+        (["match", "a", "b", "--outt", "c"], "unrecognized arguments: --outt; near to it: --out\n"),
+        (["study", "s.yaml", "--sedes", "3"], "unrecognized arguments: --sedes; near to it: --seeds, "),
+        (["study", "s.yaml", "--epochs", "3"], "the following arguments are required: --out\n"),
+        (["match", "a", "b", "--eps=3", "--"], "the following arguments are required: -o/--out\n"),
+    ],
+)
+def test_a_wrong_flag_is_told_before_what_lacks_because_of_it(arguments, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert said in capsys.readouterr().err
+
+
+@needs_extra
+def test_near_flags_of_a_study_are_those_that_it_takes(capsys):
+    assert cli.main(["study", "s.yaml", "--out", "o", "--sedes", "3"]) == 2
+    sentence = one_sentence(capsys.readouterr())
+    assert "unrecognized arguments: --sedes 3; near to it: --seeds" in sentence and "--seed," not in sentence
 
 
 def test_bench_hands_its_options_on(capfd):

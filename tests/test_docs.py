@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import re
@@ -111,8 +112,8 @@ def test_commands_exist(page: Path) -> None:
 
 
 def subcommands() -> set[str]:
-    (actions,) = (action for action in cli._parser()._actions if action.choices)
-    return set(actions.choices or ())
+    (commands,) = (action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return set(commands.choices)
 
 
 @pages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -287,3 +288,26 @@ def test_block_means_compiled() -> None:
     x = torch.randn(2, 3, 14, 14)
     compiled = torch.compile(lambda x: pool(x, 7, 7), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), pool(x, 7, 7))
+
+
+@pytest.mark.parametrize("too_early", [True, False])
+def test_projections_that_no_optimizer_has(too_early: bool) -> None:
+    """Built before the first forward, it misses them in silence; a run that trains them is left alone."""
+    student, teacher = nn.Sequential(nn.Conv2d(1, 2, 3)), nn.Sequential(nn.Conv2d(1, 3, 3))
+    teacher.requires_grad_(False)
+    distiller = FeatureDistiller(student, teacher, {"0": "0"}, channel_mode="project")
+    images = torch.rand(1, 1, 5, 5)
+    if not too_early:
+        student(images), teacher(images)
+    optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=0.01)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(201):
+            student(images), teacher(images)
+            distiller.loss().backward()
+            if step % 4 == 3:  # gradients are accumulated
+                optimizer.step()
+                optimizer.zero_grad()
+    told = [str(warning.message) for warning in caught if "projections" in str(warning.message)]
+    assert ["build the optimizer after it" in message for message in told] == [True] * too_early
+    assert all(warning.filename == __file__ for warning in caught if "projections" in str(warning.message))

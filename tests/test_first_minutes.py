@@ -87,6 +87,26 @@ def test_queries_and_classes_get_a_hint(tokens: bool) -> None:
     assert "expand" not in str(caught.value)
 
 
+def test_a_map_against_tokens_gets_a_hint() -> None:
+    fmap, tokens = torch.rand(2, 8, 4, 4), torch.rand(2, 10, 8)
+    for student, teacher, side in ((fmap, tokens, "student_feat"), (tokens, fmap, "teacher_feat")):
+        with pytest.raises(ValueError, match=rf"give {side}.flatten\(2\).mT$"):
+            sfr_ext.emd_l2(student, teacher)
+    assert sfr_ext.emd_l2(fmap.flatten(2).mT, tokens).isfinite()
+    # [B, N, C] against [B, G, M, C] are tokens with groups; a map with other channels is not helped by that.
+    assert sfr_ext.emd_l2(tokens, torch.rand(2, 3, 7, 8)).isfinite()
+    with pytest.raises(ValueError) as caught:
+        sfr_ext.emd_l2(fmap, torch.rand(2, 10, 9))
+    assert "flatten" not in str(caught.value)
+
+
+def test_other_channels_get_a_hint() -> None:
+    x = torch.rand(2, 8, 4, 4)
+    for student, teacher in ((x, x[:, :5]), (x, x[:, None, :5]), (x.flatten(2).mT, x[:, :5].flatten(2).mT)):
+        with pytest.raises(ValueError, match='as FeatureDistiller with channel_mode="project" does'):
+            sfr_ext.emd_l2(student, teacher)
+
+
 def test_a_mask_is_a_weight() -> None:
     x, y = torch.rand(2, 8, 4, 4), torch.rand(2, 8, 4, 4)
     mask = torch.rand(2, 4, 4) > 0.3

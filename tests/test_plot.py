@@ -231,6 +231,55 @@ def test_match_by_pixels(files: list[str], tmp_path: Path, capsys: pytest.Captur
     assert cli.main(["match", *files, "-o", str(tmp_path / "entropic.png"), "--eps", "0.1"]) == 0
 
 
+def test_match_leaves_out_what_is_further_away_than_the_reach(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["-o", str(tmp_path / "out.png"), "--metric", "l1"]
+    for reach, said in (("1e-3", ", 100% of the mass left unmatched; wrote"), ("1e6", ", 0% of the mass left")):
+        assert cli.main(["match", *files, *out, "--reach", reach]) == 0
+        assert said in capsys.readouterr().out
+    costs = []
+    for metric in ("l1", "l2"):
+        assert cli.main(["match", *files, "-o", str(tmp_path / "out.png"), "--metric", metric]) == 0
+        costs.append(float(capsys.readouterr().out.split()[1]))
+    assert costs[0] > 2 * costs[1] > 0  # 48 numbers a patch
+
+
+def match_without(blocked: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """`sfr-ext match` where these modules are not installed."""
+    code = f"""if True:
+        import importlib.util, sys
+        from importlib.abc import MetaPathFinder
+        class Blocked(MetaPathFinder):
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in {blocked.split()!r}:
+                    raise ModuleNotFoundError("No module named " + repr(name), name=name)
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *more: None if name in {blocked.split()!r} else find(name, *more)
+        sys.meta_path.insert(0, Blocked())
+        from sfr_ext import cli
+        sys.exit(cli.main(["match", *{arguments!r}]))
+        """
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+OF_TRAIN = (
+    "lightning pytorch_lightning filelock jsonargparse markdown_it yaml rich sklearn scipy shtab torchvision timm"
+)
+
+
+def test_match_needs_no_more_than_its_extra(files: list[str], tmp_path: Path) -> None:
+    arguments = [*files, "-o", str(tmp_path / "out.png")]
+    done = match_without(OF_TRAIN, arguments)
+    assert done.returncode == 0 and (tmp_path / "out.png").is_file(), done.stderr
+    done = match_without(OF_TRAIN, [*arguments, "--checkpoint", "run"])
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("sfr-ext: match --checkpoint needs lightning and filelock, not installed here: pip")
+    done = match_without(OF_TRAIN + " matplotlib PIL", arguments)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("sfr-ext: match needs matplotlib and PIL, not installed here: pip install matplotlib")
+
+
 @pytest.mark.parametrize(
     "more, code, said",
     [
@@ -257,6 +306,8 @@ def test_match_of_what_is_no_image(files: list[str], tmp_path: Path, capsys: pyt
     (tmp_path / "bad.png").write_bytes(b"")
     assert cli.main(["match", files[0], str(tmp_path / "bad.png"), "-o", str(tmp_path / "out.png")]) == 1
     assert "bad.png cannot be read: it is empty" in capsys.readouterr().err
+    assert cli.main(["match", files[0], str(tmp_path / "none.png"), "-o", str(tmp_path / "out.png")]) == 1
+    assert "none.png cannot be read: No such file or directory\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--eps", "0"], ["--eps", "many"], ["--patches", "0"], []])

@@ -417,6 +417,11 @@ def test_unknown_layer_lists_close_names(net):
     with pytest.raises(ValueError, match=r"got 'layer4'; near to it: 'layer\d'") as caught:
         SelfFeatureRegularizer(net, ["layer1", "layer4"])
     assert "of Net" in str(caught.value)
+    with pytest.raises(ValueError, match=r"got 'zzz'; nothing is near to it; there are '\w+'") as caught:
+        SelfFeatureRegularizer(net, ["layer1", "zzz"])
+    assert "near to it: " not in str(caught.value)
+    with pytest.raises(ValueError, match="got 'yyy'; the model has no submodules"):
+        SelfFeatureRegularizer(nn.Identity(), ["yyy", "zzz"])
     assert not any(m._forward_hooks for m in net.modules())
 
 

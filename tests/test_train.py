@@ -1,6 +1,7 @@
 """The training run: arms, files, repeatability, resuming, networks, and how the seconds are counted."""
 
 import json
+import re
 import sys
 import types
 from dataclasses import replace
@@ -85,6 +86,17 @@ def test_every_arm_writes_its_files(arm, tmp_path):
         "result.json",
         "steps",
     ]
+
+
+def test_the_feature_loss_is_told_without_its_factor(tmp_path, capsys):
+    """A warm-up would look like a loss that grows; the file has what is in the loss."""
+    run(quick(tmp_path, arm="emd", emd_weight=1e-3, emd_warmup=0.0))
+    (told,) = re.findall(r"feature loss (\S+)", capsys.readouterr().out)
+    assert float(told) == pytest.approx(1e3 * rows_of(tmp_path)[-1]["train_feature_loss"], abs=1e-3)
+    assert float(told) > 0.1
+    run(quick(tmp_path / "warmup", arm="emd", emd_warmup=1.0))
+    (told,) = re.findall(r"feature loss (\S+)", capsys.readouterr().out)
+    assert float(told) > 1.2 * rows_of(tmp_path / "warmup")[-1]["train_feature_loss"]
 
 
 def test_it_learns(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -43,7 +45,20 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
 html_title = f"sfr_ext {release}"
-html_static_path: list[str] = []
+
+# Formulas without internet: MathJax comes with the site. (The package is its files alone and needs no Django.)
+_mathjax = importlib.util.find_spec("mathjax")
+assert _mathjax is not None and _mathjax.origin is not None, "pip install django-static-mathjax"
+_MATHJAX, _STATIC = Path(_mathjax.origin).parent / "static" / "mathjax" / "es5", Path(__file__).parent / "static"
+for name in ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2"):
+    target = _STATIC / "mathjax" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if (_MATHJAX / name).is_dir():
+        shutil.copytree(_MATHJAX / name, target, dirs_exist_ok=True)
+    else:
+        shutil.copy(_MATHJAX / name, target)
+html_static_path = ["static"]
+mathjax_path = "mathjax/tex-mml-chtml.js"
 html_theme_options = {"navigation_with_keys": True}
 
 

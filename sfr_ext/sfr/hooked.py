@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
@@ -19,6 +20,7 @@ from .pairs import Pair
 from .projections import Projections
 
 Self = TypeVar("Self", bound="HookedLoss")
+_PATIENCE = 100  # calls of loss() until projections that nothing changes are noticed: more than one step accumulates
 Features = Mapping[str, Tensor]
 
 
@@ -42,6 +44,8 @@ class HookedLoss(nn.Module):
         self.weight = float(weight)
         self.warmup_steps = warmup_steps
         self._values: dict[Pair, Tensor] = {}
+        self._trained = 0  # calls of loss() by which the projections may have learned
+        self._changes = 0  # that they had seen at the first of them
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.projections = Projections(len(pairs)) if options.channel_mode == "project" else None
 
@@ -76,6 +80,7 @@ class HookedLoss(nn.Module):
             value = self._compare(students, teachers)
         if training:
             counters.advance(self.steps)
+            self._watch_projections()
         if self.warmup_steps == 0:
             return value * self.weight
         return value * (self.weight * self._ramp())
@@ -131,6 +136,24 @@ class HookedLoss(nn.Module):
 
     def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return distance(self.options, student, teacher)
+
+    def _watch_projections(self) -> None:
+        """Warns where an optimiser was built before they were made: their gradients pile up, and they stay random."""
+        if self.projections is None or torch.compiler.is_compiling() or counters.transformed():
+            return
+        weights = list(self.projections.parameters())
+        changes = sum(weight._version for weight in weights)
+        self._trained += 1
+        if self._trained == 1:
+            self._changes = changes
+        unchanged = self._trained == _PATIENCE and changes == self._changes
+        if unchanged and all(weight.grad is not None for weight in weights):
+            warnings.warn(
+                f"sfr_ext.{self.options.name}: the projections have gradients, but in {_PATIENCE} calls of loss() no "
+                "optimizer has changed them. The first call of the model makes them: build the optimizer after it, "
+                "with the .parameters() of this object as well as the model's",
+                stacklevel=3,
+            )
 
     def _ramp(self) -> Tensor:
         return (counters.read(self.steps) / self.warmup_steps).clamp(max=1.0)

@@ -290,12 +290,21 @@ def _find_modules(where: str, model: nn.Module, layers: tuple[str, ...]) -> tupl
     modules.pop("")
     for name in layers:
         if name not in modules:
-            near = difflib.get_close_matches(name, modules, n=5, cutoff=0.5) or list(modules)[:5]
             raise ValueError(
                 f"{where}: expected layers to name modules of {type(model).__name__}, got {name!r}; "
-                f"near to it: {', '.join(map(repr, near)) or 'none, the model has no submodules'}"
+                f"{_what_there_is(name, list(modules))}"
             )
     return model, [modules[name] for name in layers]
+
+
+def _what_there_is(name: str, modules: list[str]) -> str:
+    """Names like this one; where there are none, some that the model has."""
+    if not modules:
+        return "the model has no submodules"
+    if near := difflib.get_close_matches(name, modules, n=5, cutoff=0.5):
+        return f"near to it: {', '.join(map(repr, near))}"
+    more = ", ..." if len(modules) > 5 else ""
+    return f"nothing is near to it; there are {', '.join(map(repr, modules[:5]))}{more}"
 
 
 def _explain_missing(where: str, missing: list[str], seen: list[str]) -> str:

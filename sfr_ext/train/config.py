@@ -205,7 +205,7 @@ class TrainConfig:
     distill: float | None = option(
         None,
         "model and method",
-        "how much the network's own predictions count in byot, pskd, cskd, tfkd, ols (default: as published)",
+        "weight of the target that is not the label, in byot, pskd, cskd, tfkd, ols (default: as published)",
         SAME,
         check=finite(0),
         metavar="X",
@@ -219,7 +219,11 @@ class TrainConfig:
         metavar="X",
     )
     hint: float = option(
-        1.28e-4, "model and method", "of byot: factor on the difference of features", SAME, check=finite(0)
+        1.28e-4,
+        "model and method",
+        "of byot: weight of the squared difference between each stage's features and the last one's",
+        SAME,
+        check=finite(0),
     )
     smoothing: float = option(0.1, "model and method", "largest label smoothing", SAME, check=share)
     schedule: str = option(
@@ -258,7 +262,7 @@ class TrainConfig:
         metavar="CHECKPOINT",
     )
     overwrite: bool = option(False, "run", "replace the run that OUT holds", FREE)
-    devices: str = option("1", "run", "how many, or auto", FREE, check=devices)
+    devices: str = option("1", "run", "how many, or auto", FREE, check=devices, metavar="N")
     strategy: str = option(
         "ddp",
         "run",

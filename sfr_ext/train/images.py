@@ -36,7 +36,8 @@ def read_image(path: Path | str | io.BytesIO, name: str | None = None) -> Any:
     except Exception as error:  # decoders raise whatever their parts raise: OSError, SyntaxError, struct.error, ...
         if isinstance(error, UnidentifiedImageError):
             raise TrainError(f"{name} cannot be read: {_what_it_is(path)}") from error
-        reason = str(error).replace(str(path), "it").replace("\n", " ")
+        told = isinstance(error, OSError) and error.strerror  # "No such file or directory", without the path again
+        reason = told or str(error).replace(str(path), "it").replace("\n", " ")
         raise TrainError(f"{name} cannot be read: {reason or type(error).__name__}") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,24 @@ from .config import near_misses
 from .errors import TrainError, UsageError
 from .files import atomic_write
 from .images import read_image
-from .trained import Trained, load_trained
+
+if TYPE_CHECKING:
+    from .trained import Trained
 
 _PIXELS = 4  # of a patch, along each side: what it looks like, not each hair of it
 
 
 def match(
-    a: Path, b: Path, out: Path, *, patches: int, checkpoint: Path | None, layer: str | None, eps: float | None
+    a: Path,
+    b: Path,
+    out: Path,
+    *,
+    patches: int,
+    checkpoint: Path | None,
+    layer: str | None,
+    eps: float | None,
+    metric: str = "l2",
+    reach: float | None = None,
 ) -> str:
     """Match two image files and draw the matching into ``out``; return a sentence about it.
 
@@ -36,12 +47,15 @@ def match(
         checkpoint: a run's folder or checkpoint, whose network makes the features; None: the pixels are the features.
         layer: of the network; None: its last stage.
         eps: of the entropic plan, in standard deviations of the cost; None: the exact plan.
+        metric: the cost of two patches, as in `cost_matrix`.
+        reach: patches without a counterpart within this cost mostly stay unmatched; None: every patch is matched.
 
     Raises:
         TrainError: a missing package, a file that cannot be read or written, no such layer.
     """
-    if missing := [name for name in ("matplotlib", "PIL") if importlib.util.find_spec(name) is None]:
-        raise TrainError(f"match needs {' and '.join(missing)}, not installed here: {how_to_install('plot', *missing)}")
+    _require("match", "plot", "matplotlib", "PIL")
+    if checkpoint is not None:  # of Lightning, which wrote it
+        _require("match --checkpoint", "train", "lightning", "filelock")
     if checkpoint is None and layer is not None:
         raise UsageError("--layer needs --checkpoint, whose network it is a layer of")
     if out.suffix[1:].lower() not in (formats := _formats()):
@@ -50,11 +64,13 @@ def match(
     if checkpoint is None:
         features, what = [_pixels(image, patches) for image in images], "pixels"
     else:
+        from .trained import load_trained
+
         trained = load_trained(checkpoint)
         images = [_square(image) for image in images]
         features, name = _features(trained, images, layer, patches)
         what = f"{name} of {checkpoint}"
-    result = _solve(features, eps)
+    result = _solve(features, eps, metric, reach)
     cost = float(result.transport_cost)
     title = f"{a.name} and {b.name} by {what}: {cost:.3f}"
     try:
@@ -63,15 +79,24 @@ def match(
         raise TrainError(f"match cannot draw: {error}") from error
     with atomic_write(out) as temporary:
         figure.savefig(temporary, dpi=150)
-    return f"cost {cost:.4f} between {_count(features[0])} and {_count(features[1])} patches of {what}; wrote {out}"
+    left = "" if reach is None else f", {1 - float(result.plan.sum()):.0%} of the mass left unmatched"
+    return (
+        f"cost {cost:.4f} between {_count(features[0])} and {_count(features[1])} patches of {what}{left}; wrote {out}"
+    )
 
 
-def _solve(features: list[Tensor], eps: float | None) -> OTResult:
+def _require(what: str, extra: str, *names: str) -> None:
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        how = how_to_install(extra, *missing)
+        raise TrainError(f"{what} needs {' and '.join(missing)}, not installed here: {how}")
+
+
+def _solve(features: list[Tensor], eps: float | None, metric: str, reach: float | None) -> OTResult:
     a, b = features
     with torch.no_grad():
         if eps is None:
-            return solve_sample(a, b, solver="exact")
-        return solve_sample(a, b, eps=eps)
+            return solve_sample(a, b, solver="exact", metric=metric, reach=reach)
+        return solve_sample(a, b, eps=eps, metric=metric, reach=reach)
 
 
 def _formats() -> set[str]:

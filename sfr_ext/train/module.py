@@ -39,6 +39,7 @@ class Classifier(L.LightningModule):
         self.config = config
         self.model = model
         self.stages = stages
+        self.plain_feature_loss = 0.0  # of the last epoch, without its factor, to be told
         self.fits = False  # whether a batch of these images has passed through the network
         self.regularizer: TimedRegularizer | None = None
         self.relative: Relative | None = None
@@ -48,12 +49,12 @@ class Classifier(L.LightningModule):
             self.average.requires_grad_(False)
 
     def on_fit_start(self) -> None:
-        """Makes the sums over an epoch: loss, cross-entropy, feature loss, hits, images.
+        """Makes the sums over an epoch: loss, cross-entropy, feature loss, the same without its factor, hits, images.
 
         In float64, so that they hardly depend on how many processes share them; no buffers, which
         DistributedDataParallel would overwrite in each step with those of the first process.
         """
-        self.train_sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        self.train_sums = torch.zeros(6, dtype=torch.float64, device=self.device)
         self.test_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def setup(self, stage: str) -> None:
@@ -135,13 +136,15 @@ class Classifier(L.LightningModule):
             entropy, feature = self.relative(images, logits.float() if logits.element_size() < 4 else logits, labels)
         if self.regularizer is not None:
             feature = self._feature_loss(self.regularizer)
+        # Without the factor, whose warm-up would look like a loss that grows.
+        plain = feature if self.regularizer is None else torch.stack([*self.regularizer.values().values()]).mean()
         loss = entropy + feature if self.regularizer is not None or self.relative is not None else entropy
         with torch.no_grad():
             count = len(labels)
             found = logits.argmax(1)
             # Of mixed labels, the share that was found.
             hits = (found == labels).sum() if labels.dim() == 1 else labels.gather(1, found[:, None]).sum()
-            means = torch.stack((loss.double(), entropy.double(), feature.double())) * count
+            means = torch.stack([x.double() for x in (loss, entropy, feature, plain)]) * count
             self.train_sums += torch.cat(
                 (means, torch.stack((hits.double(), hits.new_tensor(count, dtype=torch.float64))))
             )
@@ -149,7 +152,7 @@ class Classifier(L.LightningModule):
         # Apart for who watches: their sum rises in a healthy run while smoothing and feature weight do.
         self.log("cross-entropy", entropy.detach(), prog_bar=True, logger=False)
         if self.regularizer is not None or self.relative is not None:
-            self.log("feature loss", feature.detach(), prog_bar=True, logger=False)
+            self.log("feature loss", plain.detach(), prog_bar=True, logger=False)
         return loss
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -223,7 +226,7 @@ class Classifier(L.LightningModule):
     def take_means(self) -> dict[str, float]:
         """The epoch's means over all devices; the sums start again at 0."""
         strategy = self.trainer.strategy
-        loss, entropy, feature, hits, count = strategy.reduce(self.train_sums, reduce_op="sum").tolist()
+        loss, entropy, feature, plain, hits, count = strategy.reduce(self.train_sums, reduce_op="sum").tolist()
         test_loss, test_hits, test_count = strategy.reduce(self.test_sums, reduce_op="sum").tolist()
         self.train_sums.zero_()
         self.test_sums.zero_()
@@ -233,6 +236,7 @@ class Classifier(L.LightningModule):
             test_loss, test_hits, test_count = math.nan, math.nan, 1.0
         else:
             self._require_finite("test loss" if part == "test" else "validation loss", test_loss)
+        self.plain_feature_loss = plain / count
         return {
             "train_loss": loss / count,
             "train_cross_entropy": entropy / count,

@@ -6,12 +6,12 @@ import json
 import re
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
 from .config import KEPT_OPTIONS, LAST_CHECKPOINT, TrainConfig, flag, may_be_none, near_misses, options, wanted_of
 from .errors import TrainError, UsageError
@@ -73,8 +73,14 @@ def from_options(named: Mapping[str, Any]) -> TrainConfig:
         raise UsageError(_told(str(error))) from error
 
 
-def only_given(arguments: Sequence[str]) -> dict[str, Any]:
+def only_given(
+    arguments: Sequence[str], not_known: Iterable[str] = (), also_known: Iterable[str] = ()
+) -> dict[str, Any]:
     """The options that these arguments of ``sfr-ext train`` set, by name; no defaults.
+
+    Args:
+        not_known: flags that are not suggested in place of a wrong one.
+        also_known: flags of the command that these arguments are of, which are.
 
     Raises:
         UsageError: an option that does not exist, or a value of the wrong kind.
@@ -82,7 +88,9 @@ def only_given(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         given = vars(_parser().parse_args(list(arguments), defaults=False))
     except ArgumentError as error:
-        raise UsageError(_told(str(error))) from error
+        left_out = set(not_known)
+        known = [*also_known, *(one for one in _flags() if one not in left_out)]
+        raise UsageError(_told(str(error), known)) from error
     return {name: value for name, value in given.items() if name in options()}
 
 
@@ -132,7 +140,6 @@ def _older_defaults(kept: Mapping[str, Any]) -> list[str]:
 
 
 def _parser() -> ArgumentParser:
-    set_parsing_settings(add_print_completion_argument=True)
     parser = ArgumentParser(
         prog=_PROGRAM,
         usage=f"{_PROGRAM} [--config FILE] [options]",
@@ -162,17 +169,30 @@ def _argument(name: str) -> dict[str, Any]:
     if name == "resume":  # the name of the checkpoint may be left out
         return {**told, "nargs": "?", "const": "", "type": str, "metavar": declared.metavar}
     kinds: dict[Any, Any] = {
-        float: _number,
-        float | None: _number_or_none,
-        tuple[str, ...] | None: _names,
-        int | None: _whole_or_none,
-        Path: _path,
-        Path | None: _path,
+        float: _Named("number", _number),
+        float | None: _Named("number", _number_or_none),
+        tuple[str, ...] | None: _Named("names", _names),
+        int | None: _Named("int", _whole_or_none),
+        Path: _Named("path", _path),
+        Path | None: _Named("path", _path),
     }
     if name == "devices":
         kinds[str] = str | int
     metavar = declared.metavar or {float: "X", int: "N"}.get(hint, "NAME")
     return {**told, "type": kinds.get(hint, hint), "metavar": metavar}
+
+
+class _Named:
+    """A conversion that help shows by a word instead of by its address in memory."""
+
+    def __init__(self, word: str, convert: Callable[[Any], Any]) -> None:
+        self.__name__, self._convert = word, convert
+
+    def __call__(self, value: Any) -> Any:
+        return self._convert(value)
+
+    def __repr__(self) -> str:
+        return self.__name__
 
 
 def _number(value: Any) -> float:
@@ -220,9 +240,13 @@ def _refuse(message: str, parser: ArgumentParser) -> NoReturn:
     raise SystemExit(2)
 
 
-def _told(message: str) -> str:
-    """What jsonargparse has to say, in one sentence that names the flag."""
-    known = [flag(name) for name in options()] + ["--config", "--help"]
+def _flags() -> list[str]:
+    return [flag(name) for name in options()] + ["--config", "--help"]
+
+
+def _told(message: str, known: list[str] | None = None) -> str:
+    """What jsonargparse has to say, in one sentence that names the flag, and those of the known ones that are near."""
+    known = known or _flags()
     if match := re.fullmatch(r'Parser key "(\w+)":\s*(.*)', message, re.DOTALL):
         message = f"{flag(match[1])}: {match[2]}"
     elif match := re.search(r"unrecognized arguments: (\S+)", message):

@@ -54,13 +54,13 @@ class Records(L.Callback):
             for board in trainer.loggers[1:]:  # the first one logs steps
                 board.log_metrics(told, int(row["step"]))
             if self.say:
-                # Apart: their sum rises while the factor on the feature loss does.
+                # Apart, and the second without its factor: what rises while the factor does would look like a fault.
                 tested = (
                     ""
                     if math.isnan(row[f"{part}_accuracy"])
                     else f"{words} accuracy {100 * row[f'{part}_accuracy']:.2f} %  "
                 )
-                feature = "" if regularizer is None else f"feature loss {row['train_feature_loss']:.3f}  "
+                feature = "" if regularizer is None else f"feature loss {pl_module.plain_feature_loss:.3f}  "
                 print(
                     f"epoch {row['epoch']}/{trainer.max_epochs}  cross-entropy {row['train_cross_entropy']:.3f}  "
                     f"{feature}"

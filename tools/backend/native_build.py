@@ -83,7 +83,7 @@ def _compiles(cxx: list[str], source: str, flags: list[str], link: list[str] | N
 def find_toolchain() -> Toolchain:
     """The compiler named by CXX, else the first of c++, g++ and clang++ on PATH, and what it can do."""
     if sys.platform == "win32":
-        raise BuildError("Windows is not supported; Linux and macOS are (on Windows, use WSL)")
+        raise BuildError("Windows is not supported; Linux is (on Windows, use WSL)")
     if named := os.environ.get("CXX"):
         cxx = shlex.split(named)
         if shutil.which(cxx[0]) is None:
@@ -93,7 +93,7 @@ def find_toolchain() -> Toolchain:
         if found is None:
             raise BuildError(
                 "no C++ compiler found: looked for c++, g++ and clang++ on PATH. Install one (Debian and "
-                "Ubuntu: apt-get install g++; macOS: xcode-select --install), or name one with CXX=..."
+                "Ubuntu: apt-get install g++), or name one with CXX=..."
             )
         cxx = [found]
     cxx17_source = "#include <utility>\nint main() { auto [a, b] = std::pair{0, 0}; return a + b; }"
