@@ -265,6 +265,10 @@ def test_a_start_keeps_its_iterations_where_it_is_nearly_there(strategy) -> None
     s.next(0.05)
     s.iterated("ended", 100)
     assert s.next(2e-6).limit == 1000 and s.annealed_eps == 1
+    s = strategy(spread=1000.0, warm=True)
+    s.next(0.05)
+    s.iterated("ended", 100)
+    assert s.next(4e-3, rounding=1e-3).limit == 1000 and s.annealed_eps == 1  # rounding is what keeps it
     s = strategy(spread=1000.0, warm=True, max_iter=100)
     s.next(0.05)
     s.iterated("ended", 100)

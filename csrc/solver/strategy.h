@@ -142,7 +142,7 @@ class SolverStrategy {
     const T error = now.error;
     if (tried_ && n_iter >= until_ && n_iter < max_iter_) {
       tried_ = false;
-      warm_ = error > 2 * tolerance();
+      warm_ = error > 2 * tolerance() && error > 4 * rounding();
       if (warm_ && climb()) return {Action::anneal};
     }
     if (warm_) {
