@@ -348,6 +348,22 @@ def test_two_devices_as_a_command(tmp_path):
     assert done.stdout.count("epoch 1/1") == done.stdout.count("wrote") == 1
 
 
+@pytest.mark.parametrize(
+    "started, options, said",
+    [
+        (2, [], "torchrun started 2 processes, --devices is 1:"),
+        (2, ["--devices", "auto", "--accelerator", "cpu"], "torchrun started 2 processes, --devices is 1:"),
+        (1, ["--devices", "2"], "torchrun started 1 process, --devices is 2:"),
+        (3, ["--devices", "2", "--nodes", "2"], "torchrun started 3 processes, --devices is 2, --nodes is 2:"),
+    ],
+)
+def test_torchrun_with_other_devices(started, options, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", str(started))
+    assert cli.main(["train", "--limit", "64", "--out", str(tmp_path / "run"), *options]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 @needs_extra
 def test_torchrun_is_the_same_run(tmp_path):
     """Two processes that somebody else started; their sums are those of the two that Lightning starts."""

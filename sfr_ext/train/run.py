@@ -37,6 +37,7 @@ from .engine import (
 from .errors import EveryProcessError, TrainError
 from .figures import Evaluation, final_figures
 from .files import alone_in, atomic_write, refuses_writing, remove_partial
+from .launched import check_launched
 from .loader import ImageModule
 from .models import build_model
 from .module import Classifier
@@ -58,6 +59,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             holds a run or cannot be written, a loss that is not finite.
         KeyboardInterrupt: interrupted; its argument says how to go on.
     """
+    check_launched(config)
     if config.strategy == "fsdp2":
         check_sharding(config)
     first = process_rank() == 0
