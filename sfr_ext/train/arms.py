@@ -138,7 +138,7 @@ def compared_layers(
     if config.layers is not None:
         transforms = {candidate.name: candidate.transform for candidate in found}
         return {name: transforms.get(name) for name in config.layers}
-    chosen = suggestion([candidate for candidate in found if not candidate.leaf] or found)
+    chosen = suggestion(found)
     return {candidate.name: candidate.transform for candidate in chosen} if len(chosen) > 1 else {}
 
 

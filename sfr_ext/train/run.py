@@ -95,7 +95,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         datamodule = ImageModule(data, config.batch_size, config.seed, config.augment, _workers(config, data))
         datamodule.first_epoch = 0 if content is None else content["epoch"] + 1
         _fit(trainer, module, datamodule, checkpoint)
-        result = _result(config, data, model, records, trainer)
+        result = _result(config, data, module, records, trainer)
         if best is not None and first:
             best.save(config.out, module)
             result["best_epoch"], result["val_accuracy"] = best.epoch, best.accuracy
@@ -330,7 +330,7 @@ def _build_trainer(config: TrainConfig, callbacks: list[L.Callback], progress: b
 
 
 def _result(
-    config: TrainConfig, data: ImageData | FolderData, model: torch.nn.Module, records: Records, trainer: L.Trainer
+    config: TrainConfig, data: ImageData | FolderData, module: Classifier, records: Records, trainer: L.Trainer
 ) -> dict[str, Any]:
     rows = records.rows
     if not rows:
@@ -344,7 +344,8 @@ def _result(
         "train_images": len(data.train_labels),
         "test_images": len(data.test_labels),
         "arch": config.arch,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "layers": module.compared,
         "epochs": int(rows[-1]["epoch"]),
         "test_accuracy": rows[-1].get("test_accuracy"),
         "train_accuracy": rows[-1]["train_accuracy"],
