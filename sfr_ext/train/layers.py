@@ -14,7 +14,6 @@ from ..sfr.candidates import Candidate, candidates, suggestion
 from .errors import TrainError
 from .models import build_model
 
-
 _NOTHING = "Nothing is suggested: no two of these layers follow one another as stages do."
 
 
