@@ -502,3 +502,18 @@ def test_bad_arguments(net, layers, options, error, message):
 def test_model_must_be_a_module():
     with pytest.raises(TypeError, match="nn.Module, got function"):
         SelfFeatureRegularizer(lambda x: x, LAYERS)
+
+
+@pytest.mark.parametrize(
+    "option, why",
+    [
+        ("teacher_self", "the deep maps are others in every step"),
+        ("student_weight", "one weight cannot fit maps of several sizes"),
+        ("teacher_weight", "one weight cannot fit maps of several sizes"),
+        ("reduction", "a mean by definition"),
+    ],
+)
+def test_options_of_the_emd_that_maps_do_not_have(option, why):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3))
+    with pytest.raises(TypeError, match=f"SelfFeatureRegularizer: expected no '{option}': {why}"):
+        SelfFeatureRegularizer(model, ["0", "1"], **{option: 3})
