@@ -390,6 +390,25 @@ def test_a_traced_graph_and_a_copy_never_run_the_layers(images):
             sfr.loss()
 
 
+def test_another_model_of_the_class_that_was_compiled_before(images):
+    """Its graph, which has no hooks, is taken for this one's: torch.compile looks at no hooks."""
+    try:
+        torch.compile(Net(), backend="eager")(images)
+        net = Net()
+        sfr = SelfFeatureRegularizer(net, LAYERS)
+        compiled = torch.compile(net, backend="eager")
+        compiled(images)
+        with pytest.raises(RuntimeError, match=r"or another model of its class, was compiled and called before"):
+            sfr.loss()
+        with pytest.raises(RuntimeError, match=r"torch.compiler.reset\(\) before the model is called"):
+            sfr.loss()
+        torch.compiler.reset()
+        compiled(images)
+        torch.testing.assert_close(gradients(net, compiled(images).sum() + sfr.loss()), plain(images))
+    finally:
+        torch.compiler.reset()
+
+
 # torch.jit, torch.export
 
 

@@ -380,6 +380,7 @@ def _explain_missing(where: str, missing: list[str], seen: list[str]) -> str:
         "condition in the model skips the layer; the layer's parts are called and not the layer itself (gradient "
         "checkpointing of its children, a graph of torch.fx, quantisation-aware training); a copy of the model ran "
         "(weight averaging, torch.jit, torch.export, nn.DataParallel); the layer was replaced after this object was "
-        "created (adapters, quantisation); torch.compile: the model was compiled and called before this object was "
-        "created"
+        "created (adapters, quantisation); torch.compile: the model, or another model of its class, was compiled and "
+        "called before this object was created, and torch uses that graph, which has no hooks: call "
+        "torch.compiler.reset() before the model is called again"
     )

@@ -20,7 +20,7 @@ import torch
 import sfr_ext
 
 from ..layouts import Transform
-from .arms import compared_layers
+from .arms import check_layers, compared_layers
 from .best import BEST_CHECKPOINT, Best
 from .checkpoints import KeepingIO, find_checkpoint
 from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, counted, flag, options
@@ -34,7 +34,7 @@ from .engine import (
     TensorBoardLogger,
     process_rank,
 )
-from .errors import EveryProcessError, TrainError
+from .errors import EveryProcessError, EveryProcessUsageError, TrainError
 from .figures import Evaluation, final_figures
 from .files import alone_in, atomic_write, refuses_writing, remove_partial
 from .launched import check_launched
@@ -60,6 +60,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         KeyboardInterrupt: interrupted; its argument says how to go on.
     """
     check_launched(config)
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if config.precision == "16-mixed" and (config.accelerator == "cpu" or not gpu):
+        raise EveryProcessUsageError("--precision 16-mixed is for GPUs, and this run is on a CPU: bf16-mixed or 32")
     if config.strategy == "fsdp2":
         check_sharding(config)
     first = process_rank() == 0
@@ -78,6 +81,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             if config.pretrained and checkpoint is None
             else build_model(config.arch, data.channels, data.num_classes)
         )
+        check_layers(config, model, torch.empty(data.channels, *images_of(data)["size"]))
         module = Classifier(config, model, stages)
         progress = sys.stderr.isatty() if config.progress is None else config.progress
         best = Best() if config.validation > 0 else None
