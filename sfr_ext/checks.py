@@ -121,6 +121,17 @@ def solver_options(
     )
 
 
+def emd_options(where: str, options: dict[str, Any]) -> None:
+    """The options of ``emd_l2`` that say nothing of the features, before there are any."""
+    choices: dict[str, Any] = {"metric": METRICS, "objective": OBJECTIVES, "reduction": REDUCTIONS}
+    for name in options:
+        if name in choices:
+            choice(where, name, options[name], choices[name])
+    whole(where, "patch_size", options.get("patch_size", 1), 1)
+    usual = {"solver": "sinkhorn", "eps": 1.0, "eps_scale": "std", "reach": None, "tol": 0.0, "max_iter": 1}
+    solver_options(where, **{name: options.get(name, value) for name, value in usual.items()})
+
+
 def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, patch_size: Any) -> None:
     """A student ``[B,C,H,W]`` | ``[B,N,C]`` and a teacher of the same kind, perhaps with groups."""
     tensor(where, x_name, x)

@@ -166,7 +166,7 @@ class EMDL2Loss(nn.Module):
         **options: keyword arguments of `emd_l2` other than the weights.
 
     Raises:
-        TypeError: an option that `emd_l2` does not have.
+        TypeError, ValueError: an option that `emd_l2` does not have, or a value that it does not take.
 
     >>> import torch
     >>> from sfr_ext import EMDL2Loss
@@ -186,6 +186,7 @@ class EMDL2Loss(nn.Module):
         for name in options:
             if name not in self._OPTIONS:
                 checks.refuse(TypeError, "EMDL2Loss", "options", f"among {', '.join(self._OPTIONS)}", repr(name))
+        checks.emd_options("EMDL2Loss", options)
         self.options = options
 
     def forward(

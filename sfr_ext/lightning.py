@@ -17,6 +17,8 @@ from .train.engine import L
 __all__ = ["SFRCallback"]
 
 _WHERE = "sfr_ext.lightning.SFRCallback"
+# Attributes of a training step that a callback has put on a module: the callback, and the module's own one before.
+_ADDED_BY, _REPLACED = "_sfr_callback", "_sfr_replaced"
 
 
 class SFRCallback(L.Callback):
@@ -63,12 +65,13 @@ class SFRCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        _undo_left(pl_module)
         if not pl_module.automatic_optimization:
             raise ValueError(f"{_WHERE}: expected automatic optimisation; a manual one adds regularizer.loss() itself")
         self.regularizer = SelfFeatureRegularizer(pl_module, self.layers, **{"attach": self._projects, **self.options})
         if self._projects:
             _make_projections(pl_module)
-        pl_module.training_step = self._with_loss(pl_module.training_step)  # type: ignore[method-assign]
+        pl_module.training_step = self._with_loss(pl_module)  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self.regularizer is not None
@@ -97,12 +100,23 @@ class SFRCallback(L.Callback):
                     module.step()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self.regularizer is None:
-            return
-        self._state = self.state_dict()
-        self.regularizer.remove()
-        self.regularizer = None
-        vars(pl_module).pop("training_step", None)
+        self._end(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._end(pl_module)  # Lightning tears no callback down then
+
+    def _end(self, module: L.LightningModule) -> None:
+        """The module as it was before. Calling it again does nothing."""
+        if self.regularizer is not None:
+            self._state = self.state_dict()
+            self.regularizer.remove()
+            self.regularizer = None
+        if getattr(step := module.training_step, _ADDED_BY, None) is self:
+            replaced = getattr(step, _REPLACED)
+            if replaced is None:
+                del module.training_step
+            else:
+                module.training_step = replaced  # type: ignore[method-assign]
 
     def state_dict(self) -> dict[str, Any]:
         if self._projects:
@@ -114,7 +128,9 @@ class SFRCallback(L.Callback):
         if self.regularizer is not None and self._state:
             self.regularizer.load_state_dict(self._state)
 
-    def _with_loss(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
+    def _with_loss(self, module: L.LightningModule) -> Callable[..., Any]:
+        training_step = module.training_step
+
         @functools.wraps(training_step)
         def step(*args: Any, **kwargs: Any) -> Any:
             output = training_step(*args, **kwargs)
@@ -128,7 +144,16 @@ class SFRCallback(L.Callback):
                 return {**output, "loss": output["loss"] + extra}
             return output + extra
 
+        setattr(step, _ADDED_BY, self)
+        setattr(step, _REPLACED, vars(module).get("training_step"))
         return step
+
+
+def _undo_left(module: L.LightningModule) -> None:
+    """Takes off what a callback has left on a module after a fit whose end it was not told. (Lightning allows one.)"""
+    left = getattr(module.training_step, _ADDED_BY, None)
+    if left is not None:
+        left._end(module)
 
 
 def _make_projections(module: L.LightningModule) -> None:

@@ -183,6 +183,61 @@ def densenet() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), DenseBlock(4), nn.Conv2d(12, 6, 2, 2), DenseBlock(6), head)
 
 
+class Staged(nn.Module):
+    """As timm has ConvNeXt and Swin: a stem, and one module that holds all the stages, each with its downsampling."""
+
+    def __init__(self, stem: nn.Module, stages: list[nn.Module], width: int) -> None:
+        super().__init__()
+        self.stem = stem
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stages(self.stem(x))
+        return self.head(x.mean((1, 2) if x.shape[1] == x.shape[2] else (2, 3)))
+
+
+def staged_convnext() -> nn.Module:
+    def stage(a: int, b: int) -> nn.Module:
+        down = nn.Identity() if a == b else nn.Sequential(nn.BatchNorm2d(a), nn.Conv2d(a, b, 2, 2))
+        return nn.Sequential(down, nn.Sequential(ConvNeXtBlock(b), ConvNeXtBlock(b)))
+
+    stem = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.BatchNorm2d(4))
+    return Staged(stem, [stage(4, 4), stage(4, 8), stage(8, 16)], 16)
+
+
+class ChannelsLast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+def staged_swin() -> nn.Module:
+    def stage(channels: int, merges: bool) -> nn.Module:
+        begin = Merging(channels // 2) if merges else nn.Identity()
+        return nn.Sequential(begin, nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels)))
+
+    return Staged(
+        nn.Sequential(nn.Conv2d(3, 12, 2, 2), ChannelsLast()), [stage(12, False), stage(24, True), stage(48, True)], 48
+    )
+
+
+def blocks_mobilenet() -> nn.Module:
+    """timm's: stages of blocks in one module; the stem ahead of it has a resolution of its own."""
+    stem = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.BatchNorm2d(4))
+    stages = [nn.Sequential(Inverted(4, 8)), nn.Sequential(Inverted(8, 16)), nn.Sequential(Inverted(16, 16))]
+    return Staged(stem, stages, 16)
+
+
+def features_densenet() -> nn.Module:
+    """torchvision's and timm's: all in `features`, of which the last map alone comes out."""
+
+    def transition(a: int, b: int) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(a), nn.Conv2d(a, b, 1), nn.AvgPool2d(2))
+
+    stages = [DenseBlock(8), transition(16, 8), DenseBlock(8), transition(16, 8), DenseBlock(8), nn.BatchNorm2d(16)]
+    return Staged(nn.Identity(), [nn.Conv2d(3, 8, 3, 2, 1), *stages], 16)
+
+
 def returning(wrap: Callable[[Tensor], Any], unwrap: Callable[[Any], Tensor], transform: Any) -> Family:
     return Family(lambda: Returns(wrap, unwrap), dict.fromkeys(("stages.0", "stages.1"), transform), WRAPPED)
 
@@ -204,6 +259,20 @@ FAMILIES: dict[str, Family] = {
         mobilenet, dict.fromkeys("012"), [(4, 16, 16), (6, 8, 8), (14, 4, 4)], {"channel_mode": "project"}
     ),
     "DenseNet": Family(densenet, dict.fromkeys("13"), [(12, 8, 8), (14, 4, 4)], {"channel_mode": "project"}),
+    "ConvNeXt, staged": Family(
+        staged_convnext, dict.fromkeys(("stages.0", "stages.1", "stages.2")), [(4, 8, 8), (8, 4, 4), (16, 2, 2)]
+    ),
+    "Swin, staged": Family(
+        staged_swin,
+        dict.fromkeys(("stages.0", "stages.1", "stages.2"), layouts.nhwc),
+        [(12, 8, 8), (24, 4, 4), (48, 2, 2)],
+    ),
+    "MobileNet, staged": Family(
+        blocks_mobilenet, dict.fromkeys(("stages.0", "stages.1", "stages.2")), [(8, 8, 8), (16, 4, 4), (16, 2, 2)]
+    ),
+    "DenseNet, staged": Family(
+        features_densenet, dict.fromkeys(("stages.1", "stages.3", "stages.5")), [(16, 8, 8), (16, 4, 4), (16, 2, 2)]
+    ),
     "U-Net": Family(UNet, dict.fromkeys(("down.0", "down.1", "down.2")), [(4, 8, 8), (8, 4, 4), (16, 2, 2)]),
     "tuple": returning(lambda x: (x, None), lambda y: y[0], layouts.item(0)),
     "dict": returning(lambda x: {"hidden": x}, lambda y: y["hidden"], layouts.item("hidden")),

@@ -365,7 +365,7 @@ def test_resume_takes_its_options_from_the_run(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert cli.main(["train", "--resume", str(out), "--lr", "0.1", "--epochs", "9"]) == 1
     assert "was trained with --lr 0.05, got 0.1" in capsys.readouterr().err
-    assert cli.main(["train", "--resume", "runs/nowhere"]) == 1
+    assert cli.main(["train", "--resume", "runs/nowhere"]) == 2
     assert "runs/nowhere does not exist" in one_sentence(capsys.readouterr())
 
 
@@ -417,6 +417,22 @@ def test_two_devices_as_a_command(tmp_path):
     # Both devices' shares together are the 359 test images, each once.
     assert result["test_accuracy"] * 359 == pytest.approx(round(result["test_accuracy"] * 359), abs=1e-4)
     assert done.stdout.count("epoch 1/1") == done.stdout.count("wrote") == 1
+
+
+@pytest.mark.parametrize(
+    "started, options, said",
+    [
+        (2, [], "torchrun started 2 processes, --devices is 1:"),
+        (2, ["--devices", "auto", "--accelerator", "cpu"], "torchrun started 2 processes, --devices is 1:"),
+        (1, ["--devices", "2"], "torchrun started 1 process, --devices is 2:"),
+        (3, ["--devices", "2", "--nodes", "2"], "torchrun started 3 processes, --devices is 2, --nodes is 2:"),
+    ],
+)
+def test_torchrun_with_other_devices(started, options, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", str(started))
+    assert cli.main(["train", "--limit", "64", "--out", str(tmp_path / "run"), *options]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 @needs_extra
@@ -549,3 +565,46 @@ def test_importing_the_package_needs_torch_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ("--layers layer1", "--layers must name at least two, shallow to deep, for --arm sfr, got 'layer1'"),
+        ("--layers layer1,layer1", "--layers must name at least two"),
+        ("--layers layer1,layer9", "the network has no layer 'layer9'"),
+        ("--layers layer2,layer1", "--layers must be from shallow to deep, but 'layer1' runs before 'layer2'"),
+        ("--layers layer2,layer1 --channel-mode project", "must be from shallow to deep"),
+        ("--strategy fsdp2 --ema 0.9", "--strategy fsdp2 does not go with --ema"),
+        ("--pretrained", "--pretrained is for timm's models"),
+        ("--data imagefolder", "--data-dir is needed"),
+        ("--resume nosuch", "--resume: nosuch does not exist"),
+        ("--precision 16-mixed --accelerator cpu", "--precision 16-mixed is for GPUs"),
+        ("--hint 2", "--hint is for --arm byot, got it with --arm sfr"),
+        ("--arm ce --channel-mode mean", "--channel-mode is for --arm sfr, emd, l2, got it with --arm ce"),
+        ("--arm tfd --channel-mode mean", "--channel-mode is for --arm sfr, emd, l2, got it with --arm tfd"),
+        ("--arm ce --layers layer1,layer2", "--layers is for --arm sfr, emd, l2, tfd, byot, got it with --arm ce"),
+        ("--arm ce --emd-weight 3", "--emd-weight is for --arm"),
+        ("--arm l2 --solver sinkhorn", "--solver is for --arm sfr, emd, got it with --arm l2"),
+        ("--arm ce --smoothing 0.2", "--smoothing is for --arm ls, dls, sfr, got it with --arm ce"),
+        ("--arm ls --schedule cosine", "--schedule is for --arm dls, sfr, got it with --arm ls"),
+        ("--arm ce --temperature 2", "--temperature is for --arm byot, cskd, tfkd, got it with --arm ce"),
+    ],
+)
+def test_what_no_run_could_have_is_refused_before_a_folder_is_made(options, said, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(["train", "--limit", "64", "--epochs", "1", "--out", str(out), *options.split()]) == 2
+    assert said in capsys.readouterr().err and not out.exists()
+
+
+def test_options_that_another_one_needs_are_taken():
+    assert parse(["--arm", "ce", "--monitor", "--layers", "layer1,layer2", "--channel-mode", "mean"]).arm == "ce"
+    assert parse(["--arm", "ce", "--probe", "--layers", "layer1"]).probe
+
+
+@pytest.mark.parametrize("written", ["--config={}", "--config {}"])
+def test_a_name_twice_in_a_file_of_options(written, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("arm: ce\nlr: 0.1\narm: sfr\n")
+    assert cli.main(["train", "--out", str(tmp_path / "run"), *written.format(file).split()]) == 2
+    assert f"{file}: line 3: 'arm' is there twice" in " ".join(capsys.readouterr().err.split())

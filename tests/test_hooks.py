@@ -143,6 +143,130 @@ def test_an_evaluation_after_the_training_pass(images, context, compiled):
     assert sfr.loss().requires_grad and sfr.steps == 2
 
 
+class Holder(nn.Module):
+    """What holds the network and is not called itself: a LightningModule, a dict of networks."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.parts = nn.ModuleDict({"net": net})
+
+
+def held(net):
+    """A regulariser that hangs on a module around the network."""
+    return SelfFeatureRegularizer(Holder(net), [f"parts.net.{name}" for name in LAYERS], warmup_steps=5)
+
+
+def stages(net):
+    """The network without a call of its own: what hangs on it sees its layers alone."""
+    return lambda x: net.forward(x)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda net: net, stages, lambda net: torch.compile(net, backend="eager", fullgraph=True)],
+    ids=["the network", "its layers", "compiled"],
+)
+def test_an_evaluation_where_the_owner_is_not_called(images, call):
+    net = Net()
+    sfr, called = held(net), call(net)
+    called(images)
+    sfr.loss().backward()
+    assert sfr.steps == 1
+    for context in (torch.no_grad, torch.enable_grad):
+        called(images)
+        net.eval()
+        with context():
+            called(images), called(images)
+        net.train()
+        with pytest.raises(RuntimeError, match="one in evaluation mode has followed it.*call loss.. before it"):
+            sfr.loss()
+    with torch.no_grad():
+        net.eval()(images)
+    sfr.loss()  # of a validation that took nothing's place
+    called(images)
+    net.eval()(images)
+    called_before = net.train()(images)
+    ours = gradients(net, called_before.sum() + sfr.loss())
+    assert all(x is not None for x in ours) and sfr.steps == 2
+    called(images)
+    with torch.no_grad():
+        called(images)
+    with pytest.raises(RuntimeError, match=r"none of the maps .* requires one.*no_grad"):
+        sfr.loss()
+
+
+@pytest.mark.parametrize("frozen", [["layer3"], ["layer1"], LAYERS])
+def test_frozen_stages_where_the_owner_is_not_called(images, frozen):
+    net = Net()
+    sfr = held(net)
+    for name in frozen:
+        getattr(net, name).eval()
+    for n in (1, 2):
+        net(images)
+        sfr.loss()
+        assert sfr.steps == n
+    net.eval()
+    net(images)
+    sfr.loss()
+    assert sfr.steps == 2
+
+
+@pytest.mark.parametrize("call", [lambda net: net, stages], ids=["the network", "its layers"])
+def test_a_skipped_layer_where_the_owner_is_not_called(images, call):
+    """The map of an earlier forward is not taken for that of the last one."""
+    net = Net()
+    sfr, called = held(net), call(net)
+    called(images)
+    net.how = lambda stage, x: x.mean(1, keepdim=True).repeat(1, 8, 1, 1) if stage is net.layer2 else stage(x)
+    called(images)
+    with pytest.raises(RuntimeError, match=r"'parts.net.layer2'"):
+        sfr.loss()
+    called(images)
+    with pytest.raises(RuntimeError, match=r"none has passed through 'parts.net.layer2'"):
+        sfr.loss()
+
+
+@pytest.mark.parametrize("call", [lambda net: net, stages], ids=["the network", "its layers"])
+def test_a_layer_that_runs_twice_in_one_forward(images, call):
+    net = Net(lambda stage, x: stage(x) if stage[0].in_channels == 1 else stage(x) + stage(x))
+    sfr = held(net)
+    whole = SelfFeatureRegularizer(net, LAYERS)
+    call(net)(images)
+    torch.testing.assert_close(sfr.loss() * 5, whole.loss())
+
+
+def test_an_owner_that_runs_its_network_stage_by_stage(images):
+    """A part that holds all layers, and is called once for each: no call begins a forward within the owner's."""
+
+    class ByStage(Net):
+        def forward(self, x, i):
+            return self.how(getattr(self, LAYERS[i]), x)
+
+    class Owner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = ByStage()
+
+        def forward(self, x):
+            for i in range(3):
+                x = self.net(x, i)
+            return x.mean((1, 2, 3))
+
+    owner = Owner()
+    sfr = SelfFeatureRegularizer(owner, [f"net.{name}" for name in LAYERS])
+    ours = gradients(owner, owner(images).sum() + sfr.loss())
+    torch.testing.assert_close(ours, plain(images))
+
+
+def test_projections_where_the_owner_is_not_called(images):
+    net = Net()
+    layers = [f"parts.net.{name}" for name in LAYERS]
+    sfr = SelfFeatureRegularizer(Holder(net), layers, channel_mode="project")
+    net(images)
+    assert len(list(sfr.parameters())) == 3
+    sfr.loss().backward()
+
+
 def test_frozen_up_to_the_last_student(images):
     net = Net()
     net.layer1.requires_grad_(False)
@@ -264,6 +388,25 @@ def test_a_traced_graph_and_a_copy_never_run_the_layers(images):
         other(images)
         with pytest.raises(RuntimeError, match="expected a forward"):
             sfr.loss()
+
+
+def test_another_model_of_the_class_that_was_compiled_before(images):
+    """Its graph, which has no hooks, is taken for this one's: torch.compile looks at no hooks."""
+    try:
+        torch.compile(Net(), backend="eager")(images)
+        net = Net()
+        sfr = SelfFeatureRegularizer(net, LAYERS)
+        compiled = torch.compile(net, backend="eager")
+        compiled(images)
+        with pytest.raises(RuntimeError, match=r"or another model of its class, was compiled and called before"):
+            sfr.loss()
+        with pytest.raises(RuntimeError, match=r"torch.compiler.reset\(\) before the model is called"):
+            sfr.loss()
+        torch.compiler.reset()
+        compiled(images)
+        torch.testing.assert_close(gradients(net, compiled(images).sum() + sfr.loss()), plain(images))
+    finally:
+        torch.compiler.reset()
 
 
 # torch.jit, torch.export

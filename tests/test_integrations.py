@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,12 +104,15 @@ def test_hugging_face_trainer_resumes(tmp_path: Path) -> None:
             return ImageClassifierOutput(loss=torch.zeros(()), logits=self.network(pixel_values))
 
     ended = []
-    for resumed in (None, str(tmp_path / "checkpoint-2")):
+    first = str(tmp_path / "a" / "checkpoint-2")
+    for folder, resumed in (("a", None), ("a", True), ("a", first), ("b", first)):  # also with another output_dir
+        if resumed is True:
+            shutil.rmtree(tmp_path / "a" / "checkpoint-4")
         model = Plain()
         sfr = sfr_ext.SelfFeatureRegularizer(model, ["network.layer1", "network.layer2"], warmup_steps=20)
         smooth = sfr_ext.DynamicLabelSmoothing(0.5, total_steps=4)
         arguments = TrainingArguments(
-            str(tmp_path),
+            str(tmp_path / folder),
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
             max_steps=4,
@@ -119,7 +125,24 @@ def test_hugging_face_trainer_resumes(tmp_path: Path) -> None:
         trainer.train(resume_from_checkpoint=resumed)
         assert int(smooth.steps) == 4 and int(sfr.steps) == 8
         ended.append([p.detach().clone() for p in model.parameters()])
-    torch.testing.assert_close(ended[1], ended[0])
+        torch.testing.assert_close(ended[-1], ended[0])
+
+
+def test_hugging_face_counters_of_fewer_processes(tmp_path: Path) -> None:
+    """A process that saved nothing takes what the first one has saved. (The page's code, without a Trainer.)"""
+    source = re.search(r"class SFRState.*?(?=^class SFRMixin)", "\n".join(blocks("Hugging Face Trainer")), re.M | re.S)
+    names: dict[str, Any] = {"TrainerCallback": object, "torch": torch, "os": os}
+    exec(source[0], names)
+    smooth = sfr_ext.DynamicLabelSmoothing(0.5, total_steps=4)
+    (tmp_path / "checkpoint-2").mkdir()
+    smooth.step()
+    torch.save({"smooth": smooth.state_dict()}, tmp_path / "checkpoint-2" / "sfr-0.pt")
+    state = names["SFRState"](None, other := sfr_ext.DynamicLabelSmoothing(0.5, total_steps=4))
+    state.parts.pop("sfr")
+    arguments = SimpleNamespace(output_dir="elsewhere", process_index=3, device="cpu")
+    state.resumed = str(tmp_path / "checkpoint-2")
+    state.on_train_begin(arguments, SimpleNamespace(global_step=2), None)
+    assert int(other.steps) == 1
 
 
 def test_hugging_face_trainer_honours_accumulation(tmp_path: Path) -> None:

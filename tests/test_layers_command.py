@@ -49,6 +49,24 @@ def test_what_is_suggested_can_be_trained(name: str, capsys: pytest.CaptureFixtu
     assert torch.isfinite(sfr.loss())
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "staged" in name])
+def test_stages_within_one_layer_are_suggested(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last layer of each resolution: not the layer that holds them all, and no block of a stage."""
+    family = FAMILIES[name]
+    FACTORY["make"] = family.make
+    assert cli.main(["layers", f"{__name__}:made", "--size", "16"]) == 0
+    code = capsys.readouterr().out.rstrip().split("\n")[-1]
+    assert re.findall(r'"(stages[.\d]*)"', code) == list(family.layers)
+    found = candidates(family.make(), torch.rand(2, 3, 16, 16))
+    assert [layer.shape for layer in suggestion(found)] == family.shapes
+
+
+def test_that_nothing_is_suggested_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    FACTORY["make"] = lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Flatten())
+    assert cli.main(["layers", f"{__name__}:made", "--size", "8"]) == 0
+    assert "\n\nNothing is suggested: " in capsys.readouterr().out
+
+
 FACTORY: dict[str, object] = {}
 
 

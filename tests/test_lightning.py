@@ -104,6 +104,72 @@ def test_the_module_is_as_before_afterwards() -> None:
     assert int(callback.state_dict()["steps"]) == 8
 
 
+class Failing(Module):
+    error: BaseException | None = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.error is not None and batch_idx == 2:
+            raise self.error
+        return super().training_step(batch, batch_idx)
+
+
+def is_clean(module: L.LightningModule) -> bool:
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    return not hooked and "training_step" not in vars(module) and not hasattr(module, "self_feature_regularizer")
+
+
+def losses(module: L.LightningModule, *callbacks: SFRCallback) -> list[float]:
+    """Of a fit that begins where `Module` does."""
+    seen: list[float] = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, *args):
+            seen.append(float(outputs["loss"]))
+
+    module.net.load_state_dict(Module().net.state_dict())
+    module.smooth.steps.zero_()
+    torch.manual_seed(0)
+    trainer(*callbacks, Look()).fit(module, DATA)
+    return seen
+
+
+@pytest.mark.parametrize("error", [ValueError("bad batch"), KeyboardInterrupt()])
+@pytest.mark.parametrize("mode", ["match", "project"])
+def test_a_fit_that_fails_leaves_nothing_on_the_module(mode: str, error: BaseException) -> None:
+    module, callback = Failing(), SFRCallback(LAYERS, channel_mode=mode)
+    module.error = error
+    with pytest.raises((type(error), SystemExit)):
+        trainer(callback).fit(module, DATA)
+        raise error  # older releases of Lightning return after an interrupt
+    assert is_clean(module) and callback.regularizer is None
+    module.error = None
+    wanted = losses(Failing(), SFRCallback(LAYERS, channel_mode=mode))
+    assert losses(module, callback) == wanted
+    assert losses(module, SFRCallback(LAYERS, channel_mode=mode)) == wanted
+    assert losses(module) == losses(Failing())
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_what_a_killed_fit_left_is_undone(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, callback = Failing(), SFRCallback(LAYERS)
+    module.error = ValueError("bad batch")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="bad batch"):
+        patch.setattr(SFRCallback, "on_exception", lambda *args: None)
+        trainer(callback).fit(module, DATA)
+    assert not is_clean(module)
+    module.error = None
+    assert losses(module, callback if same else SFRCallback(LAYERS)) == losses(Failing(), SFRCallback(LAYERS))
+    assert is_clean(module) and callback.regularizer is None
+
+
+def test_a_step_of_the_modules_own_comes_back() -> None:
+    module = Module()
+    own = module.training_step
+    module.training_step = before = lambda batch, batch_idx: own(batch, batch_idx)  # type: ignore[method-assign]
+    assert losses(module, SFRCallback(LAYERS)) == losses(Module(), SFRCallback(LAYERS))
+    assert vars(module)["training_step"] is before
+
+
 @pytest.mark.parametrize("accumulate, steps", [(1, 4), (2, 2), (3, 2)])
 def test_smoothing_steps_with_the_optimiser(accumulate: int, steps: int) -> None:
     """Of 4 batches; the last ones of an epoch make a step also where they are fewer."""

@@ -85,8 +85,20 @@ def test_the_heat_map_is_the_cost_of_each_patch() -> None:
     figure = plot.cost(features(30, 40), features(1, 20, 50), result)
     _, ours, _, theirs = figure.axes[0].images
     plan, moved = coupling_of("test", result, 0)
-    np.testing.assert_allclose(ours.get_array(), (moved.sum(1) / plan.sum(1)).reshape(3, 4))
-    np.testing.assert_allclose(theirs.get_array(), (moved.sum(0) / plan.sum(0)).reshape(2, 5))
+    for drawn, wanted in ((ours, (moved.sum(1) / plan.sum(1)).reshape(3, 4)), (theirs, moved.sum(0) / plan.sum(0))):
+        tiles = drawn.get_array()
+        np.testing.assert_allclose(tiles[5::10, 5::10].ravel(), wanted.ravel())
+        assert drawn.get_alpha() is None  # the colour is the bar's, whatever the image beneath
+        assert tiles.mask[::10].all() and tiles.mask[:, ::10].all()  # which is seen around the tiles
+        np.testing.assert_allclose(drawn.get_clim(), (0, max(moved.sum(1).max() * 12, moved.sum(0).max() * 10)))
+
+
+def test_a_heat_map_where_nothing_costs() -> None:
+    x = features(1, 4, 3, 3)
+    figure = plot.cost(features(9, 9), features(9, 9), sfr_ext.solve_sample(x, x, solver="exact"))
+    _, ours, _, theirs = figure.axes[0].images
+    assert ours.get_clim() == theirs.get_clim() == (0, 1)
+    assert np.array_equal(ours.to_rgba(ours.get_array()), theirs.to_rgba(theirs.get_array()))
 
 
 def test_the_plan() -> None:

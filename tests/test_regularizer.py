@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from processes import in_two_processes, join, leave
 from torch import nn
 
-from sfr_ext import SelfFeatureRegularizer, cross_reference_weights, emd_l2, group_channels
+from sfr_ext import EMDL2Loss, FeatureDistiller, SelfFeatureRegularizer, cross_reference_weights, emd_l2, group_channels
 
 
 class Net(nn.Module):
@@ -507,3 +507,46 @@ def test_bad_arguments(net, layers, options, error, message):
 def test_model_must_be_a_module():
     with pytest.raises(TypeError, match="nn.Module, got function"):
         SelfFeatureRegularizer(lambda x: x, LAYERS)
+
+
+@pytest.mark.parametrize(
+    "option, why",
+    [
+        ("teacher_self", "the deep maps are others in every step"),
+        ("student_weight", "one weight cannot fit maps of several sizes"),
+        ("teacher_weight", "one weight cannot fit maps of several sizes"),
+        ("reduction", "the loss is a mean by definition"),
+    ],
+)
+def test_options_of_the_emd_that_maps_do_not_have(option, why):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3))
+    with pytest.raises(TypeError, match=f"SelfFeatureRegularizer: expected options .*, got '{option}': {why}"):
+        SelfFeatureRegularizer(model, ["0", "1"], **{option: 3})
+
+
+@pytest.mark.parametrize(
+    "option, value, kind, said",
+    [
+        ("solver", "exakt", ValueError, "expected solver to be one of"),
+        ("metric", "l3", ValueError, "expected metric to be one of"),
+        ("objective", "entropy", ValueError, "expected objective to be one of"),
+        ("eps", -1, ValueError, "expected eps to be finite and above 0"),
+        ("eps_scale", "mean", ValueError, "expected eps_scale to be one of"),
+        ("tol", -1e-3, ValueError, "expected tol to be finite and at least 0"),
+        ("max_iter", 0, ValueError, "expected max_iter to be at least 1"),
+        ("max_iter", "many", TypeError, "expected max_iter to be an int"),
+        ("reach", 0, ValueError, "expected reach to be finite and above 0"),
+        ("reach", (1, 2, 3), ValueError, "expected reach to be None, a number"),
+        ("patch_size", 0, ValueError, "expected patch_size to be at least 1"),
+    ],
+)
+def test_options_of_the_emd_are_looked_at_at_once(option, value, kind, said):
+    def net():
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3))
+
+    with pytest.raises(kind, match=f"sfr_ext.SelfFeatureRegularizer: {said}"):
+        SelfFeatureRegularizer(net(), ["0", "1"], **{option: value})
+    with pytest.raises(kind, match=f"sfr_ext.FeatureDistiller: {said}"):
+        FeatureDistiller(net(), net(), {"0": "1"}, **{option: value})
+    with pytest.raises(kind, match=f"sfr_ext.EMDL2Loss: {said}"):
+        EMDL2Loss(**{option: value})

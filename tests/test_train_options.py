@@ -92,7 +92,7 @@ class Tokens(nn.Module):
 
 
 @pytest.mark.parametrize("layers", [None, ("blocks.0", "blocks.3")])
-def test_tokens_are_found_out(layers, tmp_path, monkeypatch):
+def test_tokens_are_found_out(layers, tmp_path, monkeypatch, capsys):
     """Layers that return tokens are compared as maps: those that are named, or those that sfr-ext layers suggests."""
     monkeypatch.setattr(run_module, "build_model", lambda arch, channels, classes: (Tokens(channels, classes), None))
     kept = []
@@ -104,9 +104,11 @@ def test_tokens_are_found_out(layers, tmp_path, monkeypatch):
         kept.append(self.regularizer)
 
     monkeypatch.setattr(Classifier, "setup", watched)
-    run(quick(tmp_path, arm="sfr", layers=layers, lr=0.01, epochs=1, monitor=True))
+    result = run(quick(tmp_path, arm="sfr", layers=layers, lr=0.01, epochs=1, monitor=True))
     (regularizer,) = kept
     assert regularizer.layers == (layers or ("blocks.0", "blocks.1", "blocks.2", "blocks.3"))
+    assert result["layers"] == json.loads((tmp_path / "result.json").read_text())["layers"] == list(regularizer.layers)
+    assert f"\nlayers: {', '.join(regularizer.layers)}\n" in capsys.readouterr().out
     assert None not in regularizer._transforms.values()
     assert read_rows(tmp_path / "metrics.csv")[0]["train_feature_loss"] > 0
     assert (tmp_path / "monitor.png").is_file()

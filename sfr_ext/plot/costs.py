@@ -10,6 +10,9 @@ from ..result import OTResult
 from .canvas import GAP, INK, Grid, bare, coupling_of, grid_of, new_figure, picture, show
 from .lines import shape_of
 
+# A patch in so many rows and columns, of which the outermost ones are left to the image.
+_CELL, _RIM = 10, 2
+
 
 def cost(
     image_a: Any,
@@ -20,7 +23,7 @@ def cost(
     grid_a: Grid | None = None,
     grid_b: Grid | None = None,
 ) -> Any:
-    """Two images beside each other; each patch has the colour of what its mass costs: dark red is dear.
+    """Two images beside each other; on each patch a tile in the colour of what its mass costs: dark red is dear.
 
     Of a patch of the student ``sum_j P_ij C_ij / sum_j P_ij``, of one of the teacher the same over ``i``, in units of
     the cost: what is red has no counterpart in the other image.
@@ -59,21 +62,19 @@ def draw(
 ) -> None:
     """As :func:`matches` places them."""
     per_patch = [moved.sum(axis) / np.where(plan.sum(axis) > 0, plan.sum(axis), np.inf) for axis in (1, 0)]
-    most = max(max(x.max() for x in per_patch), 1e-300)
+    most = max(x.max() for x in per_patch) or 1.0
     heights = [image.shape[0] / image.shape[1] for image in (a, b)]
     for image, grid, values, left, height in zip((a, b), grids, per_patch, (0.0, 1.0 + GAP), heights, strict=True):
         low = (max(heights) - height) / 2
         box = (left, left + 1, low, low + height)
         grey = np.repeat(image.mean(2, keepdims=True), 3, 2)
         show(axes, grey, box, fade=0.45)
-        # What costs little leaves the image to be seen.
         heat = axes.imshow(
-            values.reshape(grid),
+            _tiles(values.reshape(grid)),
             extent=box,
             cmap="YlOrRd",
             vmin=0.0,
             vmax=most,
-            alpha=0.2 + 0.7 * values.reshape(grid).clip(0, most) / most,
             interpolation="nearest",
             aspect="auto",
             zorder=1,
@@ -84,3 +85,11 @@ def draw(
     bar = figure.colorbar(heat, ax=axes, shrink=0.8, pad=0.015, aspect=22)
     bar.set_label("cost of a patch's mass", color=INK)
     bar.outline.set_visible(False)
+
+
+def _tiles(values: np.ndarray) -> Any:
+    """The middle of each patch: its colour is that of the bar, and around it the image is seen."""
+    cell = np.zeros((_CELL, _CELL), bool)
+    cell[_RIM:-_RIM, _RIM:-_RIM] = True
+    grid = np.ones(values.shape, bool)
+    return np.ma.masked_where(~np.kron(grid, cell).astype(bool), np.kron(values, np.ones_like(cell, float)))

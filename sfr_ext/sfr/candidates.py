@@ -17,6 +17,8 @@ from ..layouts import Transform
 _MOST_PREFIX = 16
 # Layers of one size are stages of nothing: so many of them, evenly spaced, stand for all.
 _SPACED = 4
+# A layer with so many resolutions in it is no block and no stage, but holds the stages.
+_STAGES = 3
 
 
 @dataclass(frozen=True)
@@ -69,27 +71,47 @@ def candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
 
 
 def suggestion(layers: list[Candidate]) -> list[Candidate]:
-    """A choice to begin with: the last outermost layer of each size; of one size alone, a few evenly spaced.
+    """A choice to begin with: the last layer of each resolution, among the outermost ones or, where one of these holds
+    the stages of the network, among those in it; of one size alone, a few evenly spaced.
 
     As far as maps do not grow again, as they do in a decoder.
     """
     layers = [layer for layer in layers if not _is_frame(layer, layers)]
-    names = {layer.name for layer in layers}
-    outer = [layer for layer in layers if not _within(layer.name, names)]
-    grows = (i for i in range(1, len(outer)) if outer[i].shape[1] > outer[i - 1].shape[1])
-    outer = outer[: next(grows, None)]
-    outermost = {layer.name for layer in outer}
-    last = {layer.shape: layer for layer in outer}
-    if len(last) > 1:
-        return [layer for layer in outer if layer in last.values()]
+    outer = _up_to_a_decoder(_one_level(layers))
+    inner = [_up_to_a_decoder(_one_level([x for x in layers if _within(x.name, {each.name})])) for each in outer]
+    # A block holds two resolutions, where it halves them; a stage does.
+    least = _STAGES if len(_grids(outer)) > 1 else 2
+    outer = next((stages for stages in inner if len(_grids(stages)) >= least), outer)
+    for last in ({layer.shape[1:]: layer for layer in outer}, {layer.shape: layer for layer in outer}):
+        if len(last) > 1:
+            return [layer for layer in outer if layer in last.values()]
     # One layer may hold the blocks of the network, in a row: timm's ViTs have it so.
-    numbered = [layer for layer in layers if layer.name.rpartition(".")[2].isdecimal()]
+    outermost = {layer.name for layer in outer}
+    holding = [layer for layer in layers if not layer.leaf] or layers
+    numbered = [layer for layer in holding if layer.name.rpartition(".")[2].isdecimal()]
     blocks = [layer for layer in numbered if layer.name.rpartition(".")[0] in outermost]
     if len(blocks) < 2:  # or a frame of its own around embeddings and blocks
         blocks = [layer for layer in numbered if layer.name in outermost]
     outer = blocks if len(blocks) > 1 else outer
     count = min(_SPACED, len(outer))
     return [outer[math.ceil((i + 1) * len(outer) / count) - 1] for i in range(count)]
+
+
+def _one_level(layers: list[Candidate]) -> list[Candidate]:
+    """The outermost of these; without single convolutions and the like, where the others do."""
+    names = {layer.name for layer in layers}
+    outer = [layer for layer in layers if not _within(layer.name, names)]
+    holding = [layer for layer in outer if not layer.leaf]
+    return holding if len(_grids(holding)) > 1 or (holding and len(_grids(outer)) == 1) else outer
+
+
+def _up_to_a_decoder(layers: list[Candidate]) -> list[Candidate]:
+    grows = (i for i in range(1, len(layers)) if layers[i].shape[1] > layers[i - 1].shape[1])
+    return layers[: next(grows, None)]
+
+
+def _grids(layers: list[Candidate]) -> set[tuple[int, ...]]:
+    return {layer.shape[1:] for layer in layers}
 
 
 def _is_frame(layer: Candidate, layers: list[Candidate]) -> bool:

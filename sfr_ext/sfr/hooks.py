@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import difflib
+import itertools
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -28,24 +29,62 @@ class Capture:
 
     def __init__(self, active: bool = False) -> None:
         self.active = active
-        self.features: dict[str, Any] = {}
-        self.training: dict[str, bool] = {}  # of each hooked layer, and of the model under ""
+        self.features: dict[str, Any] = {}  # in the order of the last calls
+        # In the order of the first calls: of each hooked layer, and of the modules around all of them, by their names.
+        self.training: dict[str, bool] = {}
+        self.modes: dict[str, tuple[bool, bool]] = {}  # of each hooked layer: training, with gradients
+        self.depth: int | None = None  # of the module around all layers whose call has begun this forward; None: none
         self.replicas = False  # whether copies of nn.DataParallel ran, which all write here
         self.recorded = False  # whether this forward is one to train by: in training mode, with gradients
         self.overtaken = False  # whether such a one has not been taken before another forward
 
-    def begin(self, training: bool, replica: bool) -> None:
-        """A new forward of the model."""
+    def enter(self, name: str, depth: int, training: bool, replica: bool) -> None:
+        """A call of a module around all hooked layers: a new forward, but within one that began further out."""
+        if self.depth is None or depth <= self.depth:
+            self._begin()
+            self.depth = depth
+        self.replicas = self.replicas or replica
+        self._note(name, training)
+
+    def leave(self, name: str, training: bool, replica: bool, output: Any) -> None:
+        """The end of a call of a hooked layer."""
+        mode = (training, torch.is_grad_enabled())
+        if self.modes.get(name, mode) != mode:
+            self._begin()  # of a part whose owner was not called: one forward runs a layer in one mode
+        self.modes[name] = mode
+        self.replicas = self.replicas or replica
+        self._note(name, training)
+        self.features.pop(name, None)
+        self.features[name] = output
+
+    def disordered(self) -> tuple[str, str] | None:
+        """A layer and one before it that has run again since, which may be in another forward: None where none has.
+
+        Within a call of a module around them all that is no news.
+        """
+        if self.depth is not None:
+            return None
+        order = list(self.features)
+        for i, name in enumerate(first := [name for name in self.training if name in self.features]):
+            for later in first[i + 1 :]:
+                if order.index(later) < order.index(name):
+                    return later, name
+        return None
+
+    def _begin(self) -> None:
         overtaken = self.overtaken or self.recorded
         self.clear()
         self.overtaken = overtaken
-        self.recorded = training and torch.is_grad_enabled()
-        self.replicas = replica
-        self.training[""] = training
+
+    def _note(self, name: str, training: bool) -> None:
+        self.training[name] = training
+        self.recorded = self.recorded or (training and torch.is_grad_enabled())
 
     def clear(self) -> None:
         self.features.clear()
         self.training.clear()
+        self.modes.clear()
+        self.depth = None
         self.replicas = self.recorded = self.overtaken = False
 
     def __reduce__(self) -> tuple[type[Capture], tuple[()]]:
@@ -73,16 +112,18 @@ class Hooks:
         self._wrapped = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
         root, modules = _find_modules(where, model, self.layers)
         self._root: Callable[[], nn.Module | None] = weakref.ref(root)
-        self._handles.append(root.register_forward_pre_hook(_ForwardStart(self.capture)))
+        around = _around(root, self.layers)
+        self._around: Callable[[], list[nn.Module]] = _Weakly(around.values())
+        for depth, (name, module) in enumerate(around.items()):
+            self._handles.append(module.register_forward_pre_hook(_ForwardStart(self.capture, name, depth)))
         for name, module in zip(self.layers, modules, strict=True):
             self._handles.append(module.register_forward_hook(_LayerEnd(self.capture, name)))
-        self._handles += [_Scriptable(module) for module in (root, *modules)]
+        self._handles += [_Scriptable(module) for module in (*around.values(), *modules)]
 
     def at_end(self, hook: Callable[[nn.Module, Any, Any], None]) -> None:
-        """One more hook, called at the end of each forward of the model, like a forward hook."""
-        root = self._root()
-        assert root is not None
-        self._handles.append(root.register_forward_hook(hook))
+        """One more forward hook of the model, and of each part of it that has all layers."""
+        for module in self._around():
+            self._handles.append(module.register_forward_hook(hook))
 
     def attach(self, module: nn.Module, name: str) -> None:
         """Makes a submodule of the model, until `remove`."""
@@ -119,7 +160,7 @@ class Hooks:
         if not self.capture.active:
             raise RuntimeError(f"{self.where}.loss: the hooks were removed; create a new object")
         features, training = self.look()
-        replicas = self.capture.replicas
+        replicas, disordered = self.capture.replicas, self.capture.disordered()
         self.capture.clear()
         if replicas:
             raise RuntimeError(
@@ -129,6 +170,13 @@ class Hooks:
         missing = [name for name in self.layers if name not in features]
         if missing:
             raise RuntimeError(_explain_missing(self.where, missing, list(features)))
+        if disordered is not None:
+            skipped, again = disordered
+            raise RuntimeError(
+                f"{self.where}.loss: expected one forward since the last call, but {again!r} has run again after "
+                f"{skipped!r}, whose map may be of an earlier forward; call loss() after each forward, or call a "
+                "module that all layers are part of, and not the layers one by one"
+            )
         return features, training
 
     def remove(self) -> None:
@@ -149,14 +197,19 @@ class Hooks:
 
 
 class _ForwardStart(Hook):
-    """Pre-hook of the whole model: a new forward drops what an earlier one left."""
+    """Pre-hook of the model and of the modules within it that hold all layers, any of which may be what is called.
 
-    def __init__(self, capture: Capture) -> None:
+    A new forward drops what an earlier one left.
+    """
+
+    def __init__(self, capture: Capture, name: str, depth: int) -> None:
         self.capture = capture
+        self.name = name
+        self.depth = depth
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if self.capture.active and _is_forward():
-            self.capture.begin(module.training, _is_replica(module))
+            self.capture.enter(self.name, self.depth, module.training, _is_replica(module))
 
 
 class _LayerEnd(Hook):
@@ -169,10 +222,7 @@ class _LayerEnd(Hook):
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self.capture.active or not _is_forward() or isinstance(output, torch.fx.Proxy):
             return
-        if _is_replica(module):
-            self.capture.replicas = True
-        self.capture.features[self.name] = output
-        self.capture.training[self.name] = module.training
+        self.capture.leave(self.name, module.training, _is_replica(module), output)
 
 
 class _Scriptable:
@@ -211,6 +261,19 @@ class _Attached:
 
 def _gone() -> None:
     """The model of a copy, which nobody asks for."""
+
+
+class _Weakly:
+    """Modules, as long as they live; none of a copy."""
+
+    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
+        self._modules = [weakref.ref(module) for module in modules]
+
+    def __call__(self) -> list[nn.Module]:
+        return [module for reference in self._modules if (module := reference()) is not None]
+
+    def __reduce__(self) -> tuple[type[_Weakly], tuple[()]]:
+        return (_Weakly, ())
 
 
 class _Nothing:
@@ -307,6 +370,17 @@ def _what_there_is(name: str, modules: list[str]) -> str:
     return f"nothing is near to it; there are {', '.join(map(repr, modules[:5]))}{more}"
 
 
+def _around(root: nn.Module, layers: tuple[str, ...]) -> dict[str, nn.Module]:
+    """The modules that all layers are part of, by name, from the root inwards."""
+    parts = [name.split(".")[:-1] for name in layers]
+    common = list(itertools.takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False)))
+    around = {"": root}
+    for depth in range(1, len(common) + 1):
+        name = ".".join(part for part, *_ in common[:depth])
+        around[name] = root.get_submodule(name)
+    return around
+
+
 def _explain_missing(where: str, missing: list[str], seen: list[str]) -> str:
     others = f" (but through {', '.join(map(repr, seen))})" if seen else ""
     return (
@@ -315,6 +389,7 @@ def _explain_missing(where: str, missing: list[str], seen: list[str]) -> str:
         "condition in the model skips the layer; the layer's parts are called and not the layer itself (gradient "
         "checkpointing of its children, a graph of torch.fx, quantisation-aware training); a copy of the model ran "
         "(weight averaging, torch.jit, torch.export, nn.DataParallel); the layer was replaced after this object was "
-        "created (adapters, quantisation); torch.compile: the model was compiled and called before this object was "
-        "created"
+        "created (adapters, quantisation); torch.compile: the model, or another model of its class, was compiled and "
+        "called before this object was created, and torch uses that graph, which has no hooks: call "
+        "torch.compiler.reset() before the model is called again"
     )

@@ -14,6 +14,14 @@ from ..emd import emd_l2
 
 CHANNEL_MODES = ("match", "mean", "crop", "project")
 
+# Options of `emd_l2` that the losses between maps do not have, and why.
+_NOT_FOR_MAPS = {
+    "student_weight": "one weight cannot fit maps of several sizes; weighting has those that follow from the maps",
+    "teacher_weight": "one weight cannot fit maps of several sizes; weighting has those that follow from the maps",
+    "reduction": "the loss is a mean by definition",
+    "teacher_self": "the deep maps are others in every step, and none of their terms can be reused",
+}
+
 Distance = str | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -49,11 +57,13 @@ class Options:
     def _check_emd_options(self, where: str) -> None:
         parameters = inspect.signature(emd_l2).parameters.values()
         known = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        # One weight cannot fit maps of several sizes, and the loss is a mean by definition.
-        usable = known - {"student_weight", "teacher_weight", "reduction"}
+        usable = known - set(_NOT_FOR_MAPS)
         for name in self.emd_options:
+            if name in _NOT_FOR_MAPS:
+                raise TypeError(f"{where}: expected options that fit feature maps, got {name!r}: {_NOT_FOR_MAPS[name]}")
             if name not in usable:
                 raise TypeError(f"{where}: expected options among {', '.join(sorted(usable))}, got {name!r}")
+        checks.emd_options(self.name, dict(self.emd_options))
         if self.distance != "emd":
             if self.emd_options:
                 raise TypeError(f'{where}: expected {next(iter(self.emd_options))!r} with distance="emd" only')

@@ -16,12 +16,12 @@ from ..train.config import ARMS, LARGEST_SEED, TrainConfig, flag, options
 from ..train.errors import TrainError, UsageError
 from ..train.models import RESNETS, build_model, refuse_unknown, refuse_unknown_layers
 from ..train.parser import from_options
+from ..train.yaml_names import NoDuplicates
 from .names import TAKEN
 
 SHIFT = "shift_seeds"  # of an arm: trains with other seeds than those that it is paired by
 # What the study itself decides for each run.
 _OWN = ("out", "resume", "overwrite", "seed", "progress")
-_MERGE = "tag:yaml.org,2002:merge"  # the key <<
 _MOST_SEEDS = 10_000  # of a setting
 _KEYS = ("name", "about", "judged_by", "references", "seeds", "common", "arms", "settings")
 _KEYS_OF_SETTING = ("about", "arms", "seeds", "options")
@@ -84,26 +84,10 @@ def read_study(path: Path, out: Path, given: Mapping[str, Any] | None = None) ->
     return study
 
 
-class _NoDuplicates(yaml.SafeLoader):
-    """YAML's own rule, that names of one mapping differ, which PyYAML does not keep; and names are no collections."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            where = f"{key.start_mark.name}: line {key.start_mark.line + 1}"
-            if not isinstance(key, yaml.ScalarNode):
-                raise UsageError(f"{where}: expected a name before the colon, got a {key.id}")
-            if (key.tag, key.value) in seen and key.tag != _MERGE:
-                raise UsageError(f"{where}: {key.value!r} is there twice")
-            seen.add((key.tag, key.value))
-        return node
-
-
 def _load(path: Path) -> Any:
     try:
         with path.open(encoding="utf-8") as file:
-            return yaml.load(file, _NoDuplicates)  # noqa: S506
+            return yaml.load(file, NoDuplicates)  # noqa: S506
     except OSError as error:
         raise TrainError(f"{path} cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from ..layouts import Transform
 from ..sfr.candidates import Candidate, candidates, suggestion
 from ..smoothing import DynamicLabelSmoothing
-from .config import DISTILL, FEATURE_ARMS, TEMPERATURE, TrainConfig
-from .errors import TrainError
+from .config import DISTILL, FEATURE_ARMS, FOR_ARMS, TEMPERATURE, TrainConfig
+from .errors import TrainError, UsageError
 from .models import refuse_unknown_layers
 from .relatives.base import Relative
 from .relatives.byot import OwnTeacher
@@ -136,10 +137,30 @@ def compared_layers(
         reason = str(error).strip().splitlines()[0]
         raise TrainError(f"--arch {config.arch} cannot take images of {size} ({reason})") from error
     if config.layers is not None:
+        _refuse_other_order(config.layers, [candidate.name for candidate in found])
         transforms = {candidate.name: candidate.transform for candidate in found}
         return {name: transforms.get(name) for name in config.layers}
-    chosen = suggestion([candidate for candidate in found if not candidate.leaf] or found)
+    chosen = suggestion(found)
     return {candidate.name: candidate.transform for candidate in chosen} if len(chosen) > 1 else {}
+
+
+def check_layers(config: TrainConfig, model: nn.Module, image: Tensor) -> None:
+    """Raises UsageError where ``--layers`` of an arm that compares layers names none or one of the network's, or deep
+    ones before shallow ones. An image is ``[C, H, W]``."""
+    if config.layers is None or config.arm not in FOR_ARMS["layers"]:
+        return
+    refuse_unknown_layers(config.layers, model)
+    if len(set(config.layers)) < 2:
+        named = ",".join(config.layers)
+        raise UsageError(f"--layers must name at least two, shallow to deep, for --arm {config.arm}, got {named!r}")
+    compared_layers(config, model, None, image)
+
+
+def _refuse_other_order(layers: tuple[str, ...], ran: list[str]) -> None:
+    known = [name for name in layers if name in ran]
+    for shallow, deep in pairwise(known):
+        if ran.index(deep) < ran.index(shallow):
+            raise UsageError(f"--layers must be from shallow to deep, but {deep!r} runs before {shallow!r}")
 
 
 def _forward(model: nn.Module, image: Tensor) -> list[Candidate]:

@@ -35,6 +35,26 @@ ARMS = {
 FEATURE_ARMS = ("sfr", "emd", "l2", "tfd")
 DISTILL = {"byot": 0.1, "pskd": 0.8, "cskd": 1.0, "tfkd": 0.1, "ols": 0.5}
 TEMPERATURE = {"byot": 3.0, "cskd": 4.0, "tfkd": 20.0}
+# The arms that an option is for, where it is not for all; and what else uses it.
+_EMD_ARMS = ("sfr", "emd")
+FOR_ARMS: dict[str, tuple[str, ...]] = {
+    "emd_weight": FEATURE_ARMS,
+    "emd_warmup": FEATURE_ARMS,
+    "layers": (*FEATURE_ARMS, "byot"),
+    "pairs": FEATURE_ARMS,
+    "channel_mode": ("sfr", "emd", "l2"),
+    "solver": _EMD_ARMS,
+    "eps": _EMD_ARMS,
+    "objective": _EMD_ARMS,
+    "distill": tuple(DISTILL),
+    "temperature": tuple(TEMPERATURE),
+    "hint": ("byot",),
+    "smoothing": ("ls", "dls", "sfr"),
+    "schedule": ("dls", "sfr"),
+    "prior": ("dls", "sfr"),
+}
+FOR_MONITOR = ("layers", "pairs", "channel_mode", "solver", "eps", "objective")
+FOR_PROBE = ("layers",)
 PRECISIONS = ("32", "bf16-mixed", "16-mixed", "64")
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # of OUT
@@ -314,16 +334,25 @@ class TrainConfig:
             object.__setattr__(self, "eps", 0.05)
         if self.probe and self.compile:
             raise UsageError("--probe looks into the network, into which --compile lets nobody look: give one of them")
-        for name, known in (("distill", DISTILL), ("temperature", TEMPERATURE)):
-            given = getattr(self, name)
-            if given is not None and self.arm not in known:
-                raise UsageError(f"{flag(name)} is for --arm {', '.join(known)}, got it with --arm {self.arm}")
+        for name in ("distill", "temperature"):
+            self._refuse_idle(name)
         if self.distill is not None and self.distill > 1 and self.arm != "cskd":
             raise UsageError(f"--distill must be a share, in [0, 1], for --arm {self.arm}, got {self.distill}")
         if self.mixup > 0 and (self.arm in DISTILL or self.arm == "cutmix"):
             raise UsageError(f"--mixup mixes labels, which --arm {self.arm} must have as they are or mixes itself")
         if self.mixup > 0 and self.prior == "online":
             raise UsageError("--mixup makes probabilities of the labels, from which --prior online cannot learn")
+
+    def refuse_idle(self) -> None:
+        """Raises UsageError where a changed option does nothing. (A study may give some to all its arms.)"""
+        for name in FOR_ARMS:
+            self._refuse_idle(name)
+
+    def _refuse_idle(self, name: str) -> None:
+        given, default = getattr(self, name), TrainConfig.__dataclass_fields__[name].default
+        used = (self.monitor and name in FOR_MONITOR) or (self.probe and name in FOR_PROBE)
+        if given != default and self.arm not in FOR_ARMS[name] and not used:
+            raise UsageError(f"{flag(name)} is for --arm {', '.join(FOR_ARMS[name])}, got it with --arm {self.arm}")
 
     def to_keep(self) -> dict[str, Any]:
         """What is left beside the checkpoints, as values of JSON: the options without those of one start of the run."""

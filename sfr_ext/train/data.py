@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import fashion_mnist, folder
 from .config import TrainConfig
-from .errors import TrainError
+from .errors import TrainError, UsageError
 from .folder import Files, find_files
 from .hub import Rows, load_rows
 from .optional import import_optional
@@ -215,7 +215,7 @@ def _image_folder(config: TrainConfig) -> FolderData:
     """DIR/train/<class>/*, DIR/test/<class>/* (or DIR/val)."""
     root = config.data_dir
     if root is None:
-        raise TrainError("imagefolder: --data-dir is needed, a folder with train/ and test/ in it")
+        raise UsageError("imagefolder: --data-dir is needed, a folder with train/ and test/ in it")
     held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
     for part in (root / "train", held_out):
         if not part.is_dir():

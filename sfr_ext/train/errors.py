@@ -19,3 +19,7 @@ class EveryProcessError(TrainError):
         from .engine import process_rank
 
         return process_rank() == 0
+
+
+class EveryProcessUsageError(EveryProcessError, UsageError):
+    """Both."""

@@ -84,6 +84,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     path = folder / ".lock"
     lock = FileLock(path)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,6 +101,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         # While it is held: whoever gets the lock of a name that is gone makes a new one.
         with suppress(OSError):
             path.unlink()
+        if made:
+            with suppress(OSError):  # what nothing was written into, of a run that was refused
+                folder.rmdir()
         lock.release()
 
 

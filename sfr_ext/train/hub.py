@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..extras import how_to_install
-from .errors import TrainError
+from .errors import TrainError, UsageError
 from .images import read_image
 from .optional import import_optional
 
@@ -55,7 +55,7 @@ def load_rows(place: Path | None) -> tuple[Rows, Rows, tuple[str, ...], str]:
         TrainError: a missing package, a data set that cannot be had or has no such parts or columns.
     """
     if place is None:
-        raise TrainError("hf: --data-dir is needed, a folder or the name of a data set on the hub")
+        raise UsageError("hf: --data-dir is needed, a folder or the name of a data set on the hub")
     library, reason = import_optional("datasets")
     if library is None:
         raise TrainError(f"--data hf needs the library datasets ({reason}): {how_to_install('hf', 'datasets', 'PIL')}")

@@ -14,6 +14,8 @@ from ..sfr.candidates import Candidate, candidates, suggestion
 from .errors import TrainError
 from .models import build_model
 
+_NOTHING = "Nothing is suggested: no two of these layers follow one another as stages do."
+
 
 def layers_table(model: str, size: int, channels: int, every: bool) -> str:
     """The table and the suggestion, as lines.
@@ -43,9 +45,8 @@ def layers_table(model: str, size: int, channels: int, every: bool) -> str:
     rows += [(layer.name, _returned(layer), _shape(layer), words(layer.transform)) for layer in shown]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    chosen = suggestion(shown)
-    if len(chosen) > 1:
-        lines += ["", "To begin with:", "", _call(chosen)]
+    chosen = suggestion(found)
+    lines += ["", "To begin with:", "", _call(chosen)] if len(chosen) > 1 else ["", _NOTHING]
     return "\n".join(lines)
 
 

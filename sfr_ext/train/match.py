@@ -72,7 +72,7 @@ def match(
         what = f"{name} of {checkpoint}"
     result = _solve(features, eps, metric, reach)
     cost = float(result.transport_cost)
-    title = f"{a.name} and {b.name} by {what}: {cost:.3f}"
+    title = f"{a.name} and {b.name} by {what}: cost {cost:.3f}"
     try:
         figure = plot.overview(images[0], images[1], result, title=title)
     except ImportError as error:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import near_misses
-from .errors import TrainError
+from .errors import TrainError, UsageError
 from .optional import import_optional
 
 
@@ -113,6 +113,8 @@ def refuse_unknown(arch: str, pretrained: bool = False) -> None:
         TrainError: no one knows the name.
     """
     if pretrained:
+        if arch in RESNETS:
+            raise UsageError(f"--pretrained is for timm's models, and --arch {arch!r} is none here: it is our own")
         if (reason := _not_in_timm(arch)) is not None:
             raise TrainError(f"--pretrained is for timm's models, and --arch {arch!r} is none here: {reason}")
         return
@@ -131,7 +133,7 @@ def refuse_unknown_layers(layers: Iterable[str], model: nn.Module) -> None:
     known = [name for name, _ in model.named_modules() if name]
     for layer in layers:
         if layer not in known:
-            raise TrainError(f"--layers: the network has no layer {layer!r}{near_misses(layer, known)}")
+            raise UsageError(f"--layers: the network has no layer {layer!r}{near_misses(layer, known)}")
 
 
 def _not_in_torchvision(arch: str) -> str | None:

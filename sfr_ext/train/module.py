@@ -20,6 +20,7 @@ from .errors import EveryProcessError
 from .loader import IGNORED, Batch, ImageModule
 from .mixing import cutmix, mixup
 from .relatives.base import Relative
+from .relatives.byot import OwnTeacher
 from .stopwatch import TimedRegularizer
 from .trained import images_of
 
@@ -69,6 +70,8 @@ class Classifier(L.LightningModule):
         image = torch.empty(self.data.channels, *images_of(self.data)["size"])
         self.regularizer = build_regularizer(self.config, self.model, self.stages, image, self.batches_per_epoch)
         self.relative = build_relative(self.config, self.model, self.stages, image, self.data.num_classes)
+        if self.compared is not None and self.trainer.is_global_zero:
+            print(f"layers: {', '.join(self.compared)}", flush=True)
         if self.config.compile:
             self.model.compile()  # after the hooks are on, which become part of it
 
@@ -245,6 +248,12 @@ class Classifier(L.LightningModule):
             f"{part}_loss": test_loss / test_count,
             f"{part}_accuracy": test_hits / test_count,
         }
+
+    @property
+    def compared(self) -> list[str] | None:
+        """The layers that the losses of the arm look at; None where there are none."""
+        hooked = self.regularizer or (self.relative if isinstance(self.relative, OwnTeacher) else None)
+        return None if hooked is None else list(hooked.layers)
 
     def emd_seconds(self) -> float:
         """Seconds in the feature loss, forward and backward, on this device, since this process began."""

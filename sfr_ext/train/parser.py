@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
@@ -15,6 +16,7 @@ from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
 from .config import KEPT_OPTIONS, LAST_CHECKPOINT, TrainConfig, flag, may_be_none, near_misses, options, wanted_of
 from .errors import TrainError, UsageError
+from .yaml_names import refuse_duplicates
 
 _PROGRAM = "sfr-ext train"
 
@@ -33,6 +35,8 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     """
     parser = _parser()
     try:
+        for file in _config_files(arguments):
+            refuse_duplicates(file)
         given = vars(parser.parse_args(list(arguments)))
         if given["resume"] is not None:
             checkpoint = _checkpoint(given)
@@ -51,7 +55,10 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
         if given[name] is None and not may_be_none(name):
             files = ", ".join(str(file) for file in given["config"] or ())
             _refuse(f"--config: {files}: {name}: expected {wanted_of(name)}, got nothing", parser)
-    return _config(given)
+    config = _config(given)
+    if config.resume is None:  # a run that has begun goes on as it was
+        config.refuse_idle()
+    return config
 
 
 def from_options(named: Mapping[str, Any]) -> TrainConfig:
@@ -113,12 +120,20 @@ def _config(given: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**values)
 
 
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    named = [b for a, b in pairwise(arguments) if a == "--config"]
+    named += [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
+    return [path for path in map(Path, named) if path.is_file()]
+
+
 def _checkpoint(given: dict[str, Any]) -> Path:
     """The checkpoint that ``--resume`` means: a file, that of a run's folder, or that of OUT."""
     if given["resume"] == "":
         out = given["out"] or TrainConfig(arm=given["arm"], data=given["data"], seed=given["seed"]).out
         return Path(out) / LAST_CHECKPOINT
     path = Path(given["resume"])
+    if not path.exists() and not (path.name == LAST_CHECKPOINT.name and path.parent.exists()):
+        raise UsageError(f"--resume: {path} does not exist")
     return path / LAST_CHECKPOINT if path.is_dir() else path
 
 

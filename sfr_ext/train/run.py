@@ -20,7 +20,7 @@ import torch
 import sfr_ext
 
 from ..layouts import Transform
-from .arms import compared_layers
+from .arms import check_layers, compared_layers
 from .best import BEST_CHECKPOINT, Best
 from .checkpoints import KeepingIO, find_checkpoint
 from .config import KEPT_OPTIONS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, TrainConfig, counted, flag, options
@@ -34,9 +34,10 @@ from .engine import (
     TensorBoardLogger,
     process_rank,
 )
-from .errors import EveryProcessError, TrainError
+from .errors import EveryProcessError, EveryProcessUsageError, TrainError
 from .figures import Evaluation, final_figures
 from .files import alone_in, atomic_write, refuses_writing, remove_partial
+from .launched import check_launched
 from .loader import ImageModule
 from .models import build_model
 from .module import Classifier
@@ -58,6 +59,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
             holds a run or cannot be written, a loss that is not finite.
         KeyboardInterrupt: interrupted; its argument says how to go on.
     """
+    check_launched(config)
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if config.precision == "16-mixed" and (config.accelerator == "cpu" or not gpu):
+        raise EveryProcessUsageError("--precision 16-mixed is for GPUs, and this run is on a CPU: bf16-mixed or 32")
     if config.strategy == "fsdp2":
         check_sharding(config)
     first = process_rank() == 0
@@ -76,6 +81,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             if config.pretrained and checkpoint is None
             else build_model(config.arch, data.channels, data.num_classes)
         )
+        check_layers(config, model, torch.empty(data.channels, *images_of(data)["size"]))
         module = Classifier(config, model, stages)
         progress = sys.stderr.isatty() if config.progress is None else config.progress
         best = Best() if config.validation > 0 else None
@@ -93,7 +99,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         datamodule = ImageModule(data, config.batch_size, config.seed, config.augment, _workers(config, data))
         datamodule.first_epoch = 0 if content is None else content["epoch"] + 1
         _fit(trainer, module, datamodule, checkpoint)
-        result = _result(config, data, model, records, trainer)
+        result = _result(config, data, module, records, trainer)
         if best is not None and first:
             best.save(config.out, module)
             result["best_epoch"], result["val_accuracy"] = best.epoch, best.accuracy
@@ -328,7 +334,7 @@ def _build_trainer(config: TrainConfig, callbacks: list[L.Callback], progress: b
 
 
 def _result(
-    config: TrainConfig, data: ImageData | FolderData, model: torch.nn.Module, records: Records, trainer: L.Trainer
+    config: TrainConfig, data: ImageData | FolderData, module: Classifier, records: Records, trainer: L.Trainer
 ) -> dict[str, Any]:
     rows = records.rows
     if not rows:
@@ -342,7 +348,8 @@ def _result(
         "train_images": len(data.train_labels),
         "test_images": len(data.test_labels),
         "arch": config.arch,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "layers": module.compared,
         "epochs": int(rows[-1]["epoch"]),
         "test_accuracy": rows[-1].get("test_accuracy"),
         "train_accuracy": rows[-1]["train_accuracy"],

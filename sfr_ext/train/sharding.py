@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from .config import TrainConfig
 from .engine import DDPStrategy, L
-from .errors import TrainError
+from .errors import EveryProcessUsageError, TrainError
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -83,7 +83,7 @@ def check_sharding(config: TrainConfig) -> None:
     }
     for name, given in others.items():
         if given:
-            raise TrainError(f"--strategy fsdp2 does not go with {name}; --strategy ddp does")
+            raise EveryProcessUsageError(f"--strategy fsdp2 does not go with {name}; --strategy ddp does")
 
 
 def whole(state: Any) -> Any:

@@ -49,6 +49,7 @@ class OwnTeacher(Relative):
     ) -> None:
         super().__init__()
         self.share, self.temperature, self.hint = share, temperature, hint
+        self.layers = tuple(layers)
         self.transforms = layers
         self.hooks = Hooks(_WHERE, model, layers)
         *shallow, deep = self._shapes(model, image)
