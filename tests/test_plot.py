@@ -101,6 +101,15 @@ def test_a_heat_map_where_nothing_costs() -> None:
     assert np.array_equal(ours.to_rgba(ours.get_array()), theirs.to_rgba(theirs.get_array()))
 
 
+def test_a_heat_map_where_patches_are_left_unmatched() -> None:
+    cost = torch.tensor([[1.0, 9.0], [9.0, 9.0]])
+    result = sfr_ext.solve(cost, solver="exact", reach=2.0)
+    figure = plot.cost(features(10, 20), features(10, 20), result, grid_a=(1, 2), grid_b=(1, 2))
+    for drawn in figure.axes[0].images[1::2]:
+        tiles = drawn.get_array()
+        assert not tiles.mask[5, 5] and tiles[5, 5] == 1 and tiles.mask[:, 10:].all()
+
+
 def test_the_plan() -> None:
     result = sfr_ext.solve(features(3, 5, 7))
     np.testing.assert_allclose(plot.plan(result, problem=2).axes[0].images[0].get_array(), result.plan[2], atol=1e-9)

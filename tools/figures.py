@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 import sfr_ext
@@ -52,6 +54,17 @@ def matching() -> Any:
     # A patch without a counterpart costs more than the reach, and stays unmatched.
     result = sfr_ext.solve_sample(features(a), features(b), solver="exact", reach=0.6)
     return sfr_ext.plot.matches(a, b, result)
+
+
+def command(out: Path) -> None:
+    """What `sfr-ext match` draws of the two photographs."""
+    from sfr_ext.cli import main as sfr_ext_command
+
+    with tempfile.TemporaryDirectory() as folder:
+        names = [str(Path(folder) / name) for name in ("china-a.png", "china-b.png")]
+        for name, image in zip(names, photographs(), strict=True):
+            Image.fromarray((255 * image.permute(1, 2, 0)).byte().numpy()).save(name)
+        sfr_ext_command(["match", *names, "-o", str(out), "--patches", "9", "--reach", "0.6"])
 
 
 def speed() -> Any:
@@ -172,6 +185,7 @@ def iterations() -> Any:
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "figures"
     matching().savefig(folder / "matched.jpg", dpi=90, pil_kwargs={"quality": 85})
+    command(folder / "matching.jpg")
     speed().savefig(folder / "speed.png", dpi=110)
     blur().savefig(folder / "eps.png", dpi=100)
     problem().savefig(folder / "problem.png", dpi=90)

@@ -153,7 +153,13 @@ def hard_shapes(
         cost[0, torch.randperm(n, generator=generator), torch.arange(n)] = random(n)[0] / 2
         return cost
 
+    i = torch.arange(1, 1001, dtype=torch.float64)
+    line = (random(1000, 1) - random(1, 1000)).abs()
     return {
+        "1000 x 1000, products": ("cost i * j", (i[:, None] * i)[None], None, None),
+        "1000 x 1000 line": ("points on a line", line, None, None),
+        "1000 x 1000 line, squares": ("squared distances on a line", line.square(), None, None),
+        "1000 x 1000 line, weights": ("points on a line, random weights", line, weight(1, 1000), weight(1, 1000)),
         "5000 x 5": ("points in space, uniform", clouds(5000, 5), uniform(1, 5000), uniform(1, 5)),
         "5 x 5000": ("points in space, uniform", clouds(5, 5000), uniform(1, 5), uniform(1, 5000)),
         "2000 x 20": ("points in space, random weights", clouds(2000, 20), weight(1, 2000), weight(1, 20)),

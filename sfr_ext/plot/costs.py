@@ -26,7 +26,7 @@ def cost(
     """Two images beside each other; on each patch a tile in the colour of what its mass costs: dark red is dear.
 
     Of a patch of the student ``sum_j P_ij C_ij / sum_j P_ij``, of one of the teacher the same over ``i``, in units of
-    the cost: what is red has no counterpart in the other image.
+    the cost: what is red has no counterpart in the other image. What is left unmatched, with a reach, has no tile.
 
     Args:
         image_a, image_b, result, problem, grid_a, grid_b: as for :func:`matches`.
@@ -61,8 +61,8 @@ def draw(
     grids: tuple[Grid, Grid],
 ) -> None:
     """As :func:`matches` places them."""
-    per_patch = [moved.sum(axis) / np.where(plan.sum(axis) > 0, plan.sum(axis), np.inf) for axis in (1, 0)]
-    most = max(x.max() for x in per_patch) or 1.0
+    per_patch = [moved.sum(axis) / np.where(plan.sum(axis) > 0, plan.sum(axis), np.nan) for axis in (1, 0)]
+    most = max(np.nan_to_num(x).max() for x in per_patch) or 1.0
     heights = [image.shape[0] / image.shape[1] for image in (a, b)]
     for image, grid, values, left, height in zip((a, b), grids, per_patch, (0.0, 1.0 + GAP), heights, strict=True):
         low = (max(heights) - height) / 2
@@ -88,8 +88,9 @@ def draw(
 
 
 def _tiles(values: np.ndarray) -> Any:
-    """The middle of each patch: its colour is that of the bar, and around it the image is seen."""
+    """The middle of each patch that sends mass: its colour is that of the bar, and around it the image is seen."""
     cell = np.zeros((_CELL, _CELL), bool)
     cell[_RIM:-_RIM, _RIM:-_RIM] = True
-    grid = np.ones(values.shape, bool)
-    return np.ma.masked_where(~np.kron(grid, cell).astype(bool), np.kron(values, np.ones_like(cell, float)))
+    return np.ma.masked_where(
+        ~np.kron(~np.isnan(values), cell).astype(bool), np.kron(values, np.ones_like(cell, float))
+    )
