@@ -65,7 +65,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16):
         x, y = (at_the_end_of_memory(torch.randn(shape, dtype=dtype)) for _ in range(2))
         for metric in ("l2", "cosine"):
             (sfr_ext.emd_l2(x, y, metric=metric) + sfr_ext.cost_matrix(x, y, metric=metric).sum()).backward()
-print("sound")
+print("sound", flush=True)
 if "beyond" in sys.argv:
     print(ctypes.string_at(x.data_ptr(), x.numel() * x.element_size() + 1))
 """

@@ -127,6 +127,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
             print(f"test accuracy {100 * result['test_accuracy']:.2f} %{of_best}")
             print(f"{seconds:.1f} s, of which {emd:.1f} s ({100 * emd / seconds:.1f} %) in the feature loss")
             print(f"wrote {config.out / 'result.json'}, metrics.csv and curves.png")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # its threads have to end before the process does
     return result
 
 
