@@ -131,6 +131,7 @@ def workloads() -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
         "1,000 of 20 x 40, matched": ("random costs", many, None, None),
         "196 x 49": ("uniform", large[:, :, :49].contiguous(), uniform(16, 196), uniform(16, 49)),
         **hard_shapes(generator, weight, uniform),
+        **trivial_batches(),
     }
 
 
@@ -187,6 +188,18 @@ def hard_shapes(
             None,
             None,
         ),
+    }
+
+
+def trivial_batches() -> dict[str, tuple[str, Tensor, Tensor | None, Tensor | None]]:
+    """Batches of 100 small problems whose optimum is seen at once, where a call's own cost shows."""
+    return {
+        f"100 of {n} x {n}, {kind}": ("trivial", cost.expand(100, n, n).contiguous(), None, None)
+        for n in (5, 12, 20)
+        for kind, cost in (
+            ("constant", torch.ones(n, n, dtype=torch.float64)),
+            ("diagonal", 1 - torch.eye(n, dtype=torch.float64)),
+        )
     }
 
 
