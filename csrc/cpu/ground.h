@@ -93,9 +93,11 @@ struct Ground {
   T* cost = nullptr;        // [N][ld], padding 0
   T* pixel_cost = nullptr;  // [pixels of x][y.ld] where a patch is more than one pixel
   T* rest = nullptr;        // [most_rest][x.ld] sums of y's pixels behind whole vectors
+  bool padded_too = false;  // patches that are kept may be padding all the same, which changes no bit
 
   void reserve(Arena& arena, const CostParams& p) {
     params = &p;
+    padded_too = p.patch > 1;
     x.reserve(arena, p.x, map_offset(p.x, p.B - 1, 0), p);
     y.reserve(arena, p.y, map_offset(p.y, p.B - 1, p.G - 1), p);
     cost = arena.take<T>(p.N() * padded<T>(p.M()));
@@ -345,10 +347,11 @@ void scatter_windows(const Ground<T>& ground, const T* weight, T* pixel_weight) 
       }
 }
 
-// Pixels whose gradient is pulled in vectors, and those whose sums run across lanes.
+// Pixels whose gradient is pulled in vectors, and those whose sums run across lanes: in another order.
 template <class T>
-Lanewise pulled(const Side<T>& to, const Side<T>& from) {
+Lanewise pulled(const Ground<T>& ground, const Side<T>& to, const Side<T>& from) {
   constexpr int64_t sums = 3;
+  if (ground.padded_too) return {whole_vectors<T>(to.pixels.count) / lanes<T>, 0};
   return by_lanes<T>(to.pixels.count, from.pixels.count, sums);
 }
 
@@ -363,10 +366,10 @@ struct PairWeights {
 
 // One gradient panel, lanes over the pixels of `to`; added to what `out` has unless first.
 template <class T>
-void pull_side(Metric metric, const Side<T>& to, Panel<T> of_to, const Side<T>& from, Panel<T> of_from,
+void pull_side(const Ground<T>& ground, const Side<T>& to, Panel<T> of_to, const Side<T>& from, Panel<T> of_from,
                const PairWeights<T>& weights, int64_t channels, T* out, bool first) {
-  const Pair pair = pair_of(metric);
-  const Lanewise of = pulled(to, from);
+  const Pair pair = pair_of(ground.params->metric);
+  const Lanewise of = pulled(ground, to, from);
   const int64_t count = from.pixels.count;
   with_pair(pair, [&](auto known) {
     constexpr Pair pair = decltype(known)::value;
@@ -459,7 +462,7 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
     ld = y.ld;
     team.barrier();
   }
-  const int64_t across = pulled(y, x).rest;
+  const int64_t across = pulled(ground, y, x).rest;
   if (work.x.data || across > 0) {
     const int64_t first = work.x.data ? 0 : y.pixels.count - across;
     team.blocks(y.pixels.count - first, [&](int64_t k) {
@@ -474,10 +477,10 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
   pull_panels(
       team, ground, work,
       [&](Panel<T> of_x, Panel<T> of_y, int64_t channels, T* out, bool first) {
-        pull_side(p.metric, x, of_x, y, of_y, {work.transposed, x.ld, weight, ld}, channels, out, first);
+        pull_side(ground, x, of_x, y, of_y, {work.transposed, x.ld, weight, ld}, channels, out, first);
       },
       [&](Panel<T> of_x, Panel<T> of_y, int64_t channels, T* out) {
-        pull_side(p.metric, y, of_y, x, of_x, {weight, ld, work.transposed, x.ld}, channels, out, true);
+        pull_side(ground, y, of_y, x, of_x, {weight, ld, work.transposed, x.ld}, channels, out, true);
       });
 }
 
