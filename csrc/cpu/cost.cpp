@@ -24,6 +24,7 @@ struct Backward {
 
   Backward(Arena& arena, const CostBackwardParams& p) {
     ground.reserve(arena, p);
+    ground.padded_too = true;  // no weights say which patches are
     ground_grad.reserve(arena, p, p.grad_x, p.grad_y);
     of_x.reserve(arena, p.N(), few_slots);
     of_y.reserve(arena, p.M(), few_slots);

@@ -16,12 +16,13 @@ constexpr int64_t whole_vectors(int64_t n) {
   return (n + lanes<T> - 1) / lanes<T> * lanes<T>;
 }
 
-// Row length for n values: whole vectors, and an odd number of them, so that walking down a column visits
-// every set of the cache.
+// Row length for n values: whole vectors, and where rows are long not a multiple of 256 bytes, of which a column would
+// meet a sixteenth of the cache's sets alone.
 template <class T>
 constexpr int64_t padded(int64_t n) {
-  const int64_t vectors = whole_vectors<T>(n) / lanes<T>;
-  return (vectors + (vectors > 2 && vectors % 2 == 0)) * lanes<T>;
+  constexpr int64_t stride = 256 / sizeof(T);
+  const int64_t values = whole_vectors<T>(n);
+  return values + (values > stride && values % stride == 0 ? lanes<T> : 0);
 }
 
 inline float bits_to_float(uint32_t bits) {
@@ -150,7 +151,7 @@ void pack_elements(const E* map, int64_t stride_c, const Pixels& pixels, int64_t
     }
   } else if (stride_c == 1) {
     T rows[L][panel_channels];
-    for (int64_t p = 0; p < ld; p += L) {
+    for (int64_t p = 0; p < whole_vectors<T>(n); p += L) {
       const T* row[L];  // converted, or where it is
       for (int r = 0; r < L; ++r) {
         row[r] = rows[r];
@@ -219,7 +220,7 @@ void unpack_elements(const T* panel, int64_t ld, const Pixels& pixels, int64_t c
   }
 }
 
-// Channels c0 .. c0 + channels of a map as a panel; the padding of each row is 0.
+// Channels c0 .. c0 + channels of a map as a panel; the padding of each row, up to a whole vector, is 0.
 template <class T>
 void pack(const FeatureView& view, int64_t map, const Pixels& pixels, int64_t c0, int64_t channels, T* panel,
           int64_t ld) {

@@ -92,13 +92,17 @@ struct Ground {
   int64_t ld = 0;           // row length of cost
   T* cost = nullptr;        // [N][ld], padding 0
   T* pixel_cost = nullptr;  // [pixels of x][y.ld] where a patch is more than one pixel
+  T* rest = nullptr;        // [most_rest][x.ld] sums of y's pixels behind whole vectors
+  bool padded_too = false;  // patches that are kept may be padding all the same, which changes no bit
 
   void reserve(Arena& arena, const CostParams& p) {
     params = &p;
+    padded_too = p.patch > 1;
     x.reserve(arena, p.x, map_offset(p.x, p.B - 1, 0), p);
     y.reserve(arena, p.y, map_offset(p.y, p.B - 1, p.G - 1), p);
     cost = arena.take<T>(p.N() * padded<T>(p.M()));
     if (p.patch > 1) pixel_cost = arena.take<T>(p.x.H * p.x.W * padded<T>(p.y.H * p.y.W));
+    rest = arena.take<T>(most_rest<T> * padded<T>(p.x.H * p.x.W));
   }
 
   void set(int64_t batch, int64_t group, const int32_t* kept_x, int64_t n, const int32_t* kept_y, int64_t m) {
@@ -149,9 +153,10 @@ void invert_norms(Side<T>& side) {
   }
 }
 
-// Rows of pixels that one block of the team works on: whole tiles.
-constexpr int64_t pixel_rows = 24;
-static_assert(pixel_rows % tile_rows<1> == 0 && pixel_rows % tile_rows<2> == 0 && pixel_rows % tile_rows<3> == 0);
+// Rows of pixels that one block of the team works on: whole tiles, and whole vectors.
+constexpr int64_t pixel_rows = lanes<float> > 8 ? 48 : 24;
+static_assert(pixel_rows % tile_rows<1> == 0 && pixel_rows % tile_rows<2> == 0 && pixel_rows % tile_rows<3> == 0 &&
+              pixel_rows % lanes<float> == 0 && pixel_rows % lanes<double> == 0);
 
 // Row i of the patches' sums from the pixels': along the diagonal of offsets.
 template <class T>
@@ -190,7 +195,8 @@ void ground_forward(const Team& team, Ground<T>& ground) {
   Arena own(team.own);
   T* x_copy = own.take<T>(panel_channels * x.ld);
   T* y_copy = own.take<T>(panel_channels * y.ld);
-  const int64_t vectors = whole_vectors<T>(y.pixels.count) / lanes<T>;
+  const Lanewise of = by_lanes<T>(y.pixels.count, x.pixels.count, 0);
+  const int64_t behind = y.pixels.count - of.rest;
 
   for (int64_t c = 0; c < p.C; c += panel_channels) {
     const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
@@ -202,10 +208,16 @@ void ground_forward(const Team& team, Ground<T>& ground) {
     team.blocks((x.pixels.count + pixel_rows - 1) / pixel_rows, [&](int64_t block) {
       const int64_t i = block * pixel_rows, left = x.pixels.count - i;
       const int64_t rows = left < pixel_rows ? left : pixel_rows;
-      with_pair(pair_of(p.metric), [&](auto pair) {
-        pair_sums<decltype(pair)::value>(of_x.data + i, of_x.ld, rows, of_y.data, of_y.ld, vectors, channels,
-                                         sums + i * ld, ld, c == 0);
+      with_pair(pair_of(p.metric), [&](auto known) {
+        constexpr Pair pair = decltype(known)::value;
+        pair_sums<pair>(of_x.data + i, of_x.ld, rows, of_y.data, of_y.ld, of.vectors, channels, sums + i * ld, ld,
+                        c == 0);
+        if (of.rest > 0)
+          pair_sums<pair>(of_y.data + behind, of_y.ld, of.rest, of_x.data + i, of_x.ld,
+                          whole_vectors<T>(rows) / lanes<T>, channels, ground.rest + i, x.ld, c == 0);
       });
+      for (int64_t k = 0; c + channels == p.C && k < of.rest; ++k)
+        for (int64_t r = i; r < i + rows; ++r) sums[r * ld + behind + k] = ground.rest[k * x.ld + r];
     });
   }
   if (cosine && team.rank == 0) {
@@ -335,15 +347,37 @@ void scatter_windows(const Ground<T>& ground, const T* weight, T* pixel_weight) 
       }
 }
 
-// One gradient panel: W is [pixels of from][ldw], lanes over the pixels of `to`; added to what `out` has unless first.
+// Pixels whose gradient is pulled in vectors, and those whose sums run across lanes: in another order.
 template <class T>
-void pull_side(Metric metric, const Side<T>& to, Panel<T> of_to, const Side<T>& from, Panel<T> of_from, const T* W,
-               int64_t ldw, int64_t channels, T* out, bool first) {
-  const int64_t vectors = whole_vectors<T>(to.pixels.count) / lanes<T>;
-  const Pair pair = pair_of(metric);
+Lanewise pulled(const Ground<T>& ground, const Side<T>& to, const Side<T>& from) {
+  constexpr int64_t sums = 3;
+  if (ground.padded_too) return {whole_vectors<T>(to.pixels.count) / lanes<T>, 0};
+  return by_lanes<T>(to.pixels.count, from.pixels.count, sums);
+}
+
+// The weights of pairs of pixels, row by row, in both directions.
+template <class T>
+struct PairWeights {
+  const T* W;  // [pixels of from][ld]
+  int64_t ld;
+  const T* transposed;  // [pixels of to][ld_transposed]; of those alone whose sums run across lanes
+  int64_t ld_transposed;
+};
+
+// One gradient panel, lanes over the pixels of `to`; added to what `out` has unless first.
+template <class T>
+void pull_side(const Ground<T>& ground, const Side<T>& to, Panel<T> of_to, const Side<T>& from, Panel<T> of_from,
+               const PairWeights<T>& weights, int64_t channels, T* out, bool first) {
+  const Pair pair = pair_of(ground.params->metric);
+  const Lanewise of = pulled(ground, to, from);
+  const int64_t count = from.pixels.count;
   with_pair(pair, [&](auto known) {
-    pull<decltype(known)::value>(of_to.data, of_to.ld, vectors, of_from.data, of_from.ld, from.pixels.count, W, ldw,
-                                 channels, out, to.ld, first);
+    constexpr Pair pair = decltype(known)::value;
+    pull<pair>(of_to.data, of_to.ld, of.vectors, of_from.data, of_from.ld, count, weights.W, weights.ld, channels, out,
+               to.ld, first);
+    for (int64_t i = to.pixels.count - of.rest; i < to.pixels.count; ++i)
+      pull_pixel<pair>(of_to.data + i, of_to.ld, of_from.data, of_from.ld, count,
+                       weights.transposed + i * weights.ld_transposed, channels, out + i, to.ld, first);
   });
   if (pair != Pair::product) return;
   for (int64_t c = 0; c < channels; ++c)
@@ -428,8 +462,11 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
     ld = y.ld;
     team.barrier();
   }
-  if (work.x.data) {
-    team.blocks(y.pixels.count, [&](int64_t j) {
+  const int64_t across = pulled(ground, y, x).rest;
+  if (work.x.data || across > 0) {
+    const int64_t first = work.x.data ? 0 : y.pixels.count - across;
+    team.blocks(y.pixels.count - first, [&](int64_t k) {
+      const int64_t j = first + k;
       T* row = work.transposed + j * x.ld;
       for (int64_t i = 0; i < x.pixels.count; ++i) row[i] = weight[i * ld + j];
       for (int64_t i = x.pixels.count; i < x.ld; ++i) row[i] = 0;
@@ -440,10 +477,10 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
   pull_panels(
       team, ground, work,
       [&](Panel<T> of_x, Panel<T> of_y, int64_t channels, T* out, bool first) {
-        pull_side(p.metric, x, of_x, y, of_y, work.transposed, x.ld, channels, out, first);
+        pull_side(ground, x, of_x, y, of_y, {work.transposed, x.ld, weight, ld}, channels, out, first);
       },
       [&](Panel<T> of_x, Panel<T> of_y, int64_t channels, T* out) {
-        pull_side(p.metric, y, of_y, x, of_x, weight, ld, channels, out, true);
+        pull_side(ground, y, of_y, x, of_x, {weight, ld, work.transposed, x.ld}, channels, out, true);
       });
 }
 

@@ -1,7 +1,10 @@
 // Sums over channels for every pair of pixels, and their adjoint: the two loops in which the arithmetic is.
 //
 // Panels are channel-major, so the lanes of a vector are neighbouring pixels of one side and the other side
-// is broadcast: no sum ever runs across lanes. A tile of results stays in registers over a panel of channels.
+// is broadcast: no sum runs across lanes. A tile of results stays in registers over a panel of channels.
+//
+// A few pixels behind the last whole vector would take as long as a vector of them: 49 in vectors of 16 as long as 64.
+// They are broadcast, or summed across lanes, and the lanes are the other side's pixels.
 #pragma once
 
 #include "features.h"
@@ -10,6 +13,21 @@
 #include "../ground/metric.h"
 
 namespace sfr::cpu::SFR_ISA {
+
+// Pixels of one side: those in vectors, and how many are left behind them.
+struct Lanewise {
+  int64_t vectors, rest;
+};
+template <class T>
+constexpr int64_t most_rest = lanes<T> / 2;
+// `others`: pixels of the other side; `more`: what one that is left takes beside vectors of these.
+template <class T>
+Lanewise by_lanes(int64_t pixels, int64_t others, int64_t more) {
+  constexpr int L = lanes<T>;
+  const int64_t rest = pixels % L;
+  if (rest > most_rest<T> || rest * ((others + L - 1) / L + more) >= others) return {(pixels + L - 1) / L, 0};
+  return {pixels / L, rest};
+}
 
 // D[r][v] += sum_c pair(x_r, y_v), for R pixels of x and V vectors of y.
 template <Pair P, int R, int V, class T>
@@ -113,6 +131,39 @@ void pull(const T* x, int64_t ldx, int64_t vectors, const T* y, int64_t ldy, int
         pull_columns<P, 1>(x + v * L, ldx, y + j, ldy, W + j * ldw + v * L, ldw, some, channels, out + v * L, ldo,
                            fresh);
     }
+}
+
+// The same for one pixel of x, with the lanes over the `count` pixels of y; W is a row of as many weights, and 0 up to
+// a whole vector.
+template <Pair P, class T>
+void pull_pixel(const T* x, int64_t ldx, const T* y, int64_t ldy, int64_t count, const T* W, int64_t channels, T* out,
+                int64_t ldo, bool first) {
+  constexpr int L = lanes<T>;
+  Int<T> lane{};
+  for (int l = 0; l < L; ++l) lane[l] = l;
+  const auto inside = lane < typename Simd<T>::Scalar(count % L);
+  for (int64_t c = 0; c < channels; c += L) {
+    const int64_t last = channels - c - 1;
+    const auto row = [&](int64_t r) { return c + (r < last ? r : last); };
+    Vec<T> sums[L] = {};
+    int64_t j = 0;
+    for (; j + L <= count; j += L) {
+      const Vec<T> w = load(W + j);
+      for (int r = 0; r < L; ++r) add_pull<P>(sums[r], w, splat(x[row(r) * ldx]), load(y + row(r) * ldy + j));
+    }
+    if (j < count) {
+      const Vec<T> w = load(W + j);
+      for (int r = 0; r < L; ++r) {
+        const Vec<T> yr = load(y + row(r) * ldy + j);
+        add_pull<P>(sums[r], w, splat(x[row(r) * ldx]), inside ? yr : Vec<T>{});
+      }
+    }
+    const Vec<T> sum = sum_rows<T>(sums);
+    for (int64_t r = 0; r <= last && r < L; ++r) {
+      T& of = out[(c + r) * ldo];
+      of = first ? sum[r] : of + sum[r];
+    }
+  }
 }
 
 }  // namespace sfr::cpu::SFR_ISA

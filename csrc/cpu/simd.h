@@ -115,15 +115,12 @@ SFR_INLINE double sqrt_of(double x) {
   return __builtin_sqrt(x);
 }
 
-// In every group of `Width` lanes: the first halves of a's and b's group side by side, or the second halves.
-template <class T, int Width, bool Second>
-SFR_INLINE Vec<T> halves(Vec<T> a, Vec<T> b) {
+// The lanes of a and b, counted as one vector after the other, that `where` says for each lane.
+template <class T, class Where>
+SFR_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Where where) {
   constexpr int L = lanes<T>;
   Int<T> index{};
-  for (int i = 0; i < L; ++i) {
-    const int group = i / Width * Width, r = i % Width, half = Width / 2;
-    index[i] = group + r % half + (Second ? half : 0) + (r < half ? 0 : L);
-  }
+  for (int i = 0; i < L; ++i) index[i] = where(i);
 #if defined(__clang__)
   Vec<T> out{};
   for (int i = 0; i < L; ++i) out[i] = index[i] < L ? a[index[i]] : b[index[i] - L];
@@ -133,10 +130,39 @@ SFR_INLINE Vec<T> halves(Vec<T> a, Vec<T> b) {
 #endif
 }
 
+// In every group of `Width` lanes: the first halves of a's and b's group side by side, or the second halves.
+template <class T, int Width, bool Second>
+SFR_INLINE Vec<T> halves(Vec<T> a, Vec<T> b) {
+  return shuffle<T>(a, b, [](int i) {
+    const int r = i % Width, half = Width / 2;
+    return i - r + r % half + (Second ? half : 0) + (r < half ? 0 : lanes<T>);
+  });
+}
+
+// Every second block of 16 bytes of a, then of b, from the first or the second on.
+template <class T, bool Second>
+SFR_INLINE Vec<T> every_second(Vec<T> a, Vec<T> b) {
+  constexpr int block = 16 / sizeof(T);
+  return shuffle<T>(a, b, [](int i) { return i + i / block * block + (Second ? block : 0); });
+}
+
 // rows[r][c] -> rows[c][r] for a square of lanes x lanes: blocks off the diagonal change places, halving.
 template <class T, int Width = lanes<T>>
 SFR_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
-  if constexpr (Width > 1) {
+  if constexpr (Width * sizeof(T) == 64) {
+    // Two rounds in one: only blocks of 16 bytes move, for which there is an instruction that needs no index.
+    constexpr int quarter = Width / 4;
+    for (int i = 0; i < quarter; ++i) {
+      Vec<T>&a = rows[i], &b = rows[i + quarter], &c = rows[i + 2 * quarter], &d = rows[i + 3 * quarter];
+      const Vec<T> even_ab = every_second<T, false>(a, b), even_cd = every_second<T, false>(c, d);
+      const Vec<T> odd_ab = every_second<T, true>(a, b), odd_cd = every_second<T, true>(c, d);
+      a = every_second<T, false>(even_ab, even_cd);
+      b = every_second<T, false>(odd_ab, odd_cd);
+      c = every_second<T, true>(even_ab, even_cd);
+      d = every_second<T, true>(odd_ab, odd_cd);
+    }
+    transpose<T, quarter>(rows);
+  } else if constexpr (Width > 1) {
     for (int block = 0; block < lanes<T>; block += Width)
       for (int i = block; i < block + Width / 2; ++i) {
         const Vec<T> a = rows[i], b = rows[i + Width / 2];
