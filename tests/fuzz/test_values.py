@@ -36,14 +36,17 @@ def test_values_are_those_of_the_reference(problem: Problem, objective: str) -> 
     value = emd_l2(problem.x, problem.y, **problem.weights, tol=tol, max_iter=5000, **options)
     result = solve_sample(problem.x, problem.y, problem.a, problem.b, tol=tol, max_iter=5000, **problem.options)
     wide = problem.wide()
-    expected = reference.emd_l2(wide.x, wide.y, **wide.weights, tol=1e-10, max_iter=20_000, **options)
     cost = reference.cost_matrix(wide.x, wide.y, metric=problem.options["metric"])
     mass = 1.0
     if "reach" in problem.options:
         mass = max(1.0, *(w.double().sum(-1).max().item() for w in (problem.a, problem.b) if w is not None), 0.0)
     assert value.isfinite().all() and result.converged.all()
-    apart = (value.double() - expected).abs() / (unit_of(cost, problem) * mass * mass)
-    assert (apart <= 20 * tol).all(), (value, expected)
+    for iterations in (20_000, 500_000):  # the reference has plain ones, which clusters make slow
+        expected = reference.emd_l2(wide.x, wide.y, **wide.weights, tol=1e-10, max_iter=iterations, **options)
+        apart = (value.double() - expected).abs() / (unit_of(cost, problem) * mass * mass)
+        if (apart <= 20 * tol).all():
+            return
+    raise AssertionError((value, expected))
 
 
 @given(problems(most=9500))
@@ -142,6 +145,11 @@ def test_gradients_are_slopes(problem: Problem, objective: str) -> None:
     generator = torch.Generator().manual_seed(0)
     size = max(x.abs().max().item(), 1e-300)
     ways = [torch.randn(t.shape, generator=generator, dtype=F64) * size for t in (x, y)]
+    if problem.options["metric"] == "l1":
+        # Two values that change places within the smaller step have two slopes there; equal ones have their mean.
+        by_channel = [[t.flatten(2) if t.dim() == 4 else t.mT for t in both] for both in ((x, y), ways)]
+        between, pace = ((of_x[..., :, None] - of_y[..., None, :]).abs() for of_x, of_y in by_channel)
+        assume(not ((between > 0) & (between < 1e-6 * pace)).any())
     slope = sum((grad * way).sum() for grad, way in zip(grads, ways, strict=True))
     with torch.no_grad():
         differences = []
