@@ -147,8 +147,10 @@ def test_gradients_are_slopes(problem: Problem, objective: str) -> None:
     ways = [torch.randn(t.shape, generator=generator, dtype=F64) * size for t in (x, y)]
     if problem.options["metric"] == "l1":
         # Two values that change places within the smaller step have two slopes there; equal ones have their mean.
-        by_channel = [[t.flatten(2) if t.dim() == 4 else t.mT for t in both] for both in ((x, y), ways)]
-        between, pace = ((of_x[..., :, None] - of_y[..., None, :]).abs() for of_x, of_y in by_channel)
+        maps = x.dim() == 4
+        by_channel = [[t.flatten(-2) if maps else t.mT for t in both] for both in ((x, y), ways)]
+        lead = (slice(None), None) if y.dim() > x.dim() else ()  # y has groups
+        between, pace = ((of_x[lead][..., :, None] - of_y[..., None, :]).abs() for of_x, of_y in by_channel)
         assume(not ((between > 0) & (between < 1e-6 * pace)).any())
     slope = sum((grad * way).sum() for grad, way in zip(grads, ways, strict=True))
     with torch.no_grad():
