@@ -20,7 +20,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")),
 ]
 # What a path in a page is relative to, beside the page itself.
-ROOMS = ["", "csrc", "sfr_ext", "tests", "benchmarks", "docs"]
+FOLDERS = ["", "csrc", "sfr_ext", "tests", "benchmarks", "docs"]
 SUFFIXES = "py|pyi|h|cpp|cu|cuh|md|json|npz|toml|txt|cff|ipynb"
 # Written by runs, not part of the repository.
 WRITTEN = {
@@ -59,7 +59,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def there(path: str, page: Path) -> bool:
-    return any((folder / path).exists() for folder in (page.parent, *(ROOT / room for room in ROOMS)))
+    return any((folder / path).exists() for folder in (page.parent, *(ROOT / name for name in FOLDERS)))
 
 
 @pages
@@ -87,12 +87,12 @@ def test_paths_exist(page: Path) -> None:
 def named_alone(path: str, page: Path) -> bool:
     """A file of a folder that the page is about, named without it."""
     return "/" not in path and any(
-        path == found.name for room in ("csrc", "sfr_ext", "tests", "benchmarks", "tools") for found in files(room)
+        path == found.name for folder in ("csrc", "sfr_ext", "tests", "benchmarks", "tools") for found in files(folder)
     )
 
 
-def files(room: str) -> list[Path]:
-    return [path for path in (ROOT / room).rglob("*") if path.is_file()]
+def files(folder: str) -> list[Path]:
+    return [path for path in (ROOT / folder).rglob("*") if path.is_file()]
 
 
 @pages
