@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sfr_ext
-from sfr_ext import cli
+from sfr_ext import cli, ops
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -139,6 +139,16 @@ def test_tests_and_public_names_exist(page: Path) -> None:
             owner: object = sfr_ext
             for name in match[1][1:].split("."):
                 owner = getattr(owner, name, None) or importlib.import_module(f"sfr_ext.{name}")
+
+
+def test_every_metric_is_described() -> None:
+    """Where a user looks for what there is."""
+    for of in (sfr_ext.emd_l2, sfr_ext.cost_matrix, sfr_ext.reference.cost_matrix):
+        for metric in ops.METRICS:
+            assert metric in str(of.__doc__), (of, metric)
+    for page in ("guide", "features", "accuracy"):
+        for metric in ops.METRICS:
+            assert f"`{metric}`" in (ROOT / "docs" / f"{page}.md").read_text().replace('"', ""), (page, metric)
 
 
 def test_every_page_can_be_reached() -> None:
