@@ -1,1 +1,1 @@
-"""How fast sfr_ext is, and how exact; README.md in this folder says which room holds what."""
+"""How fast sfr_ext is, and how exact; README.md in this folder says which folder holds what."""

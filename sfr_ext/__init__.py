@@ -2,6 +2,28 @@
 
 >>> import torch, sfr_ext
 >>> loss = sfr_ext.emd_l2(torch.randn(2, 8, 7, 7), torch.randn(2, 8, 7, 7))
+
+Distances
+    emd_l2                     the distance between two sets of features, as a loss; EMDL2Loss: as a module
+    self_term, SelfTerm        a teacher's own term of the divergence, solved once
+    cross_reference_weights    DeepEMD's weights
+    warn_on_nonconvergence     with ConvergenceWarning: say where a problem did not converge
+Transport problems
+    solve_sample, solve        plan, potentials and costs, for features or for a cost matrix: an OTResult
+    cost_matrix                ground costs of features
+    linear_assignment          rows with columns, as many as possible
+Training
+    SelfFeatureRegularizer     SFR on a network: deep layers teach shallow ones; self_feature_loss: of features
+    DynamicLabelSmoothing      cross-entropy whose smoothing grows
+    FeatureDistiller           another network teaches
+    group_channels             deep channels in groups as wide as the shallow ones
+More
+    layouts                    from what a layer returns to features
+    plot                       pictures of a matching
+    reference                  the same in plain torch and SciPy: what correctness is measured against
+    build_info                 what was built, what runs, and why not more
+
+Each has its own help, such as ``help(sfr_ext.emd_l2)``.
 """
 
 # ruff: noqa: F403, F405
@@ -76,7 +98,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """What a user can want; not what this file imports."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 if "torch" in sys.modules:  # nothing to wait for; and the operators under torch.ops.sfr_ext are there at once

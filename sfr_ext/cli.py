@@ -18,6 +18,9 @@ from .completion import SHELLS, PrintCompletion
 from .extras import how_to_install
 from .train.errors import EveryProcessError, TrainError, UsageError
 
+# Those of ops.METRICS, as a test says: help is there without torch, and the compiled part is loaded after it.
+METRICS = ("l2", "sqeuclidean", "cosine", "l1")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: the process's); return its exit code.
@@ -287,9 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     match.add_argument(
         "--eps", type=_above_0, metavar="X", help="of an entropic plan, in standard deviations of cost (default: exact)"
     )
-    match.add_argument(
-        "--metric", choices=("l2", "sqeuclidean", "cosine", "l1"), default="l2", help="cost of two patches (l2)"
-    )
+    match.add_argument("--metric", choices=METRICS, default="l2", help="cost of two patches (l2)")
     match.add_argument(
         "--reach",
         type=_above_0,

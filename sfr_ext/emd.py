@@ -62,14 +62,16 @@ def emd_l2(
 
     The distance is the least cost of moving the mass of one set onto the other (Rubner et al. 2000; Peyre and Cuturi,
     "Computational Optimal Transport", 2019, chapter 2). By default it is that of a smoothed plan (``"sinkhorn"``,
-    Cuturi 2013), about 0.2 % above; ``solver="exact"`` computes it as it is.
+    Cuturi 2013): about 0.2 % above on feature maps of networks, far more for points in 2 or 3 dimensions.
+    ``solver="exact"`` computes it as it is.
 
     With the costs :math:`C_{ij}` of `cost_matrix` and the entropic plan :math:`P` of `solve`, the value of each pair is
-    :math:`\langle P, C \rangle` (``"transport"``) or :math:`\langle P, C \rangle + \varepsilon\,\mathrm{KL}(P | a b^T)`
-    (``"entropic"``), or this less half of what either side has with itself (``"divergence"``; Feydy et al. 2019): 0 for
-    equal inputs and positive otherwise, up to rounding. The gradient is that of the value returned, including the
-    plan's own dependence on the costs (implicit differentiation) and that of a relative ``eps``: exact at convergence,
-    else off by the order of ``tol``.
+    :math:`\langle P, C \rangle` (``"transport"``), or
+    :math:`E(x, y) = \langle P, C \rangle + \varepsilon\,\mathrm{KL}(P | a b^T)` (``"entropic"``), or
+    :math:`E(x, y) - E(x, x) / 2 - E(y, y) / 2` (``"divergence"``; Feydy et al. 2019): 0 for equal inputs and positive
+    otherwise, up to rounding. The gradient is that of the value returned, including the plan's own dependence on the
+    costs (implicit differentiation) and that of a relative ``eps``: exact at convergence, else off by the order of
+    ``tol``.
 
     Args:
         student_feat: ``[B, C, H, W]``, contiguous or channels_last or any other strides, read in place; or tokens
@@ -78,20 +80,24 @@ def emd_l2(
             ``[B, G, M, C]``, one student faces ``G`` teachers.
         student_weight: ``[B, N]`` or ``[B, H, W]``, or ``[N]`` or ``[H, W]`` for the whole batch; non-negative
             (floating-point, integer or bool), normalised to sum to 1; 0 removes the patch (padding, masks): its
-            features are never looked at and it gets no gradient. Default uniform. With groups also one per group,
-            ``[B, G, ...]``. A problem with all of a side removed is empty: its value and gradients are 0.
+            features are never looked at and it gets no gradient. In a mask True keeps a patch (a
+            ``key_padding_mask`` of torch's attention says the opposite: pass ``~key_padding_mask``). Default uniform.
+            With groups also one per group, ``[B, G, ...]``. A problem with all of a side removed is empty: its value
+            and gradients are 0.
         teacher_weight: likewise ``[B, M]`` or ``[B, H', W']``, shared by the groups, or one per group ``[B, G, ...]``.
         metric: ``"l2"`` | ``"sqeuclidean"`` | ``"cosine"`` | ``"l1"``, as in `cost_matrix`.
         patch_size: ``k > 1`` matches ``k x k`` neighbourhoods.
-        solver: ``"sinkhorn"``, or ``"exact"``: the earth mover's distance itself, for either objective, with a gradient
-            that follows the optimal plan and dual variables. It keeps the cost matrix on a GPU, for windows and
-            for the cosine; ``eps``, ``eps_scale``, ``tol`` and ``max_iter`` do not apply, and all objectives are one.
-        objective: ``"transport"`` | ``"entropic"`` | ``"divergence"``: the debiased divergence
-            ``E(x, y) - E(x, x) / 2 - E(y, y) / 2`` of entropic values, all with the eps of ``E(x, y)``; where a reach
-            lets masses differ, plus ``eps / 2 (|a| - |b|)^2`` (Sejourne et al. 2019).
+        solver: ``"sinkhorn"``, or ``"exact"``: the earth mover's distance itself, whatever the objective, with a
+            gradient that follows the optimal plan and dual variables. ``eps``, ``eps_scale``, ``tol`` and ``max_iter``
+            do not apply. Memory: ``N x M`` per problem on a GPU, with ``patch_size > 1``, and for ``"cosine"``; else
+            none.
+        objective: ``"transport"`` | ``"entropic"`` | ``"divergence"``, as above. Of the divergence, all three values
+            have the eps of ``E(x, y)``; where a reach lets masses differ, ``eps / 2 (|a| - |b|)^2`` is added (Sejourne
+            et al. 2019).
         eps: regularisation; smaller is nearer to the exact distance and takes more iterations. The default suits most
-            losses (0.2 % above, 46 iterations); 0.3 for a smoother one (3 %, 16 iterations) and for training weights
-            in float32; below 0.03 rather ``solver="exact"``.
+            losses between feature maps (0.2 % above, 49 iterations); 0.3 for a smoother one (3 %, 16 iterations), and
+            for learned patch weights in float32; below 0.03, and for points in 2 or 3 dimensions, rather
+            ``solver="exact"``.
         eps_scale: ``"std"``: in standard deviations of each problem's costs. ``"absolute"``: in units of the cost.
         reach: unbalanced transport: mass that is further away than this, in units of the cost, mostly stays. One
             number, or a pair for student and teacher; None: balanced. A side with a reach keeps the sum of its

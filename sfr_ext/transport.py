@@ -85,8 +85,8 @@ def solve(
             ones of ``cost`` could mean either, and is refused.)
         solver: ``"sinkhorn"``: as above. ``"exact"``: an optimal vertex and its dual variables, to the rounding of
             float64. Both costs are then the earth mover's distance; their gradient is the plan for ``cost`` and the
-            dual variables for the weights (where several are optimal, those of one). What follows does not apply to
-            it, but for ``tol`` and, in its own way, ``reach``.
+            dual variables for the weights (where several are optimal, those of one). Of the options below ``reach``
+            applies, in its own way, and ``tol``, in ``converged`` alone.
         eps: regularisation, in units that ``eps_scale`` says. Kept within what the type can tell apart: not above
             65536 times (float64: 2^30) what costs differ by or a reach, where the plan is that of an infinite one, and
             not so small that rounding of the potentials is all there is. `OTResult` says which eps it was.

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-METRICS = ["l2", "sqeuclidean", "cosine", "l1"]
+from sfr_ext import ops
+
+METRICS = list(ops.METRICS)
 OBJECTIVES = ["transport", "entropic"]
 EPS_SCALES = ["std", "absolute"]
 HALVES = [torch.float16, torch.bfloat16]

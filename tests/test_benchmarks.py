@@ -294,6 +294,14 @@ def test_excess_over_the_exact_value_falls_with_eps():
     assert all(str(eps) in excess.table(entries) for eps in excess.EPS)
 
 
+def test_excess_of_points_is_large_in_few_dimensions():
+    """What the guide tells users of point clouds."""
+    few, many = (excess.of_points(dimensions, 49, tol=1e-4) for dimensions in (2, 64))
+    assert all(a > 10 * b > 0 for a, b in zip(few, many, strict=True))
+    assert few[0] > few[1] and few[2] > few[3]  # of eps
+    assert few[2] > few[0]  # of the metric
+
+
 @pytest.mark.parametrize("suite", ["quick", "kernels"])
 def test_dry_run(suite, tmp_path, monkeypatch, capsys):
     """Every path on tiny problems, so that no hour, and no time on a GPU, is lost to a slip."""

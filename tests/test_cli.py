@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sfr_ext
-from sfr_ext import cli
+from sfr_ext import cli, ops
 from sfr_ext.train import fashion_mnist
 from sfr_ext.train.config import ARMS, TrainConfig, flag, options
 
@@ -492,6 +492,10 @@ def test_what_needs_no_torch_does_not_load_it(arguments):
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
+def test_metrics_are_those_of_the_library():
+    assert tuple(ops.METRICS) == cli.METRICS
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--version"])
@@ -509,6 +513,7 @@ def test_version(capsys):
         "import sfr_ext.regularizer",
         "import sfr_ext.ops",
         "import sfr_ext; assert set(sfr_ext.__all__) <= set(dir(sfr_ext)) and not hasattr(sfr_ext, 'emd_l3')",
+        "import sfr_ext; assert {n for n in dir(sfr_ext) if n[:2] != '__'} == set(sfr_ext.__all__) - {'__version__'}",
     ],
 )
 def test_public_names_are_there_however_the_package_is_imported(code):

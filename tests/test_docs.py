@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sfr_ext
-from sfr_ext import cli
+from sfr_ext import cli, ops
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -20,7 +20,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")),
 ]
 # What a path in a page is relative to, beside the page itself.
-ROOMS = ["", "csrc", "sfr_ext", "tests", "benchmarks", "docs"]
+FOLDERS = ["", "csrc", "sfr_ext", "tests", "benchmarks", "docs"]
 SUFFIXES = "py|pyi|h|cpp|cu|cuh|md|json|npz|toml|txt|cff|ipynb"
 # Written by runs, not part of the repository.
 WRITTEN = {
@@ -59,7 +59,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def there(path: str, page: Path) -> bool:
-    return any((folder / path).exists() for folder in (page.parent, *(ROOT / room for room in ROOMS)))
+    return any((folder / path).exists() for folder in (page.parent, *(ROOT / name for name in FOLDERS)))
 
 
 @pages
@@ -87,12 +87,12 @@ def test_paths_exist(page: Path) -> None:
 def named_alone(path: str, page: Path) -> bool:
     """A file of a folder that the page is about, named without it."""
     return "/" not in path and any(
-        path == found.name for room in ("csrc", "sfr_ext", "tests", "benchmarks", "tools") for found in files(room)
+        path == found.name for folder in ("csrc", "sfr_ext", "tests", "benchmarks", "tools") for found in files(folder)
     )
 
 
-def files(room: str) -> list[Path]:
-    return [path for path in (ROOT / room).rglob("*") if path.is_file()]
+def files(folder: str) -> list[Path]:
+    return [path for path in (ROOT / folder).rglob("*") if path.is_file()]
 
 
 @pages
@@ -139,6 +139,16 @@ def test_tests_and_public_names_exist(page: Path) -> None:
             owner: object = sfr_ext
             for name in match[1][1:].split("."):
                 owner = getattr(owner, name, None) or importlib.import_module(f"sfr_ext.{name}")
+
+
+def test_every_metric_is_described() -> None:
+    """Where a user looks for what there is."""
+    for of in (sfr_ext.emd_l2, sfr_ext.cost_matrix, sfr_ext.reference.cost_matrix):
+        for metric in ops.METRICS:
+            assert metric in str(of.__doc__), (of, metric)
+    for page in ("guide", "features", "accuracy"):
+        for metric in ops.METRICS:
+            assert f"`{metric}`" in (ROOT / "docs" / f"{page}.md").read_text().replace('"', ""), (page, metric)
 
 
 def test_every_page_can_be_reached() -> None:

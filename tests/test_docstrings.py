@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib.util
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,3 +52,10 @@ def test_the_functions_that_are_met_first_have_one() -> None:
         "EMDL2Loss DynamicLabelSmoothing FeatureDistiller SelfFeatureRegularizer cost_matrix emd_l2 solve solve_sample"
     )
     assert {*first.split(), "linear_assignment", "self_feature_loss", "self_term", "group_channels"} <= found
+
+
+def test_the_package_says_what_is_in_it() -> None:
+    """`help(sfr_ext)` begins with it."""
+    assert sfr_ext.__doc__ is not None
+    for name in sfr_ext.__all__:
+        assert name == "__version__" or re.search(rf"\b{name}\b", sfr_ext.__doc__), name

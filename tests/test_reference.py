@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import METRICS
 
 from sfr_ext import reference
-
-METRICS = ["l2", "sqeuclidean", "cosine", "l1"]
 
 
 def rand(*shape: int) -> torch.Tensor:

@@ -115,6 +115,7 @@ def blur() -> Any:
     first.annotate("", (mean + std, 0.8 * high), (mean, 0.8 * high), arrowprops={"arrowstyle": "<->", "color": OURS})
     first.text(mean + std / 2, 0.84 * high, "1 std", ha="center", color=OURS)
     first.axvline(mean, color=OURS, linewidth=0.8)
+    first.text(mean, 0.6 * high, " mean", color=OURS)
     first.set(title="costs of all pairs", xlabel="cost", ylabel="number of pairs", yticks=[], ylim=(low, high))
     for axes, eps in zip(others, (1.0, 0.3, 0.05, None), strict=True):
         plan = (sfr_ext.solve(cost, solver="exact") if eps is None else sfr_ext.solve(cost, eps=eps)).plan[0]

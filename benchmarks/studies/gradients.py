@@ -18,7 +18,7 @@ from sfr_ext import ops
 from ..harness.report import markdown
 
 METRICS = tuple(ops.METRICS)
-OBJECTIVES = ("transport", "entropic")
+OBJECTIVES = ("transport", "entropic", "divergence")
 EPS_SCALES = ("std", "absolute")
 INPUTS = ("student", "teacher", "student weight", "teacher weight")
 STEP = 1e-5

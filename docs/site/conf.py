@@ -58,6 +58,9 @@ for name in ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2"):
     else:
         shutil.copy(_MATHJAX / name, target)
 html_static_path = ["static"]
+# Code in a table breaks into lines, so that no column lies outside of a phone.
+(_STATIC / "tables.css").write_text("table.docutils code { white-space: normal; overflow-wrap: anywhere; }\n")
+html_css_files = ["tables.css"]
 mathjax_path = "mathjax/tex-mml-chtml.js"
 html_theme_options = {"navigation_with_keys": True}
 

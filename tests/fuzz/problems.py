@@ -9,9 +9,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sfr_ext import ops
+
 # Vectors hold 2 to 16 entries, tiles 8, 16 or 48 patches, warps 32 of them.
 EDGES = [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 50, 63, 64, 65, 96, 97]
-METRICS = ["l2", "sqeuclidean", "cosine", "l1"]
+METRICS = list(ops.METRICS)
+# The power of the features' scale that a cost has. Squares, and products of squares, overflow and underflow: how much
+# of the exponents that are asked for float32 takes.
+POWERS = {"l2": 1, "sqeuclidean": 2, "cosine": 0, "l1": 1}
+SHARES = {"l2": 0.5, "sqeuclidean": 0.25, "cosine": 0.5, "l1": 1.0}
+assert set(METRICS) == set(POWERS) == set(SHARES)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 CONTENTS = ["normal", "positive", "ties", "equal", "clusters", "offset", "sparse"]
 LAYOUTS = ["contiguous", "permuted", "strided", "negative", "expanded"]
@@ -135,8 +142,8 @@ def problems(
     exponent = draw(st.one_of(st.just(0), st.integers(*scales)))
     if dtype == torch.float16:
         exponent = max(-2, min(2, exponent))
-    elif dtype != torch.float64 and metric != "l1":  # squares, and products of squares, overflow and underflow
-        exponent = int(exponent * (0.25 if metric == "sqeuclidean" else 0.5))
+    elif dtype != torch.float64:
+        exponent = int(exponent * SHARES[metric])
     maps = draw(st.booleans())
     sides = []
     for lead, count in (((batch,), n), ((batch, *groups), m)):
@@ -154,7 +161,6 @@ def problems(
     b = weight(draw(st.sampled_from(weights)), (batch, *groups), m, generator)
     options: dict[str, Any] = {"metric": metric, "eps": draw(st.sampled_from([0.1, 0.3, 1.0, 5.0]))}
     if reach is not None:
-        # In units of the cost.
-        unit = 10.0**exponent if metric in ("l2", "l1") else 100.0**exponent if metric == "sqeuclidean" else 1.0
+        unit = 10.0 ** (POWERS[metric] * exponent)  # of the cost
         options["reach"] = tuple(None if r is None else r * unit for r in reach)
     return Problem(*sides, a, b, options)

@@ -91,7 +91,7 @@ def test_without_a_gpu_nothing_is_measured():
 
 def test_page_has_every_section():
     page = command.PAGE.read_text()
-    for name in ("code", "counters", "predictions", "share", "assumptions", "by hand"):
+    for name in ("code", "counters", "predictions", "share", "assumptions"):
         content = page.split(f"<!-- gpu_model: {name} -->")[1].split(f"<!-- end of {name} -->")[0]
         assert len(content.strip().splitlines()) > 3, name
 

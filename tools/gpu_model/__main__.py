@@ -77,7 +77,6 @@ def run(options: argparse.Namespace) -> int:
             "predictions": predict.report(devices),
             "share": share,
             "assumptions": predict.ASSUMED,
-            "by hand": predict.beside_by_hand(),
         })  # fmt: skip
     for line in over:
         print(f"gpu_model: over budget: {line}", file=sys.stderr)

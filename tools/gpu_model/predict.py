@@ -428,18 +428,3 @@ def breakdown(workload: Workload, device: Device) -> str:
             way = "backward" if backward else "forward"
             lines.append(f"| {way} | {name} | {found.share(name) * 1e6:.1f} | {', '.join(bounds)} |")
     return "\n".join(lines)
-
-
-# Estimated by hand for an H100, in microseconds: forward, of it distances, backward.
-BY_HAND = [(220, 57, 270), (215, 55, 265), (1100, 410, 1160), (2300, 1600, 3600), (4900, 1900, 5000), (140, 13, 130)]
-
-
-def beside_by_hand() -> str:
-    """A table: this prediction, and the estimate by hand."""
-    lines = ["| workload | by hand | predicted | of it distances, by hand | predicted |", "|---|---:|---:|---:|---:|"]
-    for workload, (forward, distances, backward) in zip(WORKLOADS, BY_HAND, strict=True):
-        ours = [predict(workload, DEVICES["H100"], way) for way in (False, True)]
-        times = "; ".join(f"{_rounded(found.seconds * 1e6):,}" for found in ours)
-        share = _rounded(ours[0].share("distances", "slices", "panels") * 1e6)
-        lines.append(f"| {workload} | {forward:,}; {backward:,} | {times} | {distances:,} | {share:,} |")
-    return "\n".join(lines)
