@@ -15,16 +15,7 @@ enum class Pair {
 };
 
 SFR_GROUND_INLINE constexpr Pair pair_of(Metric metric) {
-  switch (metric) {  // without a default: compilers name a metric that is missing
-    case Metric::l2:
-    case Metric::sqeuclidean:
-      return Pair::difference;
-    case Metric::cosine:
-      return Pair::product;
-    case Metric::l1:
-      return Pair::absolute;
-  }
-  return Pair::difference;
+  return metric == Metric::cosine ? Pair::product : metric == Metric::l1 ? Pair::absolute : Pair::difference;
 }
 
 // The gradient of a pair's x, from the weight of the pair, is add_pull; products have a share of x itself besides.
