@@ -238,8 +238,9 @@ def sinkhorn(
 
     # Differentiable in everything but the potentials, which the iterations below find without a graph.
     def plan_of(f: Tensor, g: Tensor) -> Tensor:
-        apart = (f[..., :, None] + g[..., None, :] - cost).masked_fill(forbidden, 0.0)
-        exponent = (apart / eps_used[..., None, None]).masked_fill(forbidden, -math.inf)
+        outside = forbidden | removed
+        apart = (f[..., :, None] + g[..., None, :] - cost).masked_fill(outside, 0.0)
+        exponent = (apart / eps_used[..., None, None]).masked_fill(outside, -math.inf)
         return a[..., :, None] * b[..., None, :] * exponent.exp()
 
     with torch.no_grad():

@@ -40,8 +40,10 @@ class OTResult:
         dual_gap: for ``solver="exact"``, a bound of what the value is above the least one, in units of the cost:
             ``sum_ij P_ij max(C_ij - f_i - g_j, 0)``, and the largest ``f_i + g_j - C_ij`` that rounding allows times
             the mass. NaN for Sinkhorn.
-        converged: ``marginal_error <= tol``; for ``solver="exact"`` also ``dual_gap <= 1e-9 sum P |C|`` (1e-5 in
-            float32), so that the plan is proved to be optimal.
+        converged: ``marginal_error <= tol``. That is of the problem at ``eps``, which is larger than the one asked for
+            where ``max_iter`` ended the way to it, or where the type does not hold its potentials. For
+            ``solver="exact"`` also ``dual_gap <= 1e-9 sum P |C|`` (1e-5 in float32), so that the plan is proved to be
+            optimal.
 
     It can be pickled, copied and saved with ``torch.save``; copies are detached and carry the plan, which is computed
     for them.

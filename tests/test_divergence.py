@@ -7,7 +7,7 @@ import torch
 from cases import EPS_SCALES, HALVES, METRICS, error, features, value_and_gradients, weights
 from torch import Tensor
 
-from sfr_ext import emd_l2, reference, self_term
+from sfr_ext import emd_l2, reference, self_term, solve_sample
 from sfr_ext.ops import SolverOptions
 
 DIVERGENCE = {"objective": "divergence", "reduction": "none"}
@@ -254,3 +254,48 @@ def test_a_self_term_at_an_eps_below_what_float32_holds() -> None:
     options = {"eps": 1e-12, "eps_scale": "absolute", "objective": "divergence"}
     given = emd_l2(x, y, teacher_self=self_term(y, eps=1e-12), **options)
     assert error(given, emd_l2(x, y, **options)) < 1e-4
+
+
+@pytest.mark.parametrize("reach", [None, 1.0])
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_empty_group_leaves_the_others_as_they_are(empty: int, reach: float | None) -> None:
+    x, y = features(2, 6, 3, dtype=torch.float64, grad=True), features(2, 3, 5, 3, dtype=torch.float64)
+    b = torch.ones(2, 3, 5, dtype=torch.float64)
+    b[0, empty] = 0
+    options = {"eps": 0.3, "eps_scale": "absolute", "reach": reach, **DIVERGENCE}
+    value, gradients = value_and_gradients(lambda x: emd_l2(x, y, teacher_weight=b, **options), x)
+    alone = [
+        value_and_gradients(lambda x, g=g: emd_l2(x, y[:, g], teacher_weight=b[:, g], **options), x) for g in range(3)
+    ]
+    assert value[0, empty] == 0 and value[0].count_nonzero() == 2
+    assert error(value, torch.stack([of for of, _ in alone], 1)) < 1e-9
+    assert error(gradients[0], sum(grad for _, (grad,) in alone)) < 1e-7
+
+
+@pytest.mark.parametrize("reach", [None, 0.1])
+@pytest.mark.parametrize("far", [3e3, 1e5])
+def test_an_absolute_eps_beside_far_clusters_is_held(far: float, reach: float | None) -> None:
+    """What potentials span says what the type holds, not how far apart the costs are."""
+    x, y = features(2, 20, 4), features(2, 20, 4)
+    x[:, 10:] += far
+    y[:, 10:] += far
+    options = {"eps": 0.05, "eps_scale": "absolute", "reach": reach, "tol": 1e-5, "max_iter": 20_000, **DIVERGENCE}
+    wide = [z.double().requires_grad_() for z in (x, y)]
+    ours, grads = value_and_gradients(lambda x, y: emd_l2(x, y, **options), x.requires_grad_(), y.requires_grad_())
+    expected, right = value_and_gradients(lambda x, y: emd_l2(x, y, **{**options, "tol": 1e-10}), *wide)
+    assert error(ours, expected) < 1e-4
+    for grad, wanted in zip(grads, right, strict=True):
+        assert error(grad, wanted) < 2e-2 * max(1, far / 1e4)
+
+
+def test_an_eps_that_gave_way_is_that_of_all_three() -> None:
+    """One patch far from all others, and an eps that float32 does not hold there."""
+    x, y = features(3, 12, 3), features(3, 12, 3)
+    x[1, 0] += 1e5
+    options = {"eps": 1e-3, "eps_scale": "absolute", "max_iter": 20_000, **DIVERGENCE}
+    used = solve_sample(x, y, eps=1e-3, eps_scale="absolute", max_iter=20_000).eps
+    assert used[1] > 2 * used[0] and used[0] == used[2]
+    ours = emd_l2(x, y, **options)
+    for b in range(3):
+        expected = emd_l2(x[b : b + 1].double(), y[b : b + 1].double(), **{**options, "eps": used[b].item()})
+        assert error(ours[b : b + 1], expected) < 1e-4

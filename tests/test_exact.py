@@ -659,3 +659,14 @@ def linear_program_of_few(cost: Tensor) -> float:
     columns = sparse.kron(np.ones((1, n)), sparse.eye(m))
     marginals = np.concatenate([np.full(n, 1 / n), np.full(m, 1 / m)])
     return float(linprog(cost.numpy().ravel(), A_eq=sparse.vstack([rows, columns]), b_eq=marginals, method="highs").fun)
+
+
+@pytest.mark.parametrize("noise, offset", [(1e-3, 1e8), (1e-4, 1e6), (1e-6, 1e3)])
+def test_an_order_within_a_common_offset_is_proven_by_what_costs_differ_by(noise: float, offset: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sides = torch.rand(2, 10, 40, generator=generator, dtype=torch.float64)
+    cost = sides[0, :, :, None] * sides[1, :, None] + offset
+    cost += noise * torch.randn(10, 40, 40, generator=generator, dtype=torch.float64)
+    result = solve(cost, solver="exact")
+    for ours, one in zip(result.transport_cost, cost.numpy(), strict=True):
+        assert ours - one[linear_sum_assignment(one)].mean() <= 1e-14 * offset

@@ -642,3 +642,29 @@ def test_gradient_of_weights_whose_sum_overflows() -> None:
     wide = a.detach().double().requires_grad_()
     (wanted,) = torch.autograd.grad(solve(cost.double(), wide, tol=1e-10).transport_cost, wide)
     assert error(1e38 * grad.double(), 1e38 * wanted) < 1e-2
+
+
+# --- Iterations
+
+
+def test_more_iterations_are_no_worse() -> None:
+    """That rounding was met at a larger eps says nothing of the last one."""
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.rand(200, 12, 10, generator=generator)
+    a, b = (torch.rand(200, n, generator=generator) + 0.01 for n in (12, 10))
+    exact = solve(cost.double(), a.double(), b.double(), solver="exact").transport_cost
+    result = solve(cost, a, b, eps=3e-5, max_iter=5000)
+    assert result.marginal_error.max() < 0.05
+    assert (result.transport_cost > 0.99 * exact).all()
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("constant", [1.0, 100.0, 300.0, 1e4, 1e6])
+def test_a_constant_in_a_start_changes_nothing(constant: float, dtype: torch.dtype) -> None:
+    """Moved from one side's potentials to the other's, which leaves the plan as it is."""
+    cost = torch.rand(8, 40, 30, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    options = {"eps": 1e-3, "tol": 1e-8, "max_iter": 5000} if dtype == F64 else {}
+    cold = solve(cost, **options)
+    warm = solve(cost, **options, init=(cold.f + constant, cold.g - constant))
+    assert cold.converged.all() and warm.converged.all()
+    assert (warm.n_iter <= cold.n_iter).all() and error(warm.transport_cost, cold.transport_cost) < 1e-4

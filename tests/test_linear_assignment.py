@@ -158,3 +158,13 @@ def test_bad_arguments() -> None:
 
 def test_in_the_list_of_names() -> None:
     assert "linear_assignment" in sfr_ext.__all__
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.skipif(not hasattr(torch.library, "register_vmap"), reason="torch 2.5 has rules for vmap")
+def test_vmap() -> None:
+    cost = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.vmap(linear_assignment)(cost), linear_assignment(cost))
+    assert torch.equal(torch.vmap(torch.vmap(linear_assignment))(cost), linear_assignment(cost))
+    assert torch.equal(torch.vmap(linear_assignment, in_dims=2)(cost), linear_assignment(cost.movedim(2, 0)))
+    assert torch.vmap(linear_assignment)(cost[:0]).shape == (0, 2, 4)

@@ -301,3 +301,11 @@ def test_emd_l2_takes_weights_as_maps_and_per_group():
     cost = reference.cost_matrix(x, y[:, 1])
     want = reference.sinkhorn(cost, a.flatten(1), b[:, 1].flatten(1)).entropic_cost
     torch.testing.assert_close(value[:, 1], want)
+
+
+def test_a_removed_patch_beyond_all_exponents():
+    """Its entry of the plan is 0, however far its potential is."""
+    cost, b = torch.tensor([[10.0, 11.0], [12.0, 10.0]]), torch.tensor([0.0, 1.0])
+    result = reference.sinkhorn(cost, None, b, 0.01, eps_scale="absolute")
+    assert result.plan.tolist() == [[0, 0.5], [0, 0.5]]
+    assert result.entropic_cost == result.transport_cost == 10.5

@@ -123,8 +123,9 @@ SFR_LANES void fill(const Transportation<S>& work, const int32_t* rows, const in
 // `nearly`: rounding of the costs, and no more, stands between them and an order.
 enum class Ordered { no, nearly, proven };
 
-// Where there is an order: `entries` of a plan, potentials, and their certificate, which holds if this is `proven`.
-// `unit` as in `certify`.
+// Where there is an order: `entries` of a plan, potentials, and their certificate. It is `proven` where that holds and
+// nothing is left but what adding up along the path rounds: costs may have much in common that no plan can save, and
+// the certificate allows for a share of all. `unit` as in `certify`.
 template <class S>
 SFR_LANES Ordered plan_in_order(const Lanes& lanes, const Transportation<S>& work, double unit, int64_t& entries,
                                 Certificate& certificate) {
@@ -139,7 +140,8 @@ SFR_LANES Ordered plan_in_order(const Lanes& lanes, const Transportation<S>& wor
   lanes.sync();
   entries = lanes.of_first(count);
   certificate = certify(lanes, work, false, entries, unit);
-  if (certificate.holds()) return Ordered::proven;
+  const double of_path = double(work.cost.n + work.cost.m) * certificate.blur;
+  if (certificate.holds() && certificate.slack <= of_path) return Ordered::proven;
   return certificate.slack <= rounding * certificate.magnitude ? Ordered::nearly : Ordered::no;
 }
 

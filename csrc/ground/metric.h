@@ -46,20 +46,29 @@ SFR_GROUND_INLINE void add_pull(T& sum, T weight, T x, T y) {
 // scaled(v) is v / (|x| |y|), and 0 where one of them is 0: what products want.
 template <Metric metric, class T, class Scaled>
 SFR_GROUND_INLINE T cost_of(T sum, Scaled&& scaled) {
-  if constexpr (metric == Metric::l2) return sqrt_of(sum);
-  if constexpr (metric == Metric::cosine) {
+  if constexpr (metric == Metric::l2) {
+    return sqrt_of(sum);
+  } else if constexpr (metric == Metric::cosine) {
     const T c = 1 - scaled(sum);
     return c < 0 ? T(0) : c;
+  } else {
+    static_assert(metric == Metric::sqeuclidean || metric == Metric::l1, "the cost of this metric");
+    return sum;
   }
-  return sum;
 }
 // From the gradient of a cost to the weight of its pair.
 template <Metric metric, class T, class Scaled>
 SFR_GROUND_INLINE T weight_of(T grad, T cost, Scaled&& scaled) {
-  if constexpr (metric == Metric::l2) return cost == 0 ? T(0) : grad / cost;
-  if constexpr (metric == Metric::sqeuclidean) return 2 * grad;
-  if constexpr (metric == Metric::cosine) return scaled(grad);
-  return grad;
+  if constexpr (metric == Metric::l2) {
+    return cost == 0 ? T(0) : grad / cost;
+  } else if constexpr (metric == Metric::sqeuclidean) {
+    return 2 * grad;
+  } else if constexpr (metric == Metric::cosine) {
+    return scaled(grad);
+  } else {
+    static_assert(metric == Metric::l1, "the gradient of this metric");
+    return grad;
+  }
 }
 
 // Calls f with a number that is known to the compiler as f's argument::value.

@@ -24,9 +24,9 @@ SFR_FN T rounding_of_shift(const Plan<T>& plan) {
 
 // What the columns' potentials have in common, which may be large, goes to where no rounding meets it: nothing follows
 // from it in a balanced problem, and elsewhere it is a shift. It is that of the column nearest to 0, so that no outlier
-// moves it.
+// moves it. One of up to `least`, in powers of two, stays.
 template <class T, template <class> class Plan>
-SFR_FN void take_shift(Plan<T>& plan) {
+SFR_FN void take_shift(Plan<T>& plan, T least = 0) {
   const Marginal<T>& columns = plan.columns;
   T nearest[2];  // from below, and negative from above
   plan.template reduce_columns<Max>(nearest, [&](Index j, Vec<T>(&found)[2]) {
@@ -35,7 +35,7 @@ SFR_FN void take_shift(Plan<T>& plan) {
     found[1] = vmax<T>(found[1], kept(columns, j, splat<T>(1)) > 0 ? (x > 0 ? -x : none) : none);
   });
   const T common = nearest[0] > nearest[1] ? nearest[0] : -nearest[1];
-  if (!finite(common)) return;
+  if (!finite(common) || magnitude(common) <= least) return;
   plan.each_patch_of_columns([&](Index j) { columns.log()[j] -= common; });
   if (plan.has_reach()) shift_masses(plan, -common);
 }

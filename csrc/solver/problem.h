@@ -77,7 +77,9 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
     bool warm = out.init_g != nullptr;
     if (warm) {
       set_columns(plan, out.init_g, p, spread.centre / 2);
-      if (plan.has_reach() && !out.options.symmetric) take_shift(plan);
+      // Without a reach only one that would round: a start that is the solution is to stay what it is, to the bit.
+      const T least = plan.has_reach() ? T(0) : T(out.options.tol) / (8 * Number<T>::epsilon);
+      if (!out.options.symmetric) take_shift(plan, least);
       warm = !(rounding_of_shift(plan) > T(1e-3));
     }
     if (!warm) start(plan, out.options.symmetric);

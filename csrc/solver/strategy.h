@@ -302,6 +302,7 @@ class SolverStrategy {
   // At `annealed_eps_`, for as many iterations at most.
   SFR_FN void begin_eps(int64_t iterations) {
     annealing_ = annealed_eps_ > 1;
+    last_ = max_iter_;
     until_ = at_most(n_iter + iterations);
     if (newton_) relaxation = Relaxation<T>(true);
     precision_ = T(1e-2);

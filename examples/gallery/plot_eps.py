@@ -25,8 +25,8 @@ for axis, (name, plan) in zip(axes, plans.items(), strict=True):
     axis.set(title=name, xticks=[], yticks=[])
 
 # %%
-# Smaller is nearer to the exact value, and takes more iterations. Points on a line, as here, are blurred most: feature maps
-# of networks, in many dimensions, lie 0.2 % above at eps = 0.05.
+# Smaller is nearer to the exact value, and takes more iterations. Points on a line, as here, are blurred most: feature
+# maps of networks, in many dimensions, lie 0.2 % above at eps = 0.05.
 
 exact = sfr_ext.solve(cost, solver="exact").transport_cost
 eps = [1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .contracts import DTYPES, AssignmentForwardParams
+from .derivatives import folded
 from .launch import run
-from .operator import Operator
+from .operator import Operator, library
 from .views import compute_dtype, cost_view
 
 FORWARD = Operator("assignment_forward", "Tensor", cost="Tensor", maximize="bool", limit="float")
@@ -29,3 +32,10 @@ def _forward(cost: Tensor, maximize: bool, limit: float) -> Tensor:
 
 
 assignment_forward = FORWARD.registered
+
+if hasattr(torch.library, "register_vmap"):  # torch 2.5; before, torch goes over the axis, and not over an empty one
+
+    def _over_an_axis(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        return folded(assignment_forward, info.batch_size, in_dims, inputs)
+
+    torch.library.register_vmap("sfr_ext::assignment_forward", _over_an_axis, lib=library)

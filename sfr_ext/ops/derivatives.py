@@ -60,7 +60,7 @@ def differentiable(
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-            return _folded(call, info.batch_size, in_dims, inputs)
+            return folded(call, info.batch_size, in_dims, inputs)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> NoReturn:
@@ -196,7 +196,7 @@ def second_derivatives(
     return with_arguments(free, found, (None,) * len(arguments))
 
 
-def _folded(
+def folded(
     function: Callable[..., Any], count: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     """``function`` with an axis of ``count`` more on some inputs, folded into the batch; what is shared is expanded."""

@@ -1,9 +1,10 @@
 """``divergence_forward``: the debiased divergence, three problems of csrc/contracts/emd.h with one eps.
 
 ``S = E(x, y) - E(x, x) / 2 - E(y, y) / 2 + eps / 2 (|a| - |b|)^2`` of entropic values (Feydy et al., 2019; the last
-term, for masses that differ: Sejourne et al., 2019). With a relative eps all three share that of ``E(x, y)``. A problem
-with itself is solved by symmetric updates, and its gradient is taken on one side, twice. ``E(x, y)`` starts from the
-potential that ``y`` has with itself: where ``x = y`` that is the solution, and the divergence vanishes.
+term, for masses that differ: Sejourne et al., 2019). All three share the eps of ``E(x, y)``, which is larger than the
+one asked for where the type does not hold its potentials. A problem with itself is solved by symmetric updates, and its
+gradient is taken on one side, twice. ``E(x, y)`` starts from the potential that ``y`` has with itself: where ``x = y``
+that is the solution, and the divergence vanishes.
 
 The three values nearly cancel where ``x`` is near ``y``, so what is added up, in float64, is the differences of their
 dual potentials; and ``eps (|P| - |a| |b|)`` of each, which makes an error of the potentials enter squared.
@@ -67,7 +68,7 @@ class Divergence(NamedTuple):
     n_iter: Count
     error: Value
     cost: Tensor
-    x_cost: Tensor  # without groups where one problem is that of all of them
+    x_cost: Tensor
     y_cost: Tensor
 
 
@@ -115,11 +116,9 @@ def _with_itself(options: SolverOptions, reach: float, dtype: torch.dtype) -> So
     )
 
 
-def _regularised(pair: Pair, ground: Ground, options: SolverOptions, caller: str) -> EmdSolved:
-    """A problem that is not iterated on. Its eps is no less than what the type holds potentials of: all three are to be
-    solved with it as it is."""
-    options = options._replace(tol=0.0, max_iter=0, method=METHODS["plain"])
-    return EmdSolved._make(solve_and_keep(pair, ground, options, caller))
+def _not_iterated(pair: Pair, ground: Ground, options: SolverOptions, caller: str) -> EmdSolved:
+    """Of a problem its eps and its costs."""
+    return EmdSolved._make(solve_and_keep(pair, ground, options._replace(tol=0.0, max_iter=0), caller))
 
 
 def _solve_itself(
@@ -131,10 +130,11 @@ def _solve_itself(
     options: SolverOptions,
     reach: float,
     caller: str,
+    **known: Tensor,
 ) -> tuple[Solved, Tensor]:
-    """For ``y`` = ``x`` or ``x`` once for each group; with the costs."""
+    """For ``y`` = ``x`` or ``x`` once for each group; with the costs. ``known``: a start, and costs."""
     options = _with_itself(options, reach, eps.dtype)
-    *solved, cost = solve_and_keep(Pair(x, y, weight, weight), ground, options, caller, eps_given=eps)
+    *solved, cost = solve_and_keep(Pair(x, y, weight, weight), ground, options, caller, eps_given=eps, **known)
     return Solved(*solved), cost
 
 
@@ -187,10 +187,9 @@ def flat(y: Tensor, b: Tensor | None, lead: tuple[int, ...]) -> tuple[Tensor, Te
     return y.flatten(0, 1), b
 
 
-def _for_each_group(pair: Pair, lead: tuple[int, ...], options: SolverOptions) -> Tensor:
-    """What ``x`` is compared with as itself: a relative eps differs from group to group, and weights may."""
-    x, apart = pair.x, options.relative or (pair.a is not None and pair.a.dim() == 3)
-    return x[:, None].expand(*lead, *x.shape[1:]) if apart and len(lead) == 2 else x
+def _for_each_group(x: Tensor, lead: tuple[int, ...]) -> Tensor:
+    """What ``x`` is compared with as itself: eps differs from group to group, and weights may."""
+    return x[:, None].expand(*lead, *x.shape[1:]) if len(lead) == 2 else x
 
 
 def _masses(pair: Pair, options: SolverOptions, lead: tuple[int, ...]) -> Tensor | None:
@@ -216,29 +215,39 @@ def _empty(pair: Pair, lead: tuple[int, ...]) -> Tensor | None:
 def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, caller: str) -> Divergence:
     x, y, a, b = pair
     lead = problems(x, y)
-    first = _regularised(pair, ground, options, caller)
-    used = first.eps  # the same for all three
+    first = _not_iterated(pair, ground, options, caller)
+    potential = None if teacher.teacher_value is None else teacher.teacher_potential
+    each, b_each = flat(y, b, lead)
 
-    itself = _for_each_group(pair, lead, options)
-    own = used[:, 0].contiguous() if itself is x and len(lead) == 2 else used
-    with_x, x_cost = _solve_itself(x, itself, a, own, ground, options, options.reach_a, caller)
-    if own.shape != lead:
-        with_x = Solved(*(t[:, None].expand(*lead, *t.shape[1:]).contiguous() for t in with_x))
-    if teacher.teacher_value is None or teacher.teacher_potential is None:
-        each, b_each = flat(y, b, lead)
-        solved, y_cost = _solve_itself(each, each, b_each, used.flatten(), ground, options, options.reach_b, caller)
-        with_y, y_cost = Solved(*(t.unflatten(0, lead) for t in solved)), y_cost.unflatten(0, lead)
+    def with_teacher(eps: Tensor, **known: Tensor) -> tuple[Solved, Tensor]:
+        return _solve_itself(each, each, b_each, eps.flatten(), ground, options, options.reach_b, caller, **known)
+
+    if potential is not None:
+        start, y_cost = potential, first.eps.new_empty((*lead, 0, 0))
     else:
+        solved, cost = with_teacher(first.eps)
+        start, y_cost = (solved.f + solved.centre[..., None] / 2).unflatten(0, lead), cost.unflatten(0, lead)
+    between = solve_features(pair, ground, options, caller, init_g=start, known=first.cost)
+    used = between.eps
+
+    more = (used > first.eps).flatten()
+    # A GPU would have to be waited for, and a graph that is captured cannot be.
+    if potential is None and (more.is_cuda or more.any()):
+        again, _ = with_teacher(used, init_g=solved.f, known=cost)
+        pairs = zip(again, solved, strict=True)
+        solved = Solved(*(torch.where(more.view(-1, *[1] * (s.dim() - 1)), t, s) for t, s in pairs))
+    itself = _for_each_group(x, lead)
+    with_x, x_cost = _solve_itself(x, itself, a, used, ground, options, options.reach_a, caller)
+    if potential is not None:
         with_y = with_x._replace(
-            f=teacher.teacher_potential.clone(),  # also an output, which may not be an input
+            f=potential.clone(),  # also an output, which may not be an input
             centre=torch.zeros_like(used),
             n_iter=torch.zeros_like(with_x.n_iter),
             error=torch.zeros_like(with_x.error),
         )
-        y_cost = used.new_empty((*lead, 0, 0))
+    else:
+        with_y = Solved(*(t.unflatten(0, lead) for t in solved))
 
-    start = with_y.f + with_y.centre[..., None] / 2
-    between = solve_features(pair, ground, options, caller, eps_given=used, init_g=start, known=first.cost)
     value = _debiased(pair, options, between, with_x, with_y, teacher.teacher_value)
     masses = _masses(pair, options, lead)
     if masses is not None:
@@ -318,13 +327,10 @@ def _backward(
     slope = torch.zeros_like(eps)
     to_x = to_y = to_a = to_b = None
     if need.need_x or need.need_a or relative:
-        itself = _for_each_group(pair, lead, options)
-        student, up = (saved.x_potential, eps, saved.x_centre), grad
-        if itself is x and len(lead) == 2:  # one problem for all groups
-            potential, used, centre = (t[:, 0].contiguous() for t in student)
-            student, up = (potential, used, centre), grad.sum(1)
+        itself = _for_each_group(x, lead)
+        student = saved.x_potential, eps, saved.x_centre, saved.x_cost
         wanted = options.reach_a, need.need_x, need.need_a
-        to_x, to_a, own = _itself_backward(up, x, itself, a, *student, saved.x_cost, ground, options, *wanted)
+        to_x, to_a, own = _itself_backward(grad, x, itself, a, *student, ground, options, *wanted)
         if relative:
             slope = slope + own
     if (need.need_y or need.need_b or relative) and not teacher_given:
@@ -359,7 +365,9 @@ def _backward(
 
 @SELF.kernel
 def _self_forward(y: Tensor, b: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> SelfSolved:
-    used = _regularised(Pair(y, y, b, b), ground, options, caller).eps
+    # Symmetric updates never give way to a larger eps: it is no less than what the type holds potentials of.
+    held = options._replace(method=METHODS["plain"])
+    used = _not_iterated(Pair(y, y, b, b), ground, held, caller).eps
     solved, _ = _solve_itself(y, y, b, used, ground, options, options.reach_b, caller)
     return SelfSolved(_of_itself(solved, b, options.reach_b), _potential(solved).to(solved.f.dtype), solved.error)
 
@@ -379,7 +387,7 @@ def _(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, call
         y_cost = kept(each, each).unflatten(0, lead)
     else:
         y_cost = out.eps.new_empty((*lead, 0, 0))
-    costs = costs_room(pair, out), kept(pair.x, _for_each_group(pair, lead, options)), y_cost
+    costs = costs_room(pair, out), kept(pair.x, _for_each_group(pair.x, lead)), y_cost
     return Divergence._make([*map(torch.empty_like, values), out.n_iter, out.error, *costs])
 
 
