@@ -52,7 +52,8 @@ class DivergenceSaved(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """What is returned: the value, what `DivergenceSaved` names, and how the three problems ended."""
+    """What is returned: the value, what `DivergenceSaved` names, and how that of the three problems ended that is
+    furthest from its marginals."""
 
     value: Value
     f: OfRows
@@ -244,8 +245,10 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
     if masses is not None:
         value = value + used / 2 * masses.square()
     value = value.to(used.dtype)
-    n_iter = between.n_iter + with_x.n_iter + with_y.n_iter
-    error = torch.maximum(between.error, torch.maximum(with_x.error, with_y.error))
+    error, n_iter = between.error, between.n_iter
+    for part in (with_x, with_y):
+        n_iter = torch.where(part.error > error, part.n_iter, n_iter)
+        error = torch.maximum(error, part.error)
     empty = _empty(pair, lead)
     if empty is not None:  # whatever the other side has with itself
         value, n_iter, error = (t.masked_fill(empty, 0) for t in (value, n_iter, error))
