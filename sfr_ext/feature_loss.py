@@ -61,7 +61,7 @@ def self_feature_loss(
         came = '"project", which has parameters: use sfr_ext.SelfFeatureRegularizer'
         checks.refuse(ValueError, _NAME, "channel_mode", '"match", "mean" or "crop"', came)
     options = Options(_NAME, channel_mode, max_grid, normalize, weighting, detach_teacher, distance, emd_options)
-    checks.number(_NAME, "weight", weight, positive=False)
+    weight = checks.number(_NAME, "weight", weight, positive=False)
     chosen = shallow_to_deep(where, pairs, list(named))
     check_features(where, named)
     refuse_channels_last(where, list(named.values()))

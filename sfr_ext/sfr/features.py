@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import checks
 from ..layouts import Transform
 
 
@@ -28,8 +29,7 @@ def features_of(
 def check_features(where: str, features: Mapping[str, Any]) -> None:
     """Maps or tokens, by name."""
     for name, feature in features.items():
-        if not isinstance(feature, Tensor):
-            raise TypeError(f"{where}: expected layer {name!r} to give a Tensor, got {type(feature).__name__}")
+        checks.a_tensor(where.removeprefix("sfr_ext."), f"layer {name!r}", feature)
         if not feature.is_floating_point():
             raise TypeError(f"{where}: expected layer {name!r} to give floating point, got {feature.dtype}")
         if feature.dim() not in (3, 4):
@@ -55,6 +55,7 @@ def _check_plain(where: str, name: str, output: object) -> None:
             f"{where}: expected layer {name!r} to return a Tensor, got {type(output).__name__} "
             "(sfr_ext.layouts.item takes one of several)"
         )
+    checks.a_tensor(where.removeprefix("sfr_ext."), f"layer {name!r}", output)
     if output.dim() != 4:
         raise ValueError(
             f"{where}: expected layer {name!r} to return shape [B, C, H, W], got {list(output.shape)} "
