@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from . import hints
 from .errors import refuse as refuse
 from .kinds import a_number as a_number
 from .kinds import a_tensor as a_tensor
@@ -94,22 +95,28 @@ def solver_options(
     choice(where, "eps_scale", eps_scale, EPS_SCALES)
     tol = number(where, "tol", tol, positive=False)
     max_iter = whole(where, "max_iter", max_iter, 1)
-    if isinstance(reach, (tuple, list)):
-        if len(reach) != 2:
-            refuse(ValueError, where, "reach", "to be None, a number, or one of these for each side", reach)
-        sides = tuple(reach)
-    else:
-        sides = (reach, reach)
-    reaches = [0.0 if side is None else number(where, "reach", side, positive=True) for side in sides]
+    reach_a, reach_b = reaches(where, reach)
     return SolverOptions(
         eps=eps,
         relative=eps_scale == "std",
-        reach_a=reaches[0],
-        reach_b=reaches[1],
+        reach_a=reach_a or 0.0,
+        reach_b=reach_b or 0.0,
         tol=tol,
         max_iter=max_iter,
         method=forced_method(),
     )
+
+
+def reaches(where: str, reach: Any) -> tuple[Any, Any]:
+    """That of each side; None: balanced."""
+    if isinstance(reach, (tuple, list)):
+        if len(reach) != 2:
+            refuse(ValueError, where, "reach", "to be None, a number, or one of these for each side", reach)
+        first, second = reach
+    else:
+        first = second = reach
+    a = None if first is None else number(where, "reach", first, positive=True)
+    return a, None if second is None else number(where, "reach", second, positive=True)
 
 
 def emd_options(where: str, options: dict[str, Any]) -> None:
@@ -129,85 +136,33 @@ def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, 
     tensor(where, y_name, y, like=x)
     choice(where, "metric", metric, METRICS)
     size = whole(where, "patch_size", patch_size, 1)
+    feature_shapes(where, x_name, x, y_name, y, size)
+    return size
+
+
+def feature_shapes(where: str, x_name: str, x: Tensor, y_name: str, y: Tensor, size: int) -> None:
     if x.dim() not in (3, 4):
-        refuse(ValueError, where, x_name, "of shape [B, C, H, W] or [B, N, C]", shape_of(x) + _other_axes(x_name, x, y))
+        came = shape_of(x) + hints.other_axes(x_name, x, y)
+        refuse(ValueError, where, x_name, "of shape [B, C, H, W] or [B, N, C]", came)
     maps = x.dim() == 4
     channel = -3 if maps else -1
     fits = y.dim() - x.dim() in (0, 1)
     if not fits or y.shape[0] != x.shape[0] or y.shape[channel] != x.shape[channel]:
         kind = "[B, C, H', W'] or [B, G, C, H', W']" if maps else "[B, M, C] or [B, G, M, C]"
         sizes = f"B = {x.shape[0]} and C = {x.shape[channel]} (from {x_name})"
-        refuse(ValueError, where, y_name, f"of shape {kind} with {sizes}", shape_of(y) + _hint(x_name, x, y_name, y))
+        came = shape_of(y) + hints.features(x_name, x, y_name, y)
+        refuse(ValueError, where, y_name, f"of shape {kind} with {sizes}", came)
     for name, value in ((x_name, x), (y_name, y)):
         if 0 in value.shape[1:]:
             refuse(ValueError, where, name, "to have no empty axis but the batch", shape_of(value))
     if size == 1:
-        return size
+        return
     if not maps:
         wanted = f"to be 1 for tokens ({x_name} of shape {shape_of(x)})"
         refuse(ValueError, where, "patch_size", wanted, size)
     for name, value in ((x_name, x), (y_name, y)):
         if min(value.shape[-2:]) < size:
             refuse(ValueError, where, "patch_size", f"to fit into {name} of shape {shape_of(value)}", size)
-    return size
-
-
-def _other_axes(name: str, x: Tensor, y: Tensor) -> str:
-    """What to do about a student with an axis too many or too few."""
-    if x.dim() == 2:
-        return f"; for one set of tokens, give {name}[None]"
-    if x.dim() != 5:
-        return ""
-    if y.dim() == 5:
-        return f"; for pairs of groups, give {name}.flatten(0, 1) and the other side's, too"
-    return "; groups are the other side's: swap the two"
-
-
-def _hint(x_name: str, x: Tensor, y_name: str, y: Tensor) -> str:
-    """What to do about a usual mistake: axes in another order, a map and tokens, no batch, groups of the student,
-    other channels, or queries and classes of another number."""
-    p, q, maps = tuple(x.shape), tuple(y.shape), x.dim() == 4
-    channel = -3 if maps else -1
-    if not maps and len(q) == 4 and q[:2] == (p[0], p[2]):
-        return f"; to compare tokens with a map, give {y_name}.flatten(2).mT"
-    if maps and len(q) == 3 and (q[0], q[2]) == p[:2]:
-        return f"; to compare a map with tokens, give {x_name}.flatten(2).mT"
-    same_kind = len(q) == len(p) or (len(q) == len(p) + 1 and q[0] == p[0])
-    if same_kind and q[channel] != p[channel]:
-        found = _in_another_order(x_name, p, y_name, q, maps)
-        return found or (
-            "; features of different channels have no distance: project one side to the other's channels, as "
-            'FeatureDistiller with channel_mode="project" does for layers of networks'
-        )
-    if len(q) == len(p) - 1:
-        if q[channel:] and q[channel] == p[channel]:
-            return f"; to compare each of {x_name} with {y_name}, give {y_name}.expand({p[0]}, *{y_name}.shape)"
-        if q[0] == p[0] and q[-1] == p[-1]:
-            return "; groups are the other side's: swap the two (or, for [B, H, W, C], flatten(1, 2))"
-        return ""
-    if len(q) == len(p) + 1 and p[0] == q[1]:  # a map without its batch passes for tokens
-        return f"; for {x_name} without a batch, give {x_name}.expand({q[0]}, *{x_name}.shape)"
-    if len(q) != len(p) or q[0] == p[0]:
-        return ""
-    return f"; to compare each of {x_name} with all of {y_name}, give {y_name}.expand({p[0]}, *{y_name}.shape)"
-
-
-def _in_another_order(x_name: str, p: tuple[int, ...], y_name: str, q: tuple[int, ...], maps: bool) -> str:
-    """Where the channels of one side of shapes ``p`` and ``q`` are as many as what another axis of the other has."""
-    channel, other = (-3, -1) if maps else (-1, -2)
-    sides = [(name, s) for name, s, t in ((x_name, p, q), (y_name, q, p)) if s[other] == t[channel]]
-    if maps:  # of [B, p, p, q] and [B, q, p, p] it is the first
-        last = [(name, s) for name, s in ((x_name, p), (y_name, q)) if s[-3] == s[-2] != s[-1]]
-        sides = [side for side in sides if side in last] or ([] if last else sides)
-    ways = []
-    for name, s in sides:
-        order = "mT" if not maps else "permute(0, 3, 1, 2)" if len(s) == 4 else "movedim(-1, -3)"
-        ways.append(f"{name}.{order}")
-    if not ways:
-        return ""
-    layout = "[B, H, W, C]" if maps else "[B, C, N]"
-    which = sides[0][0] if len(sides) == 1 else "one side"
-    return f"; {which} looks like {layout}: give {' or '.join(ways)}"
 
 
 def weight(
@@ -231,21 +186,24 @@ def weight(
             return value.reshape(*head, count).to(dtype)
     if value.shape in ((count,), grid):
         return value.reshape(count).to(dtype).expand(lead[0], count)
-    tails = sorted({(count,), grid}, key=len)
+    refuse_weight(where, name, value, lead, grid)
+
+
+def weight_shapes(lead: tuple[int, ...], grid: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Shapes that weights may have: one set for all problems, and more."""
+    tails = sorted({(math.prod(grid),), grid}, key=len)
     each = sorted({(*head, *tail) for head in (lead[:1], lead) for tail in tails}, key=lambda s: (len(s), s))
+    return tails, each
+
+
+def refuse_weight(where: str, name: str, value: Tensor, lead: tuple[int, ...], grid: tuple[int, ...]) -> NoReturn:
+    tails, each = weight_shapes(lead, grid)
     wanted = f"of shape {_either(each)}, or {_either(tails)} for all"
-    refuse(ValueError, where, name, wanted, shape_of(value) + _squeezed(name, value, [*tails, *each]))
+    refuse(ValueError, where, name, wanted, shape_of(value) + hints.squeezed(name, value, [*tails, *each]))
 
 
 def _either(shapes: list[tuple[int, ...]]) -> str:
     return " or ".join(str(list(shape)) for shape in shapes)
-
-
-def _squeezed(name: str, value: Tensor, taken: list[tuple[int, ...]]) -> str:
-    """What to do about a single axis of size 1 too many, as masks have it."""
-    shape = tuple(value.shape)
-    axes = [i for i, size in enumerate(shape) if size == 1 and shape[:i] + shape[i + 1 :] in taken]
-    return f"; give {name}.squeeze({axes[0]})" if axes else ""
 
 
 def side(where: str, name: str, value: Any, lead: tuple[int, ...], n: int, cost: Tensor) -> tuple[int, ...]:

@@ -273,7 +273,7 @@ def test_a_distiller_says_whose_layer_it_is():
     student(images)
     teacher(images)
     message = (
-        "FeatureDistiller.loss: expected the channels of the teacher to be a multiple of those of the student "
+        "FeatureDistiller.loss: expected the channels of the teacher to be a multiple of the student's "
         r"\(or channel_mode=\"project\" or \"crop\"\), got the student's '0' of shape \[2, 4, .* and the teacher's '0'"
     )
     with pytest.raises(ValueError, match=message):

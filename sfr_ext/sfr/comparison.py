@@ -130,7 +130,7 @@ class Comparison:
         """How many groups the channels are cut into, as `sfr_ext.group_channels` does."""
         if channels == 0 or teacher.shape[1] == 0 or teacher.shape[1] % channels != 0:
             raise ValueError(
-                f"{self.where}: expected the channels of {self._side(1)} to be a multiple of those of {self._side(0)} "
+                f"{self.where}: expected the channels of {self._side(1)} to be a multiple of {self._side(0)}'s "
                 f"({self._other_modes(teacher.shape[1] > channels)}), got {what()}{self._order(teacher, channels)}"
             )
         return int(teacher.shape[1] // channels)
