@@ -51,8 +51,7 @@ def linear_assignment(cost: Tensor, *, maximize: bool = False, max_cost: float |
     checks.tensor(where, "cost", cost)
     if cost.dim() < 2:
         checks.refuse(ValueError, where, "cost", "of shape [..., N, M]", checks.shape_of(cost))
-    if not isinstance(maximize, bool):
-        checks.refuse(TypeError, where, "maximize", "to be a bool", type(maximize).__name__)
+    maximize = checks.a_bool(where, "maximize", maximize)
     limit = _limit(where, max_cost, maximize)
     if 0 in cost.shape[-2:]:
         return cost.new_full(cost.shape[:-1], -1, dtype=torch.int64)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import hints
 from .errors import refuse as refuse
+from .kinds import a_bool as a_bool
 from .kinds import a_number as a_number
 from .kinds import a_tensor as a_tensor
 from .kinds import an_int as an_int

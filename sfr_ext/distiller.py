@@ -87,6 +87,7 @@ class FeatureDistiller(HookedLoss):
         **emd_options: Any,
     ) -> None:
         where = f"sfr_ext.{_NAME}"
+        attach = checks.a_bool(_NAME, "attach", attach)
         _check_pairs(pairs)
         self_transforms = _transforms("student_transforms", student_transforms, list(pairs))
         their_transforms = _transforms("teacher_transforms", teacher_transforms, list(pairs.values()))

@@ -67,6 +67,7 @@ def self_term(
     >>> loss = sfr_ext.emd_l2(torch.randn(4, 49, 16), teacher, teacher_self=term, **options)
     """
     where = "self_term"
+    groups = checks.a_bool(where, "groups", groups)
     each = _each_teacher(where, teacher_feat, groups)
     patch_size = checks.features(where, "teacher_feat", each, "teacher_feat", each, metric, patch_size)
     lead = tuple(teacher_feat.shape[:2] if groups else teacher_feat.shape[:1])
@@ -83,8 +84,6 @@ def self_term(
 def _each_teacher(where: str, teacher_feat: Any, groups: bool) -> Tensor:
     """Groups as further problems of the batch."""
     checks.tensor(where, "teacher_feat", teacher_feat)
-    if not isinstance(groups, bool):
-        checks.refuse(TypeError, where, "groups", "to be a bool", type(groups).__name__)
     dims = (4, 5) if groups else (3, 4)
     if teacher_feat.dim() not in dims:
         wanted = "[B, G, C, H, W] or [B, G, M, C] with groups=True" if groups else "[B, C, H, W] or [B, M, C]"

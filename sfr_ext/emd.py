@@ -39,7 +39,7 @@ def warn_on_nonconvergence(enabled: bool = True) -> None:
     >>> warn_on_nonconvergence(False)
     """
     global _warn
-    _warn = enabled
+    _warn = checks.a_bool("warn_on_nonconvergence", "enabled", enabled)
 
 
 def emd_l2(
@@ -221,7 +221,9 @@ class EMDL2Loss(nn.Module):
         super().__init__()
         for name in options:
             if name not in self._OPTIONS:
-                checks.refuse(TypeError, "EMDL2Loss", "options", f"among {', '.join(self._OPTIONS)}", repr(name))
+                at_the_call = ", which is given at the call" if name in ("student_weight", "teacher_weight") else ""
+                came = repr(name) + at_the_call
+                checks.refuse(TypeError, "EMDL2Loss", "options", f"among {', '.join(self._OPTIONS)}", came)
         checks.emd_options("EMDL2Loss", options)
         if (term := options.get("teacher_self")) is not None:
             solver = options.get("solver", "sinkhorn")

@@ -78,6 +78,18 @@ def an_int(where: str, name: str, value: Any) -> int:
     return int(value)
 
 
+def a_bool(where: str, name: str, value: Any) -> bool:
+    """Python's bool, of NumPy's too."""
+    if isinstance(value, bool):
+        return value
+    if (type(value).__module__, type(value).__name__) in _BOOLS:
+        return bool(value)
+    refuse(TypeError, where, name, "to be a bool", type(value).__name__)
+
+
+_BOOLS = ("numpy", "bool"), ("numpy", "bool_")
+
+
 def _with_item(name: str, value: Any) -> str:
     one = isinstance(value, Tensor) and value.dim() == 0
     return type(value).__name__ + (f"; give {name}.item()" if one else "")

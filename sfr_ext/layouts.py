@@ -71,6 +71,10 @@ class tokens:
     """
 
     def __init__(self, prefix: int = 1, grid: tuple[int, int] | None = None) -> None:
+        given: Any = prefix
+        if isinstance(given, Tensor) and given.dim() > 0:  # as if the class were the transform
+            came = "Tensor; write layouts.tokens()(output)"
+            checks.refuse(TypeError, "layouts.tokens", "prefix", "to be an int", came)
         prefix = checks.whole("layouts.tokens", "prefix", prefix, 0)
         if grid is not None:
             if not isinstance(grid, (tuple, list)) or len(grid) != 2:
@@ -83,10 +87,13 @@ class tokens:
         _tensor("tokens", output, 3, "[B, prefix + N, C]")
         patches = output[:, self.prefix :]
         count = patches.shape[1]
+        if count == 0:
+            wanted = f"with more than {self.prefix} tokens (prefix)"
+            checks.refuse(ValueError, "layouts.tokens", "output", wanted, checks.shape_of(output))
         grid = self.grid
         if grid is None:
             side = math.isqrt(count)
-            if side * side != count or count == 0:
+            if side * side != count:
                 return patches
             grid = (side, side)
         if grid[0] * grid[1] != count:

@@ -147,7 +147,12 @@ cost = torch.rand(2, 3, 4)
         (
             lambda: sfr_ext.EMDL2Loss(epsilon=0.1),
             TypeError,
-            "expected options among metric, .* got 'epsilon'",
+            "expected options among metric, .* got 'epsilon'$",
+        ),
+        (
+            lambda: sfr_ext.EMDL2Loss(student_weight=torch.ones(9)),
+            TypeError,
+            "expected options among metric, .* got 'student_weight', which is given at the call$",
         ),
     ],
 )
@@ -426,6 +431,24 @@ def test_numbers_that_are_none() -> None:
             emd_l2(x, y, **{name: value})
     with pytest.raises(ValueError, match="expected eps to be finite and above 0, got nan"):
         emd_l2(x, y, eps=np.float32("nan"))
+
+
+def test_bools() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Conv2d(2, 4, 3))
+    calls: dict[str, Callable[[Any], object]] = {
+        "maximize": lambda value: linear_assignment(cost, maximize=value),
+        "detach": lambda value: cross_reference_weights(x, y, detach=value),
+        "groups": lambda value: sfr_ext.self_term(x, groups=value, eps=0.1),
+        "enabled": lambda value: sfr_ext.warn_on_nonconvergence(value),
+        "attach": lambda value: sfr_ext.SelfFeatureRegularizer(net, ["0", "1"], attach=value),
+        "normalize": lambda value: sfr_ext.self_feature_loss([x, x], normalize=value),
+        "detach_teacher": lambda value: sfr_ext.FeatureDistiller(net, net, {"0": "1"}, detach_teacher=value),
+    }
+    for name, call in calls.items():
+        for value in (1, "yes", None):
+            with pytest.raises(TypeError, match=f"expected {name} to be a bool, got {type(value).__name__}$"):
+                call(value)
+        call(np.bool_(False))
 
 
 def test_numpys_numbers_elsewhere() -> None:

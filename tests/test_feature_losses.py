@@ -76,8 +76,8 @@ def test_distances():
         ({"max_grid": 0}, ValueError, "max_grid to be at least 1, got 0"),
         ({"max_grid": 7.0}, TypeError, "max_grid to be an int, got float"),
         ({"channel_mode": "project"}, ValueError, "has parameters"),
-        ({"pairs": [("1", "0")]}, ValueError, "in the order of layers"),
-        ({"pairs": [("0", "5")]}, ValueError, "names from layers"),
+        ({"pairs": [("1", "0")]}, ValueError, "in the order of features"),
+        ({"pairs": [("0", "5")]}, ValueError, "names from features"),
     ],
 )
 def test_bad_options(options, error, message):
@@ -317,6 +317,21 @@ def test_transforms_are_objects_and_not_their_classes():
     for transform in (layouts.tokens(), layouts.nhwc, layouts.nchw):
         with pytest.raises(TypeError, match="expected output to be dense, got a nested tensor"):
             transform(ragged)
+    with pytest.raises(TypeError, match=r"prefix to be an int, got Tensor; write layouts.tokens\(\)\(output\)"):
+        layouts.tokens(torch.rand(2, 17, 4))
+
+
+@pytest.mark.parametrize("prefix", [17, 18])
+def test_too_few_tokens_for_the_prefix(prefix):
+    with pytest.raises(ValueError, match=rf"output with more than {prefix} tokens \(prefix\), got \[2, 17, 4\]"):
+        layouts.tokens(prefix)(torch.rand(2, 17, 4))
+
+
+def test_features_with_channels_last_are_refused_with_a_way_that_a_function_has():
+    with pytest.raises(ValueError, match=r"look like \[B, H, W, C\]; give sfr_ext.layouts.nhwc\(map\) of each map$"):
+        self_feature_loss(maps((6, 6, 8), (6, 6, 16)))
+    with pytest.raises(ValueError, match=r"expected features of at least 2 layers, got \['0'\]"):
+        self_feature_loss(maps((4, 6, 6)))
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,7 @@ class Options:
         if self.max_grid is not None:
             object.__setattr__(self, "max_grid", checks.whole(self.name, "max_grid", self.max_grid, 1))
         for name in ("normalize", "detach_teacher"):
-            if not isinstance(getattr(self, name), bool):
-                checks.refuse(TypeError, self.name, name, "to be a bool", type(getattr(self, name)).__name__)
+            object.__setattr__(self, name, checks.a_bool(self.name, name, getattr(self, name)))
         if self.weighting not in ("uniform", "cross-reference"):
             raise ValueError(f'{where}: expected weighting "uniform" or "cross-reference", got {self.weighting!r}')
         if not callable(self.distance) and self.distance not in ("emd", "l2"):

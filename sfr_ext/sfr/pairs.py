@@ -34,10 +34,10 @@ def check_transforms(where: str, argument: str, transforms: Mapping[str, Any]) -
             )
 
 
-def shallow_to_deep(where: str, pairs: Pairs, layers: Sequence[str]) -> tuple[Pair, ...]:
-    """(shallow, deep) names, of layers that are given from shallow to deep."""
+def shallow_to_deep(where: str, pairs: Pairs, layers: Sequence[str], argument: str = "layers") -> tuple[Pair, ...]:
+    """(shallow, deep) names, of layers that are given from shallow to deep, in ``argument``."""
     if len(layers) < 2:
-        raise ValueError(f"{where}: expected layers to name at least 2 layers, got {list(layers)}")
+        raise ValueError(f"{where}: expected {argument} of at least 2 layers, got {list(layers)}")
     if isinstance(pairs, str):
         if pairs == "all":
             return tuple((s, d) for i, s in enumerate(layers) for d in layers[i + 1 :])
@@ -56,9 +56,9 @@ def shallow_to_deep(where: str, pairs: Pairs, layers: Sequence[str]) -> tuple[Pa
             raise TypeError(f"{where}: expected pairs to hold (shallow, deep) names, got {pair!r}")
         shallow, deep = pair[0], pair[1]
         if shallow not in layers or deep not in layers:
-            raise ValueError(f"{where}: expected pairs to use names from layers {list(layers)}, got {pair!r}")
+            raise ValueError(f"{where}: expected pairs to use names from {argument} {list(layers)}, got {pair!r}")
         if layers.index(shallow) >= layers.index(deep):
-            raise ValueError(f"{where}: expected pairs (shallow, deep) in the order of layers, got {pair!r}")
+            raise ValueError(f"{where}: expected pairs (shallow, deep) in the order of {argument}, got {pair!r}")
         if (shallow, deep) in named:
             raise ValueError(f"{where}: expected pairs without repetition, got {(shallow, deep)!r} twice")
         named.append((shallow, deep))
