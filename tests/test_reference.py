@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from sfr_ext import reference
 
-TOKENS = torch.arange(40, dtype=torch.float32).view(2, 5, 4)
 METRICS = ["l2", "sqeuclidean", "cosine", "l1"]
 
 
@@ -19,6 +18,9 @@ def rand(*shape: int) -> torch.Tensor:
 
 def randn(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
+
+
+TOKENS = torch.arange(40, dtype=torch.float32).view(2, 5, 4)
 
 
 # --- costs
