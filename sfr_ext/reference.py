@@ -64,7 +64,11 @@ def _costs(x: Tensor, y: Tensor, metric: str, patch_size: int) -> Tensor:
         return torch.stack([(row[..., None, :] - q).abs().sum(-1) for row in p.unbind(-2)], dim=-2)
     # Row by row, so that the differences of all pairs are never in memory at once.
     squared = torch.stack([(row[..., None, :] - q).square().sum(-1) for row in p.unbind(-2)], dim=-2)
-    return squared if metric == "sqeuclidean" else _sqrt(squared)
+    if metric == "sqeuclidean":
+        return squared
+    if metric == "l2":
+        return _sqrt(squared)
+    raise ValueError(f"sfr_ext.reference.cost_matrix: metric {metric!r} has no formula here")
 
 
 def exact_emd(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
