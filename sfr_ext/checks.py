@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import hints
 from .errors import refuse as refuse
@@ -51,7 +52,8 @@ def tensor(
     where: str, name: str, value: Any, like: Tensor | None = None, dtypes: tuple[torch.dtype, ...] = FLOATING
 ) -> None:
     """A tensor of one of the types, on a device that kernels run on, the same as that of ``like``."""
-    a_tensor(where, name, value)
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or (not is_compiling() and value.is_nested):
+        a_tensor(where, name, value)
     if value.dtype not in dtypes:
         *names, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
         kinds = f"{', '.join(names)} or {last}" if dtypes is FLOATING else "bool, integer or floating-point"
@@ -96,7 +98,7 @@ def solver_options(
     choice(where, "eps_scale", eps_scale, EPS_SCALES)
     tol = number(where, "tol", tol, positive=False)
     max_iter = whole(where, "max_iter", max_iter, 1)
-    reach_a, reach_b = reaches(where, reach)
+    reach_a, reach_b = (None, None) if reach is None else reaches(where, reach)
     return SolverOptions(
         eps=eps,
         relative=eps_scale == "std",

@@ -148,13 +148,16 @@ def emd_l2(
             value = solved.transport if objective == "transport" else solved.entropic
             error, n_iter = solved.error, solved.n_iter
         if _warn and not torch.compiler.is_compiling():
-            _check_convergence(error, n_iter, options)
+            _check_convergence(error, n_iter, options, value.dim())
     if reduction == "none":
         return value
     return value.mean() if reduction == "mean" else value.sum()
 
 
-def _check_convergence(error: Tensor, n_iter: Tensor, options: ops.SolverOptions) -> None:
+def _check_convergence(error: Tensor, n_iter: Tensor, options: ops.SolverOptions, dims: int) -> None:
+    if error.dim() > dims:  # of three problems, the one that is furthest from its marginals
+        error, which = error.max(-1)
+        n_iter = n_iter.gather(-1, which[..., None])[..., 0]
     late = ~(error <= options.tol)
     if not late.any():
         return
