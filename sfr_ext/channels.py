@@ -34,7 +34,8 @@ def group_channels(deep: Tensor, num_channels: int) -> Tensor:
     checks.a_tensor(where, "deep", deep)
     num_channels = checks.an_int(where, "num_channels", num_channels)
     if deep.dim() != 4:
-        checks.refuse(ValueError, where, "deep", "of shape [B, C, H, W]", checks.shape_of(deep))
+        hint = "; for one map, give deep[None]" if deep.dim() == 3 else ""
+        checks.refuse(ValueError, where, "deep", "of shape [B, C, H, W]", checks.shape_of(deep) + hint)
     channels = deep.shape[1]
     if num_channels < 1 or channels < num_channels or channels % num_channels != 0:
         came = f"num_channels = {num_channels} and deep of shape {checks.shape_of(deep)}"
