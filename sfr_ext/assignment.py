@@ -45,13 +45,13 @@ def linear_assignment(cost: Tensor, *, maximize: bool = False, max_cost: float |
     tensor([ 0, -1, -1])
     """
     where = "linear_assignment"
-    if isinstance(cost, Tensor) and not cost.dtype.is_floating_point and not cost.dtype.is_complex:
+    checks.a_tensor(where, "cost", cost)
+    if not cost.dtype.is_floating_point and not cost.dtype.is_complex:
         cost = cost.double()
     checks.tensor(where, "cost", cost)
     if cost.dim() < 2:
         checks.refuse(ValueError, where, "cost", "of shape [..., N, M]", checks.shape_of(cost))
-    if not isinstance(maximize, bool):
-        checks.refuse(TypeError, where, "maximize", "to be a bool", type(maximize).__name__)
+    maximize = checks.a_bool(where, "maximize", maximize)
     limit = _limit(where, max_cost, maximize)
     if 0 in cost.shape[-2:]:
         return cost.new_full(cost.shape[:-1], -1, dtype=torch.int64)
@@ -62,7 +62,7 @@ def linear_assignment(cost: Tensor, *, maximize: bool = False, max_cost: float |
 def _limit(where: str, max_cost: Any, maximize: bool) -> float:
     if max_cost is None:
         return -math.inf if maximize else math.inf
-    checks.a_number(where, "max_cost", max_cost)
+    max_cost = checks.a_number(where, "max_cost", max_cost)
     if max_cost != max_cost:
         checks.refuse(ValueError, where, "max_cost", "to be a number", max_cost)
     if abs(max_cost) > sys.float_info.max:  # an int may be beyond any float

@@ -33,6 +33,9 @@ def build_info() -> dict[str, Any]:
         - ``why_no_cuda`` (str or None): where ``cuda`` is False, the reason: SFR_EXT_CUDA=0, no nvcc found, or what
           was wrong with it.
 
+    Raises:
+        FileNotFoundError: the installation is not complete.
+
     >>> from sfr_ext import build_info
     >>> info = build_info()
     >>> info["cpu_isa"] in info["cpu_isas"]
@@ -40,7 +43,7 @@ def build_info() -> dict[str, Any]:
     >>> info["cuda"] or isinstance(info["why_no_cuda"], str)
     True
     """
-    built = json.loads(Path(__file__).with_name("build_config.json").read_text())
+    built = _built()
     return {
         "version": __version__,
         "machine": platform.machine(),
@@ -48,3 +51,16 @@ def build_info() -> dict[str, Any]:
         **{key: built[key] for key in ("cpu_isas", "openmp", "compiler")},
         **{key: built[key] for key in ("cuda", "cuda_version", "cuda_archs", "why_no_cuda")},
     }
+
+
+def _built() -> dict[str, Any]:
+    """What the build has written beside the compiled part."""
+    path = Path(__file__).with_name("build_config.json")
+    try:
+        built: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise FileNotFoundError(
+            f"sfr_ext.build_info: expected what the build has written in {path}, got no such file or a part of one; "
+            "install again (in a clone: pip install --editable .)"
+        ) from None
+    return built

@@ -31,11 +31,11 @@ def group_channels(deep: Tensor, num_channels: int) -> Tensor:
     torch.Size([2, 4, 16, 7, 7])
     """
     where = "group_channels"
-    if not isinstance(deep, Tensor):
-        checks.refuse(TypeError, where, "deep", "to be a Tensor", type(deep).__name__)
-    checks.an_int(where, "num_channels", num_channels)
+    checks.a_tensor(where, "deep", deep)
+    num_channels = checks.an_int(where, "num_channels", num_channels)
     if deep.dim() != 4:
-        checks.refuse(ValueError, where, "deep", "of shape [B, C, H, W]", checks.shape_of(deep))
+        hint = "; for one map, give deep[None]" if deep.dim() == 3 else ""
+        checks.refuse(ValueError, where, "deep", "of shape [B, C, H, W]", checks.shape_of(deep) + hint)
     channels = deep.shape[1]
     if num_channels < 1 or channels < num_channels or channels % num_channels != 0:
         came = f"num_channels = {num_channels} and deep of shape {checks.shape_of(deep)}"

@@ -8,12 +8,18 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
+from . import hints
 from .errors import refuse as refuse
+from .kinds import a_bool as a_bool
+from .kinds import a_number as a_number
+from .kinds import a_tensor as a_tensor
+from .kinds import an_int as an_int
 from .ops import DTYPES, METRICS, SolverOptions, compute_dtype, forced_method
 
 INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -46,14 +52,13 @@ def tensor(
     where: str, name: str, value: Any, like: Tensor | None = None, dtypes: tuple[torch.dtype, ...] = FLOATING
 ) -> None:
     """A tensor of one of the types, on a device that kernels run on, the same as that of ``like``."""
-    if not isinstance(value, Tensor):
-        refuse(TypeError, where, name, "to be a Tensor", type(value).__name__)
-    if value.layout is not torch.strided:
-        refuse(TypeError, where, name, "to be dense", value.layout)
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or (not is_compiling() and value.is_nested):
+        a_tensor(where, name, value)
     if value.dtype not in dtypes:
         *names, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
         kinds = f"{', '.join(names)} or {last}" if dtypes is FLOATING else "bool, integer or floating-point"
-        refuse(TypeError, where, name, f"to be {kinds}", value.dtype)
+        hint = "" if value.is_complex() else f"; give {name.split()[0]}.float()"
+        refuse(TypeError, where, name, f"to be {kinds}", f"{value.dtype}{hint}")
     if value.device.type not in ("cpu", "meta", "cuda"):
         refuse(ValueError, where, name, "on the CPU or a CUDA device", f"a tensor on {value.device}")
     if value.device.type == "cuda" and (reason := _why_not_on_gpu(value.device.index or 0)):
@@ -69,56 +74,52 @@ def choice(where: str, name: str, value: Any, choices: tuple[str, ...] | dict[st
         refuse(ValueError, where, name, "to be one of " + ", ".join(map(repr, choices)), repr(value))
 
 
-def a_number(where: str, name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        refuse(TypeError, where, name, "to be a number", type(value).__name__)
-
-
-def an_int(where: str, name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        refuse(TypeError, where, name, "to be an int", type(value).__name__)
-
-
-def number(where: str, name: str, value: Any, *, positive: bool) -> None:
-    a_number(where, name, value)
+def number(where: str, name: str, value: Any, *, positive: bool) -> Any:
+    value = a_number(where, name, value)
     if not 0 <= value <= _LARGEST or (positive and value == 0):  # an int may be beyond any float
         refuse(ValueError, where, name, f"to be finite and {'above' if positive else 'at least'} 0", value)
+    return value
 
 
-def whole(where: str, name: str, value: Any, least: int) -> None:
-    an_int(where, name, value)
+def whole(where: str, name: str, value: Any, least: int) -> int:
+    value = an_int(where, name, value)
     if value < least:
         refuse(ValueError, where, name, f"to be at least {least}", value)
     if value > _MOST:
         refuse(ValueError, where, name, f"to be at most {_MOST}", value)
+    return value
 
 
 def solver_options(
     where: str, solver: Any, eps: Any, eps_scale: Any, reach: Any, tol: Any, max_iter: Any
 ) -> SolverOptions:
     choice(where, "solver", solver, SOLVERS)
-    number(where, "eps", eps, positive=True)
+    eps = number(where, "eps", eps, positive=True)
     choice(where, "eps_scale", eps_scale, EPS_SCALES)
-    number(where, "tol", tol, positive=False)
-    whole(where, "max_iter", max_iter, 1)
-    if isinstance(reach, (tuple, list)):
-        if len(reach) != 2:
-            refuse(ValueError, where, "reach", "to be None, a number, or one of these for each side", reach)
-        sides = tuple(reach)
-    else:
-        sides = (reach, reach)
-    for side_reach in sides:
-        if side_reach is not None:
-            number(where, "reach", side_reach, positive=True)
+    tol = number(where, "tol", tol, positive=False)
+    max_iter = whole(where, "max_iter", max_iter, 1)
+    reach_a, reach_b = (None, None) if reach is None else reaches(where, reach)
     return SolverOptions(
         eps=eps,
         relative=eps_scale == "std",
-        reach_a=sides[0] or 0.0,
-        reach_b=sides[1] or 0.0,
+        reach_a=reach_a or 0.0,
+        reach_b=reach_b or 0.0,
         tol=tol,
         max_iter=max_iter,
         method=forced_method(),
     )
+
+
+def reaches(where: str, reach: Any) -> tuple[Any, Any]:
+    """That of each side; None: balanced."""
+    if isinstance(reach, (tuple, list)):
+        if len(reach) != 2:
+            refuse(ValueError, where, "reach", "to be None, a number, or one of these for each side", reach)
+        first, second = reach
+    else:
+        first = second = reach
+    a = None if first is None else number(where, "reach", first, positive=True)
+    return a, None if second is None else number(where, "reach", second, positive=True)
 
 
 def emd_options(where: str, options: dict[str, Any]) -> None:
@@ -132,55 +133,39 @@ def emd_options(where: str, options: dict[str, Any]) -> None:
     solver_options(where, **{name: options.get(name, value) for name, value in usual.items()})
 
 
-def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, patch_size: Any) -> None:
-    """A student ``[B,C,H,W]`` | ``[B,N,C]`` and a teacher of the same kind, perhaps with groups."""
+def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, patch_size: Any) -> int:
+    """A student ``[B,C,H,W]`` | ``[B,N,C]`` and a teacher of the same kind, perhaps with groups; the patch size."""
     tensor(where, x_name, x)
     tensor(where, y_name, y, like=x)
     choice(where, "metric", metric, METRICS)
-    whole(where, "patch_size", patch_size, 1)
+    size = whole(where, "patch_size", patch_size, 1)
+    feature_shapes(where, x_name, x, y_name, y, size)
+    return size
+
+
+def feature_shapes(where: str, x_name: str, x: Tensor, y_name: str, y: Tensor, size: int) -> None:
     if x.dim() not in (3, 4):
-        refuse(ValueError, where, x_name, "of shape [B, C, H, W] or [B, N, C]", shape_of(x))
+        came = shape_of(x) + hints.other_axes(x_name, x, y)
+        refuse(ValueError, where, x_name, "of shape [B, C, H, W] or [B, N, C]", came)
     maps = x.dim() == 4
     channel = -3 if maps else -1
     fits = y.dim() - x.dim() in (0, 1)
     if not fits or y.shape[0] != x.shape[0] or y.shape[channel] != x.shape[channel]:
         kind = "[B, C, H', W'] or [B, G, C, H', W']" if maps else "[B, M, C] or [B, G, M, C]"
         sizes = f"B = {x.shape[0]} and C = {x.shape[channel]} (from {x_name})"
-        refuse(ValueError, where, y_name, f"of shape {kind} with {sizes}", shape_of(y) + _hint(x_name, x, y_name, y))
+        came = shape_of(y) + hints.features(x_name, x, y_name, y)
+        refuse(ValueError, where, y_name, f"of shape {kind} with {sizes}", came)
     for name, value in ((x_name, x), (y_name, y)):
         if 0 in value.shape[1:]:
             refuse(ValueError, where, name, "to have no empty axis but the batch", shape_of(value))
-    if patch_size == 1:
+    if size == 1:
         return
     if not maps:
-        refuse(
-            ValueError,
-            where,
-            "patch_size",
-            f"to be 1 for tokens ({x_name} of shape {shape_of(x)})",
-            patch_size,
-        )
+        wanted = f"to be 1 for tokens ({x_name} of shape {shape_of(x)})"
+        refuse(ValueError, where, "patch_size", wanted, size)
     for name, value in ((x_name, x), (y_name, y)):
-        if min(value.shape[-2:]) < patch_size:
-            refuse(ValueError, where, "patch_size", f"to fit into {name} of shape {shape_of(value)}", patch_size)
-
-
-def _hint(x_name: str, x: Tensor, y_name: str, y: Tensor) -> str:
-    """What to do about a usual mistake: a map and tokens, other channels, or queries and classes of another number."""
-    channel = -3 if x.dim() == 4 else -1
-    if x.dim() == 3 and y.dim() == 4 and y.shape[:2] == (x.shape[0], x.shape[2]):
-        return f"; to compare tokens with a map, give {y_name}.flatten(2).mT"
-    if x.dim() == 4 and y.dim() == 3 and (y.shape[0], y.shape[2]) == tuple(x.shape[:2]):
-        return f"; to compare a map with tokens, give {x_name}.flatten(2).mT"
-    fits = y.dim() == x.dim() or (y.dim() == x.dim() + 1 and y.shape[0] == x.shape[0])
-    if fits and y.shape[channel] != x.shape[channel]:
-        return (
-            "; features of different channels have no distance: project one side to the other's channels, as "
-            'FeatureDistiller with channel_mode="project" does for layers of networks'
-        )
-    if y.dim() != x.dim() or y.shape[0] == x.shape[0]:
-        return ""
-    return f"; to compare each of {x_name} with all of {y_name}, give {y_name}.expand({x.shape[0]}, *{y_name}.shape)"
+        if min(value.shape[-2:]) < size:
+            refuse(ValueError, where, "patch_size", f"to fit into {name} of shape {shape_of(value)}", size)
 
 
 def weight(
@@ -204,15 +189,24 @@ def weight(
             return value.reshape(*head, count).to(dtype)
     if value.shape in ((count,), grid):
         return value.reshape(count).to(dtype).expand(lead[0], count)
-    heads = [lead[:1], lead, *[()] * (value.dim() <= 1)]
-    shapes = {str([*head, *tail]) for head in heads for tail in ((count,), grid)}
-    refuse(
-        ValueError,
-        where,
-        name,
-        "of shape " + " or ".join(sorted(shapes, key=lambda shape: (len(shape), shape))),
-        shape_of(value),
-    )
+    refuse_weight(where, name, value, lead, grid)
+
+
+def weight_shapes(lead: tuple[int, ...], grid: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Shapes that weights may have: one set for all problems, and more."""
+    tails = sorted({(math.prod(grid),), grid}, key=len)
+    each = sorted({(*head, *tail) for head in (lead[:1], lead) for tail in tails}, key=lambda s: (len(s), s))
+    return tails, each
+
+
+def refuse_weight(where: str, name: str, value: Tensor, lead: tuple[int, ...], grid: tuple[int, ...]) -> NoReturn:
+    tails, each = weight_shapes(lead, grid)
+    wanted = f"of shape {_either(each)}, or {_either(tails)} for all"
+    refuse(ValueError, where, name, wanted, shape_of(value) + hints.squeezed(name, value, [*tails, *each]))
+
+
+def _either(shapes: list[tuple[int, ...]]) -> str:
+    return " or ".join(str(list(shape)) for shape in shapes)
 
 
 def side(where: str, name: str, value: Any, lead: tuple[int, ...], n: int, cost: Tensor) -> tuple[int, ...]:
@@ -230,7 +224,10 @@ def side(where: str, name: str, value: Any, lead: tuple[int, ...], n: int, cost:
     pairs = list(zip(longer[start:], shorter, strict=True))
     if value.dim() < 1 or value.shape[-1] != n or any(p != q and 1 not in (p, q) for p, q in pairs):
         wanted = f"of shape {[*lead, n]} (or broadcastable to it) for cost of shape {shape_of(cost)}"
-        refuse(ValueError, where, name, wanted, shape_of(value))
+        others = cost.shape[-1 if name == "a" else -2]
+        swapped = value.dim() > 0 and value.shape[-1] == others != n
+        hint = "; a is for the rows of cost, b for its columns" if swapped else ""
+        refuse(ValueError, where, name, wanted, shape_of(value) + hint)
     return (*longer[:start], *(q if p == 1 else p for p, q in pairs))
 
 

@@ -63,7 +63,11 @@ def _info(arguments: argparse.Namespace) -> int:
 
     from . import build_info
 
-    for key, value in {**build_info(), "torch": torch.__version__}.items():
+    try:
+        built = build_info()
+    except FileNotFoundError as error:
+        raise TrainError(str(error)) from None
+    for key, value in {**built, "torch": torch.__version__}.items():
         print(f"{key}: {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
     return 0
 

@@ -87,15 +87,16 @@ class FeatureDistiller(HookedLoss):
         **emd_options: Any,
     ) -> None:
         where = f"sfr_ext.{_NAME}"
+        attach = checks.a_bool(_NAME, "attach", attach)
         _check_pairs(pairs)
         self_transforms = _transforms("student_transforms", student_transforms, list(pairs))
         their_transforms = _transforms("teacher_transforms", teacher_transforms, list(pairs.values()))
         options = Options(_NAME, channel_mode, max_grid, normalize, weighting, detach_teacher, distance, emd_options)
         super().__init__(options, tuple(pairs.items()), weight, warmup_steps)
         self._student_transforms, self._teacher_transforms = self_transforms, their_transforms
-        ours = Hooks(f"{where} (student)", student, pairs)
+        ours = Hooks(where, student, pairs, "student", "pairs")
         try:
-            theirs = Hooks(f"{where} (teacher)", teacher, dict.fromkeys(pairs.values()))
+            theirs = Hooks(where, teacher, dict.fromkeys(pairs.values()), "teacher", "pairs")
         except (TypeError, ValueError):
             ours.remove()
             raise
@@ -115,7 +116,7 @@ class FeatureDistiller(HookedLoss):
 
 def _check_pairs(pairs: Mapping[str, str]) -> None:
     if not isinstance(pairs, Mapping):
-        checks.refuse(TypeError, _NAME, "pairs", "to be a dict of names", type(pairs).__name__)
+        checks.refuse(TypeError, _NAME, "pairs", "to be a dict {student layer: teacher layer}", type(pairs).__name__)
     if not pairs:
         checks.refuse(ValueError, _NAME, "pairs", "to hold at least one pair", "an empty dict")
     for name in (*pairs, *pairs.values()):

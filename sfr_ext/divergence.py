@@ -67,8 +67,9 @@ def self_term(
     >>> loss = sfr_ext.emd_l2(torch.randn(4, 49, 16), teacher, teacher_self=term, **options)
     """
     where = "self_term"
-    each = teacher_feat.flatten(0, 1) if groups and isinstance(teacher_feat, Tensor) else teacher_feat
-    checks.features(where, "teacher_feat", each, "teacher_feat", each, metric, patch_size)
+    groups = checks.a_bool(where, "groups", groups)
+    each = _each_teacher(where, teacher_feat, groups)
+    patch_size = checks.features(where, "teacher_feat", each, "teacher_feat", each, metric, patch_size)
     lead = tuple(teacher_feat.shape[:2] if groups else teacher_feat.shape[:1])
     grid = ops.patch_grids(each, each, patch_size)[1]
     weight = checks.weight(where, "teacher_weight", teacher_weight, lead, grid, (each,))
@@ -77,7 +78,28 @@ def self_term(
     costs = ground(metric, patch_size)
     solved = ops.self_forward(each.detach(), weight, *costs, *options, where)
     value, potential, error = (t.unflatten(0, lead) for t in solved)
-    return SelfTerm(value, potential, error, (metric, patch_size, eps, options.reach_b))
+    return SelfTerm(value, potential, error, (metric, patch_size, options.eps, options.reach_b))
+
+
+def _each_teacher(where: str, teacher_feat: Any, groups: bool) -> Tensor:
+    """Groups as further problems of the batch."""
+    checks.tensor(where, "teacher_feat", teacher_feat)
+    dims = (4, 5) if groups else (3, 4)
+    if teacher_feat.dim() not in dims:
+        wanted = "[B, G, C, H, W] or [B, G, M, C] with groups=True" if groups else "[B, C, H, W] or [B, M, C]"
+        hint = "; for groups, give groups=True" if teacher_feat.dim() == 5 else ""
+        checks.refuse(ValueError, where, "teacher_feat", f"of shape {wanted}", checks.shape_of(teacher_feat) + hint)
+    each: Tensor = teacher_feat.flatten(0, 1) if groups else teacher_feat
+    return each
+
+
+def check_teacher_self(where: str, teacher_self: Any, objective: str, solver: str) -> None:
+    """Where it would not be looked at, it is refused."""
+    if not isinstance(teacher_self, SelfTerm):
+        checks.refuse(TypeError, where, "teacher_self", "to be a SelfTerm, from self_term", type(teacher_self).__name__)
+    if objective != "divergence" or solver != "sinkhorn":
+        wanted = 'with objective="divergence" and solver="sinkhorn" only'
+        checks.refuse(ValueError, where, "teacher_self", wanted, f"objective={objective!r} and solver={solver!r}")
 
 
 def divergence_between(
@@ -96,8 +118,6 @@ def divergence_between(
 def _given(
     where: str, pair: ops.Pair, costs: ops.Ground, options: ops.SolverOptions, teacher: SelfTerm
 ) -> tuple[Tensor, Tensor]:
-    if not isinstance(teacher, SelfTerm):
-        checks.refuse(TypeError, where, "teacher_self", "to be a SelfTerm, from self_term", type(teacher).__name__)
     if options.relative:
         wanted = 'to come with eps_scale="absolute" (a relative eps depends on the student)'
         checks.refuse(ValueError, where, "teacher_self", wanted, 'eps_scale="std"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, ops
-from .divergence import SelfTerm, divergence_between
+from .divergence import SelfTerm, check_teacher_self, divergence_between
 from .transport import Reach, exact_between, ground, solved_between, weights_of
 
 
 class ConvergenceWarning(UserWarning):
-    """`emd_l2` stopped at ``max_iter`` before a problem's marginals were within ``tol``."""
+    """`emd_l2` stopped before a problem's marginals were within ``tol``: at ``max_iter``, or at the precision of the
+    type that is computed in, or because features are NaN or infinite. The text says which."""
 
 
 _warn = False
@@ -37,7 +39,7 @@ def warn_on_nonconvergence(enabled: bool = True) -> None:
     >>> warn_on_nonconvergence(False)
     """
     global _warn
-    _warn = enabled
+    _warn = checks.a_bool("warn_on_nonconvergence", "enabled", enabled)
 
 
 def emd_l2(
@@ -132,10 +134,12 @@ def emd_l2(
     torch.Size([4, 3])
     """
     where = "emd_l2"
-    checks.features(where, "student_feat", student_feat, "teacher_feat", teacher_feat, metric, patch_size)
+    patch_size = checks.features(where, "student_feat", student_feat, "teacher_feat", teacher_feat, metric, patch_size)
     checks.choice(where, "objective", objective, checks.OBJECTIVES)
     options = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
     checks.choice(where, "reduction", reduction, checks.REDUCTIONS)
+    if teacher_self is not None:
+        check_teacher_self(where, teacher_self, objective, solver)
     named = ("student_weight", student_weight), ("teacher_weight", teacher_weight)
     a, b = weights_of(where, *named, student_feat, teacher_feat, patch_size)
     pair, costs = ops.Pair(student_feat, teacher_feat, a, b), ground(metric, patch_size)
@@ -144,25 +148,60 @@ def emd_l2(
     else:
         if objective == "divergence":
             divergence = divergence_between(where, pair, costs, options, teacher_self)
-            value, error = divergence.value, divergence.error
+            value, error, n_iter = divergence.value, divergence.error, divergence.n_iter
         else:
             solved = solved_between(where, pair, costs, options)
-            value, error = solved.transport if objective == "transport" else solved.entropic, solved.error
+            value = solved.transport if objective == "transport" else solved.entropic
+            error, n_iter = solved.error, solved.n_iter
         if _warn and not torch.compiler.is_compiling():
-            _check_convergence(error, tol, max_iter)
+            _check_convergence(error, n_iter, options, value.dim())
     if reduction == "none":
         return value
     return value.mean() if reduction == "mean" else value.sum()
 
 
-def _check_convergence(error: Tensor, tol: float, max_iter: int) -> None:
-    late = ~(error <= tol)
-    if late.any():
-        message = (
-            f"sfr_ext.emd_l2: {int(late.sum())} of {late.numel()} problems did not converge in max_iter = {max_iter} "
-            f"iterations: marginal error up to {error.max().item():.2g}, tol = {tol:g}"
-        )
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+def _check_convergence(error: Tensor, n_iter: Tensor, options: ops.SolverOptions, dims: int) -> None:
+    if error.dim() > dims:  # of three problems, the one that is furthest from its marginals
+        error, which = error.max(-1)
+        n_iter = n_iter.gather(-1, which[..., None])[..., 0]
+    late = ~(error <= options.tol)
+    if not late.any():
+        return
+    broken = late & ~error.isfinite()
+    cut = late & ~broken & (n_iter >= options.max_iter)
+    rounded = late & ~broken & ~cut
+    dtype = str(error.dtype).removeprefix("torch.")
+    finer = "float64 features" if error.dtype == torch.float32 else "a larger eps"
+    reasons = [
+        (cut, f"stopped at max_iter = {options.max_iter}: give more, or a larger tol or eps"),
+        (rounded, f"stopped at the precision of {dtype}: give a larger tol, or {finer}"),
+        (broken, "without a finite marginal error: look for NaN and Inf in the features"),
+    ]
+    counted = "; ".join(f"{int(which.sum())} {reason}" for which, reason in reasons if which.any())
+    most = error.masked_fill(broken, 0).max().item()
+    message = (
+        f"sfr_ext.emd_l2: {int(late.sum())} of {late.numel()} problems did not converge to tol = {options.tol:g} "
+        f"(marginal error up to {most:.2g}). {counted}"
+    )
+    warnings.warn(_Told(message), ConvergenceWarning, stacklevel=_level())
+
+
+class _Told(str):
+    """Equal to any other: Python shows a text once for each line of code, and this one whatever numbers it has."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Told)
+
+    def __hash__(self) -> int:
+        return hash(_Told)
+
+
+def _level() -> int:
+    """How far up from the caller of this function the code is that called the package, past modules of torch."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("sfr_ext", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class EMDL2Loss(nn.Module):
@@ -191,8 +230,13 @@ class EMDL2Loss(nn.Module):
         super().__init__()
         for name in options:
             if name not in self._OPTIONS:
-                checks.refuse(TypeError, "EMDL2Loss", "options", f"among {', '.join(self._OPTIONS)}", repr(name))
+                at_the_call = ", which is given at the call" if name in ("student_weight", "teacher_weight") else ""
+                came = repr(name) + at_the_call
+                checks.refuse(TypeError, "EMDL2Loss", "options", f"among {', '.join(self._OPTIONS)}", came)
         checks.emd_options("EMDL2Loss", options)
+        if (term := options.get("teacher_self")) is not None:
+            solver = options.get("solver", "sinkhorn")
+            check_teacher_self("EMDL2Loss", term, options.get("objective", "transport"), solver)
         self.options = options
 
     def forward(

@@ -61,10 +61,10 @@ def self_feature_loss(
         came = '"project", which has parameters: use sfr_ext.SelfFeatureRegularizer'
         checks.refuse(ValueError, _NAME, "channel_mode", '"match", "mean" or "crop"', came)
     options = Options(_NAME, channel_mode, max_grid, normalize, weighting, detach_teacher, distance, emd_options)
-    checks.number(_NAME, "weight", weight, positive=False)
-    chosen = shallow_to_deep(where, pairs, list(named))
+    weight = checks.number(_NAME, "weight", weight, positive=False)
+    chosen = shallow_to_deep(where, pairs, list(named), "features")
     check_features(where, named)
-    refuse_channels_last(where, list(named.values()))
+    refuse_channels_last(where, list(named.values()), "give sfr_ext.layouts.nhwc(map) of each map")
     # The distance takes each dtype as it is; autocast would only add casts.
     with torch.autocast(next(iter(named.values())).device.type, enabled=False):
         comparison = Comparison(options, named)

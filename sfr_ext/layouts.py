@@ -71,23 +71,29 @@ class tokens:
     """
 
     def __init__(self, prefix: int = 1, grid: tuple[int, int] | None = None) -> None:
-        checks.whole("layouts.tokens", "prefix", prefix, 0)
+        given: Any = prefix
+        if isinstance(given, Tensor) and given.dim() > 0:  # as if the class were the transform
+            came = "Tensor; write layouts.tokens()(output)"
+            checks.refuse(TypeError, "layouts.tokens", "prefix", "to be an int", came)
+        prefix = checks.whole("layouts.tokens", "prefix", prefix, 0)
         if grid is not None:
             if not isinstance(grid, (tuple, list)) or len(grid) != 2:
                 checks.refuse(TypeError, "layouts.tokens", "grid", "to be None or a pair (H, W)", repr(grid))
-            for size in grid:
-                checks.whole("layouts.tokens", "grid", size, 1)
+            rows, columns = (checks.whole("layouts.tokens", "grid", size, 1) for size in grid)
         self.prefix = prefix
-        self.grid = None if grid is None else (grid[0], grid[1])
+        self.grid = None if grid is None else (rows, columns)
 
     def __call__(self, output: Tensor) -> Tensor:
         _tensor("tokens", output, 3, "[B, prefix + N, C]")
         patches = output[:, self.prefix :]
         count = patches.shape[1]
+        if count == 0:
+            wanted = f"with more than {self.prefix} tokens (prefix)"
+            checks.refuse(ValueError, "layouts.tokens", "output", wanted, checks.shape_of(output))
         grid = self.grid
         if grid is None:
             side = math.isqrt(count)
-            if side * side != count or count == 0:
+            if side * side != count:
                 return patches
             grid = (side, side)
         if grid[0] * grid[1] != count:
@@ -138,8 +144,8 @@ class compose:
 
     def __init__(self, *transforms: Transform) -> None:
         for transform in transforms:
-            if not callable(transform):
-                checks.refuse(TypeError, "layouts.compose", "transforms", "to be functions", type(transform).__name__)
+            if not is_transform(transform):
+                checks.refuse(TypeError, "layouts.compose", "transforms", "to be functions", kind_of(transform))
         self.transforms = transforms
 
     def __call__(self, output: Any) -> Any:
@@ -151,9 +157,28 @@ class compose:
         return f"compose({', '.join(getattr(t, '__name__', repr(t)) for t in self.transforms)})"
 
 
+def is_transform(value: object) -> bool:
+    """A function, and not the class of one: called with an output, ``tokens`` would take it for its ``prefix``."""
+    return callable(value) and not isinstance(value, type)
+
+
+def kind_of(value: object) -> str:
+    """Of what is no transform, for messages."""
+    if not isinstance(value, type):
+        return type(value).__name__
+    ours = value.__module__ == __name__
+    written = f"layouts.{value.__name__}({_WRITTEN.get(value.__name__, '')})" if ours else f"{value.__name__}()"
+    return f"the class {value.__name__}; write {written}"
+
+
+_WRITTEN = {"item": "key", "compose": "..."}
+
+
 def _tensor(where: str, output: object, dims: int, shape: str) -> None:
-    if not isinstance(output, Tensor):
-        hint = " (sfr_ext.layouts.item takes one of several)" if isinstance(output, (tuple, list, dict)) else ""
-        checks.refuse(TypeError, f"layouts.{where}", "output", "to be a Tensor", type(output).__name__ + hint)
+    if isinstance(output, (tuple, list, dict)):
+        came = f"{type(output).__name__} (sfr_ext.layouts.item takes one of several)"
+        checks.refuse(TypeError, f"layouts.{where}", "output", "to be a Tensor", came)
+    checks.a_tensor(f"layouts.{where}", "output", output)
+    assert isinstance(output, Tensor)
     if output.dim() != dims:
         checks.refuse(ValueError, f"layouts.{where}", "output", f"of shape {shape}", checks.shape_of(output))

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import reference_checks as checks
 from .extras import how_to_install
 
 # One for both sides, or a pair; None: balanced.
@@ -39,7 +40,8 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
         ``[B, N, M]``, or ``[B, G, N, M]`` with groups; differentiable.
 
     Raises:
-        ValueError: for an unknown metric, or tokens with ``patch_size > 1``.
+        TypeError: an argument is of the wrong kind.
+        ValueError: for an unknown metric, shapes that do not fit, or tokens with ``patch_size > 1``.
 
     >>> import torch
     >>> from sfr_ext.reference import cost_matrix
@@ -48,6 +50,10 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
     tensor([[[0., 5.],
              [5., 0.]]], dtype=torch.float64)
     """
+    return _costs(x, y, metric, checks.features("reference.cost_matrix", "x", x, "y", y, metric, patch_size))
+
+
+def _costs(x: Tensor, y: Tensor, metric: str, patch_size: int) -> Tensor:
     maps = x.dim() == 4
     p, q = _patches(x, patch_size, maps), _patches(y, patch_size, maps)
     if q.dim() == 4:
@@ -62,7 +68,7 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
         return squared
     if metric == "l2":
         return _sqrt(squared)
-    raise ValueError(f'metric: expected "l2", "sqeuclidean", "cosine" or "l1", got {metric!r}')
+    raise ValueError(f"sfr_ext.reference.cost_matrix: metric {metric!r} has no formula here")
 
 
 def exact_emd(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
@@ -81,7 +87,8 @@ def exact_emd(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) ->
 
     Raises:
         ImportError: when SciPy is missing; the message has the command that installs it.
-        ValueError: for weights that are negative or not finite.
+        TypeError: an argument is of the wrong kind.
+        ValueError: for shapes that do not fit, and weights that are negative or not finite.
 
     >>> import torch
     >>> from sfr_ext.reference import exact_emd
@@ -95,11 +102,12 @@ def exact_emd(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) ->
     if importlib.util.find_spec("scipy") is None:
         how = how_to_install("reference", "scipy")
         raise ImportError(f"sfr_ext.reference.exact_emd needs scipy, not installed here: {how}", name="scipy")
+    checks.problem("reference.exact_emd", cost, a, b)
     device, cost = cost.device, cost.detach().double().cpu()
     a, b = (None if w is None else w.detach().cpu() for w in (a, b))
     batch = cost.shape[:-2]
     solve = _assignment if a is None and b is None and cost.shape[-1] == cost.shape[-2] else _transport
-    sides = _weights("a", a, cost, -2), _weights("b", b, cost, -1)
+    sides = _weights(a, cost, -2), _weights(b, cost, -1)
     problems = [z.reshape(math.prod(batch), *z.shape[len(batch) :]) for z in (cost, *sides)]
     values = [solve(*problem) for problem in zip(*problems, strict=True)]
     return torch.tensor(values, dtype=torch.float64, device=device).reshape(batch)
@@ -195,7 +203,8 @@ def sinkhorn(
         and a relative eps contribute: the implicit function theorem with a dense solve of size N + M.
 
     Raises:
-        ValueError: for an unknown ``eps_scale``, or weights that are negative or not finite.
+        TypeError: an argument is of the wrong kind.
+        ValueError: for an option out of range, shapes that do not fit, and weights that are negative or not finite.
 
     >>> import math, torch
     >>> from sfr_ext.reference import sinkhorn
@@ -205,8 +214,11 @@ def sinkhorn(
     >>> math.isclose(result.transport_cost, 1 - share)
     True
     """
-    reach_a, reach_b = reach if isinstance(reach, tuple) else (reach, reach)
-    raw, (a, b) = (a, b), (_weights("a", a, cost, -2), _weights("b", b, cost, -1))
+    where = "reference.sinkhorn"
+    checks.problem(where, cost, a, b)
+    eps, sides, tol, max_iter = checks.solver(where, eps, eps_scale, reach, tol, max_iter, tuple(cost.shape[:-2]))
+    reach_a, reach_b = sides
+    raw, (a, b) = (a, b), (_weights(a, cost, -2), _weights(b, cost, -1))
     removed = (a[..., :, None] == 0) | (b[..., None, :] == 0)
     forbidden = (cost == math.inf) & ~removed
     cost = cost.double().masked_fill(removed | forbidden, 0.0)
@@ -327,7 +339,18 @@ def emd_l2(
     >>> emd_l2(x, y)
     tensor(5., dtype=torch.float64)
     """
-    cost = cost_matrix(student_feat, teacher_feat, metric=metric, patch_size=patch_size)
+    where = "reference.emd_l2"
+    names = "student_feat", "teacher_feat"
+    patch_size = checks.features(where, names[0], student_feat, names[1], teacher_feat, metric, patch_size)
+    checks.options(where, objective, reduction)
+    eps, reach, tol, max_iter = checks.solver(where, eps, eps_scale, reach, tol, max_iter)
+    lead = tuple(teacher_feat.shape[: 1 + teacher_feat.dim() - student_feat.dim()])
+    for name, weight, z in (
+        ("student_weight", student_weight, student_feat),
+        ("teacher_weight", teacher_weight, teacher_feat),
+    ):
+        checks.weight(where, name, weight, lead, _grid(z, student_feat.dim() == 4, patch_size))
+    cost = _costs(student_feat, teacher_feat, metric, patch_size)
     a, b = _for_problems(student_weight, cost, -2), _for_problems(teacher_weight, cost, -1)
     solver: dict[str, Any] = {"reach": reach, "tol": tol, "max_iter": max_iter}
     if objective == "divergence":
@@ -353,19 +376,18 @@ def _divergence(
     solver: dict[str, Any],
 ) -> Tensor:
     reach = solver.pop("reach")
-    reach = reach if isinstance(reach, tuple) else (reach, reach)
-    normal = _weights("a", a, cost, -2), _weights("b", b, cost, -1)
+    normal = _weights(a, cost, -2), _weights(b, cost, -1)
     used, shown = _regularisation(cost, *normal, eps, eps_scale, reach[0] or reach[1])
 
     def entropic(cost: Tensor, a: Tensor | None, b: Tensor | None, reach: Reach) -> Tensor:
         value = sinkhorn(cost, a, b, used, eps_scale="absolute", reach=reach, **solver).entropic_cost
         # Equal costs between x and y give no eps: all three plans are a b^T then.
-        weight_a, weight_b = _weights("a", a, cost, -2), _weights("b", b, cost, -1)
+        weight_a, weight_b = _weights(a, cost, -2), _weights(b, cost, -1)
         return torch.where(shown > 0, value, (weight_a[..., :, None] * weight_b[..., None, :] * cost).sum((-2, -1)))
 
     def with_itself(z: Tensor) -> Tensor:
         flat = z.flatten(0, used.dim() - 1)
-        return cost_matrix(flat, flat, metric=metric, patch_size=patch_size).unflatten(0, used.shape)
+        return _costs(flat, flat, metric, patch_size).unflatten(0, used.shape)
 
     if used.dim() == 2:  # a student for each group
         x = x[:, None].expand(*used.shape, *x.shape[1:])
@@ -391,14 +413,17 @@ def _for_problems(weight: Tensor | None, cost: Tensor, dim: int) -> Tensor | Non
     return weight.reshape(len(cost), 1, count)
 
 
+def _grid(z: Tensor, maps: bool, k: int) -> tuple[int, ...]:
+    """Rows and columns of patches, or their number."""
+    return (z.shape[-2] - k + 1, z.shape[-1] - k + 1) if maps else (z.shape[-2],)
+
+
 def _patches(z: Tensor, k: int, maps: bool) -> Tensor:
     """``[..., patches, values of a patch]``."""
     z = z.double()
     if maps:
         columns = F.unfold(z.reshape(-1, *z.shape[-3:]), k).transpose(1, 2)
         return columns.reshape(*z.shape[:-3], *columns.shape[1:])
-    if k != 1:
-        raise ValueError(f"patch_size: tokens have no neighbourhood; expected 1, got {k}")
     return z
 
 
@@ -414,14 +439,12 @@ def _unit(z: Tensor) -> Tensor:
     return torch.where(norm == 0, 0.0, z / torch.where(norm == 0, 1.0, norm))
 
 
-def _weights(name: str, weight: Tensor | None, cost: Tensor, dim: int) -> Tensor:
+def _weights(weight: Tensor | None, cost: Tensor, dim: int) -> Tensor:
     """One side's weights ``[..., N]``, summing to 1, or all 0."""
     shape = (*cost.shape[:-2], cost.shape[dim])
     if weight is None:
         return torch.full(shape, 1.0 / shape[-1], dtype=torch.float64, device=cost.device)
     weight = weight.double().expand(shape)
-    if not ((weight >= 0).all() and weight.isfinite().all()):
-        raise ValueError(f"{name}: expected finite non-negative weights, got {weight}")
     # Removed patches take no part in the gradient either.
     weight = torch.where(weight > 0, weight, 0.0)
     most = weight.detach().amax(-1, keepdim=True)
@@ -454,8 +477,6 @@ def _regularisation(
     if eps_scale == "absolute":
         absolute = torch.as_tensor(eps, dtype=torch.float64, device=cost.device).expand(cost.shape[:-2])
         return absolute, absolute
-    if eps_scale != "std":
-        raise ValueError(f'eps_scale: expected "std" or "absolute", got {eps_scale!r}')
     product = a[..., :, None] * b[..., None, :]
     if allowed is not None:
         product = product * allowed

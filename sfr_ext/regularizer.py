@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from . import checks
 from .layouts import Transform
 from .sfr.features import features_of
 from .sfr.hooked import Features, HookedLoss
@@ -120,6 +121,7 @@ class SelfFeatureRegularizer(HookedLoss):
         **emd_options: Any,
     ) -> None:
         where = f"sfr_ext.{_NAME}"
+        attach = checks.a_bool(_NAME, "attach", attach)
         transforms = named_layers(where, layers)
         options = Options(_NAME, channel_mode, max_grid, normalize, weighting, detach_teacher, distance, emd_options)
         super().__init__(options, shallow_to_deep(where, pairs, list(transforms)), weight, warmup_steps)

@@ -19,6 +19,8 @@ _NAME = "DynamicLabelSmoothing"
 # Counted in samples, not in batches, so that it means the same for 10 classes and for 1000.
 _KEEP_PER_SAMPLE = 1.0 - 1.0 / 500.0
 
+_LABELS = (torch.int64, torch.uint8)
+
 Schedule = str | Callable[[Tensor], Tensor | float]
 
 
@@ -106,8 +108,8 @@ class DynamicLabelSmoothing(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        _check_arguments(smoothing, total_steps, schedule, prior)
-        _check_cross_entropy(weight, ignore_index, reduction)
+        smoothing, total_steps = _check_arguments(smoothing, total_steps, schedule, prior)
+        ignore_index = _check_cross_entropy(weight, ignore_index, reduction)
         self.smoothing = float(smoothing)
         self.total_steps = total_steps
         self.schedule = schedule
@@ -139,6 +141,15 @@ class DynamicLabelSmoothing(nn.Module):
         elif target.dtype in (torch.float16, torch.bfloat16):
             target = target.float()  # smoothed in its own type, they would be rounded to it
         weight = None if self.weight is None else self.weight.to(logits.dtype)
+        if torch.compiler.is_compiling():
+            return self._loss(logits, target, weight, soft)
+        try:
+            return self._loss(logits, target, weight, soft)
+        except IndexError:  # torch's, which does not say of what argument (a GPU does not look)
+            _refuse_labels(target, logits.shape[1], self.ignore_index)
+            raise
+
+    def _loss(self, logits: Tensor, target: Tensor, weight: Tensor | None, soft: bool) -> Tensor:
         eps = self._eps()
         if self.prior == "uniform" and isinstance(eps, float):
             return F.cross_entropy(
@@ -302,12 +313,14 @@ def _per_class(weight: Tensor, log_p: Tensor) -> Tensor:
     return weight.view(1, -1, *[1] * (log_p.dim() - 2))
 
 
-def _check_arguments(smoothing: float, total_steps: int | None, schedule: Schedule, prior: str) -> None:
-    checks.a_number(_NAME, "smoothing", smoothing)
+def _check_arguments(
+    smoothing: float, total_steps: int | None, schedule: Schedule, prior: str
+) -> tuple[float, int | None]:
+    smoothing = checks.a_number(_NAME, "smoothing", smoothing)
     if not 0.0 <= smoothing <= 1.0:
         checks.refuse(ValueError, _NAME, "smoothing", "in [0, 1]", smoothing)
     if total_steps is not None:
-        checks.an_int(_NAME, "total_steps", total_steps)
+        total_steps = checks.an_int(_NAME, "total_steps", total_steps)
         if total_steps < 1:
             checks.refuse(ValueError, _NAME, "total_steps", ">= 1", total_steps)
         if total_steps > counters.MOST:
@@ -318,18 +331,18 @@ def _check_arguments(smoothing: float, total_steps: int | None, schedule: Schedu
         checks.refuse(ValueError, _NAME, "prior", '"uniform" or "online"', repr(prior))
     if schedule != "constant" and total_steps is None:
         raise ValueError(f"sfr_ext.{_NAME}: schedule {schedule!r} needs total_steps, the number of steps it rises over")
+    return smoothing, total_steps
 
 
-def _check_cross_entropy(weight: Tensor | None, ignore_index: int, reduction: str) -> None:
+def _check_cross_entropy(weight: Tensor | None, ignore_index: int, reduction: str) -> int:
     if weight is not None:
-        if not isinstance(weight, Tensor):
-            checks.refuse(TypeError, _NAME, "weight", "to be a Tensor of class weights", type(weight).__name__)
+        checks.a_tensor(_NAME, "weight", weight)
         if not weight.is_floating_point():
             checks.refuse(TypeError, _NAME, "weight", "to be floating point", weight.dtype)
         if weight.dim() != 1:
             checks.refuse(ValueError, _NAME, "weight", "of shape [K]", checks.shape_of(weight))
-    checks.an_int(_NAME, "ignore_index", ignore_index)
     checks.choice(_NAME, "reduction", reduction, checks.REDUCTIONS)
+    return checks.an_int(_NAME, "ignore_index", ignore_index)
 
 
 def _check_fraction(fraction: Tensor) -> None:
@@ -341,18 +354,26 @@ def _check_fraction(fraction: Tensor) -> None:
         checks.refuse(ValueError, _NAME, "schedule", "to return a fraction in [0, 1]", float(fraction))
 
 
-def _kinds(*values: Any) -> str:
-    return " and ".join(type(value).__name__ for value in values)
+def _refuse_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+    """If some are of no class."""
+    labels = counters.plain(target)
+    if labels is None:
+        return
+    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignore_index)]
+    if wrong.numel() > 0:
+        wanted = f"to be in 0 ... {classes - 1} for logits of {classes} classes, or ignore_index = {ignore_index}"
+        checks.refuse(ValueError, _NAME, "target", wanted, int(wrong[0]))
 
 
 def _check_batch(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> bool:
     """Whether the target holds probabilities."""
-    if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
-        checks.refuse(TypeError, _NAME, "logits and target", "to be Tensors", _kinds(logits, target))
+    checks.a_tensor(_NAME, "logits", logits)
+    checks.a_tensor(_NAME, "target", target)
     if not logits.is_floating_point():
         checks.refuse(TypeError, _NAME, "logits", "to be floating point", logits.dtype)
     if logits.dim() < 2 or logits.shape[1] < 1:
-        checks.refuse(ValueError, _NAME, "logits", "of shape [B, K] or [B, K, ...]", checks.shape_of(logits))
+        hint = "; for one sample, give logits[None] and target[None]" if logits.dim() == 1 and target.dim() == 0 else ""
+        checks.refuse(ValueError, _NAME, "logits", "of shape [B, K] or [B, K, ...]", checks.shape_of(logits) + hint)
     if weight is not None and weight.shape[0] != logits.shape[1]:
         wanted = f"with K = {weight.shape[0]} (from weight)"
         checks.refuse(ValueError, _NAME, "logits", wanted, checks.shape_of(logits))
@@ -361,12 +382,22 @@ def _check_batch(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_i
             wanted = f"to hold class numbers for ignore_index = {ignore_index}"
             checks.refuse(ValueError, _NAME, "target", wanted, "probabilities")
         return True
-    if target.dtype not in (torch.int64, torch.uint8):
+    if target.dtype not in _LABELS:
+        wanted = f"of int64 class indices, or of floating-point probabilities of shape {checks.shape_of(logits)}"
         came = f"{target.dtype} of shape {checks.shape_of(target)}"
-        hint = f"(probabilities are of the logits' shape, {checks.shape_of(logits)}, and floating point)"
-        checks.refuse(TypeError, _NAME, "target", "of int64 class indices", f"{came} {hint}")
+        checks.refuse(TypeError, _NAME, "target", wanted, came + _better_target(logits, target))
     if target.shape != logits.shape[:1] + logits.shape[2:]:
         wanted = f"of shape [B] with B = {logits.shape[0]} for logits of shape [B, K], or [B, ...] for [B, K, ...]"
         came = f"{checks.shape_of(target)} for logits of {checks.shape_of(logits)}"
-        checks.refuse(ValueError, _NAME, "target", wanted, came)
+        checks.refuse(ValueError, _NAME, "target", wanted, came + _better_target(logits, target))
     return False
+
+
+def _better_target(logits: Tensor, target: Tensor) -> str:
+    """What to give instead, where that is clear."""
+    if target.shape == logits.shape:
+        return "; for one-hot labels, give target.float() or target.argmax(1)"
+    as_labels = "" if target.dtype in _LABELS else ".long()"
+    if target.dim() == logits.dim() and target.shape[1] == 1:
+        return f"; give target.squeeze(1){as_labels}"
+    return f"; give target{as_labels}" if as_labels and target.dim() == logits.dim() - 1 else ""

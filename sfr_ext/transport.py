@@ -43,7 +43,7 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
     tensor([[[0.],
              [5.]]])
     """
-    checks.features("cost_matrix", "x", x, "y", y, metric, patch_size)
+    patch_size = checks.features("cost_matrix", "x", x, "y", y, metric, patch_size)
     return ops.cost_forward(x, y, *ground(metric, patch_size))
 
 
@@ -229,16 +229,17 @@ def solve_sample(
     (torch.Size([2]), torch.Size([2, 49, 49]), torch.Size([2, 49]))
     """
     where = "solve_sample"
-    checks.features(where, "x", x, "y", y, metric, patch_size)
-    inputs = Inputs(x=x, y=y, a=a, b=b)
+    patch_size = checks.features(where, "x", x, "y", y, metric, patch_size)
 
     def paired(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> ops.Pair:
         return ops.Pair(x, y, *weights_of(where, ("a", a), ("b", b), x, y, patch_size))
 
-    pair = paired(x, y, a, b)
+    pair, inputs = paired(x, y, a, b), Inputs(x=x, y=y, a=a, b=b)
     options = checks.solver_options(where, solver, eps, eps_scale, reach, tol, max_iter)
     grids, costs = ops.patch_grids(x, y, patch_size), ground(metric, patch_size)
     if solver == "exact":
+        if init is not None:  # refused or not as for the other solver, though of no use
+            checked_init(where, init, pair, costs)
         exact = exact_between(where, pair, costs, options)
         return of_exact(exact, ops.problems(x, y), options, inputs, lambda *now: paired(*now)[2:], grids)
 
@@ -278,6 +279,15 @@ def exact_between(where: str, pair: ops.Pair, costs: ops.Ground, options: ops.So
     return ops.ExactSolved(*ops.exact_forward(*given, *prices(options, features=True), where))
 
 
+def checked_init(where: str, init: Any, pair: ops.Pair, costs: ops.Ground) -> Tensor:
+    """The teacher's of the potentials ``init=(f, g)``."""
+    n, m = map(math.prod, ops.patch_grids(pair.x, pair.y, costs.patch_size))
+    lead = ops.problems(pair.x, pair.y)
+    checks.potentials(where, init, (*lead, n), (*lead, m), pair.x)
+    g: Tensor = init[1]
+    return g.to(ops.compute_dtype(pair.x, pair.y))
+
+
 def solved_between(
     where: str,
     pair: ops.Pair,
@@ -286,12 +296,7 @@ def solved_between(
     init: tuple[Tensor, Tensor] | None = None,
 ) -> ops.Solved:
     """What `ops.emd_forward` returns for features."""
-    init_g = None
-    if init is not None:
-        n, m = map(math.prod, ops.patch_grids(pair.x, pair.y, costs.patch_size))
-        lead = ops.problems(pair.x, pair.y)
-        checks.potentials(where, init, (*lead, n), (*lead, m), pair.x)
-        init_g = init[1].to(ops.compute_dtype(pair.x, pair.y))
+    init_g = None if init is None else checked_init(where, init, pair, costs)
     if pair.a is not None or pair.b is not None:
         options = as_weights_want(options, pair.a, pair.b, ops.compute_dtype(pair.x, pair.y))
     return ops.Solved(*ops.emd_forward(*pair, init_g, *costs, *options, where)[:-1])

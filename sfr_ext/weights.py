@@ -40,6 +40,7 @@ def cross_reference_weights(student: Tensor, teacher: Tensor, *, detach: bool = 
     torch.Size([2, 3])
     """
     checks.features("cross_reference_weights", "student", student, "teacher", teacher, "l2", 1)
+    detach = checks.a_bool("cross_reference_weights", "detach", detach)
     maps = student.dim() == 4
     dtype = compute_dtype(student, teacher)
     s, t = ((z.flatten(-2).mT if maps else z).to(dtype) for z in (student, teacher))

@@ -18,10 +18,12 @@ import build_backend
 import cuda_toolchain
 import native_build
 import pytest
+import torch
 from cuda_toolchain import NoCuda
 from native_build import BuildError
 
 import sfr_ext
+from sfr_ext import build, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {".py", ".h", ".cpp", ".cu", ".cuh", ".md", ".npz"}
@@ -38,6 +40,22 @@ def test_build_info():
         assert info["cuda_version"] is None and info["cuda_archs"] == []
         assert info["why_no_cuda"].startswith("this build has no CUDA kernels: ")
     assert json.loads(json.dumps(info)) == info
+
+
+@pytest.mark.parametrize("content", [None, "", '{"cuda": fal'], ids=["none", "empty", "cut off"])
+def test_an_installation_without_its_configuration(content, tmp_path, monkeypatch, capsys):
+    """As where the compiled part alone was copied: one sentence, no traceback, and the functions work."""
+    monkeypatch.setattr(build, "__file__", str(tmp_path / "build.py"))
+    if content is not None:
+        (tmp_path / "build_config.json").write_text(content)
+    message = f"sfr_ext.build_info: expected what the build has written in {tmp_path}/build_config.json, got no"
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}") as caught:
+        sfr_ext.build_info()
+    assert caught.value.__suppress_context__
+    assert cli.main(["info"]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"sfr-ext: {message}") and said.err.count("\n") == 1 and said.out == ""
+    assert sfr_ext.emd_l2(torch.rand(1, 3, 2), torch.rand(1, 3, 2)).isfinite()
 
 
 def test_environment_picks_the_instruction_set():

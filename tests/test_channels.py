@@ -34,6 +34,8 @@ def test_channels_must_divide(num_channels):
 def test_wrong_rank_and_kinds():
     with pytest.raises(ValueError, match=r"expected deep of shape \[B, C, H, W\], got \[2, 4\]"):
         group_channels(torch.zeros(2, 4), 2)
+    with pytest.raises(ValueError, match=r"got \[4, 2, 2\]; for one map, give deep\[None\]$"):
+        group_channels(torch.zeros(4, 2, 2), 2)
     with pytest.raises(TypeError, match="expected deep to be a Tensor, got list"):
         group_channels([1.0], 2)
     with pytest.raises(TypeError, match="expected num_channels to be an int, got float"):

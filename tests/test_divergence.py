@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from cases import EPS_SCALES, HALVES, METRICS, error, features, value_and_gradients, weights
 from torch import Tensor
 
-from sfr_ext import emd_l2, reference, self_term, solve_sample
+from sfr_ext import EMDL2Loss, emd_l2, reference, self_term, solve_sample
 from sfr_ext.ops import SolverOptions
 
 DIVERGENCE = {"objective": "divergence", "reduction": "none"}
@@ -147,6 +148,39 @@ def test_a_teacher_that_does_not_fit_raises() -> None:
         emd_l2(x, y, teacher_self=term, **{**options, "eps": 0.2})
     with pytest.raises(ValueError, match=r"expected teacher_self for a teacher of \[2, 8\] patches, got \[2, 7\]"):
         emd_l2(x, features(2, 8, 4), teacher_self=term, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"objective": "entropic"}, {"solver": "exact"}, {"objective": "divergence", "solver": "exact"}],
+    ids=str,
+)
+def test_a_teacher_that_would_not_be_looked_at_is_refused(options: dict[str, str]) -> None:
+    x, y = features(2, 9, 4), features(2, 7, 4)
+    term = self_term(y, eps=0.3)
+    given = {"eps": 0.3, "eps_scale": "absolute", **options, "teacher_self": term}
+    came = f"objective={options.get('objective', 'transport')!r} and solver={options.get('solver', 'sinkhorn')!r}"
+    message = f'expected teacher_self with objective="divergence" and solver="sinkhorn" only, got {came}$'
+    with pytest.raises(ValueError, match=f"^sfr_ext.emd_l2: {message}"):
+        emd_l2(x, y, **given)
+    with pytest.raises(ValueError, match=f"^sfr_ext.EMDL2Loss: {message}"):
+        EMDL2Loss(**given)
+    with pytest.raises(TypeError, match="expected teacher_self to be a SelfTerm"):
+        EMDL2Loss(teacher_self=3)
+
+
+def test_kinds_and_shapes_of_a_teacher() -> None:
+    groups = features(2, 3, 4, 5, 5)
+    with pytest.raises(ValueError, match=r"\[B, C, H, W\] or .* got \[2, 3, 4, 5, 5\]; .*groups=True"):
+        self_term(groups, eps=0.3)
+    for shape in ((4,), (3, 4), (2, 3, 4)):
+        with pytest.raises(ValueError, match=rf"\[B, G, M, C\] with groups=True, got \[{', '.join(map(str, shape))}\]"):
+            self_term(torch.rand(shape), groups=True, eps=0.3)
+    with pytest.raises(TypeError, match="expected groups to be a bool, got int"):
+        self_term(groups, groups=1, eps=0.3)  # type: ignore[arg-type]
+    term = self_term(features(2, 7, 4), eps=np.float32(0.25))  # type: ignore[arg-type]
+    options = {"objective": "divergence", "eps": 0.25, "eps_scale": "absolute"}
+    assert emd_l2(features(2, 9, 4), features(2, 7, 4), teacher_self=term, **options).isfinite()
 
 
 def test_a_nan_stays_in_its_problem() -> None:

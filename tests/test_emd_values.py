@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -233,13 +235,72 @@ def test_non_convergence_is_reported_and_can_be_warned_of() -> None:
         emd_l2(x, y, tol=1e-6, max_iter=3)  # silent unless asked
     sfr_ext.warn_on_nonconvergence()
     try:
-        with pytest.warns(sfr_ext.ConvergenceWarning, match=r"2 of 2 problems did not converge in max_iter = 3"):
+        message = (
+            r"2 of 2 problems did not converge to tol = 1e-06 \(marginal .*\). 2 stopped at max_iter = 3: give more"
+        )
+        with pytest.warns(sfr_ext.ConvergenceWarning, match=message):
             emd_l2(x, y, tol=1e-6, max_iter=3)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             emd_l2(x, y)
     finally:
         sfr_ext.warn_on_nonconvergence(False)
+
+
+@pytest.fixture
+def warned() -> Iterator[Callable[..., list[str]]]:
+    """The texts of the warnings of a call."""
+
+    def call(*arguments: torch.Tensor, **options: Any) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            emd_l2(*arguments, **options)
+        assert all(each.filename == __file__ for each in caught)
+        return [str(each.message) for each in caught]
+
+    sfr_ext.warn_on_nonconvergence()
+    yield call
+    sfr_ext.warn_on_nonconvergence(False)
+
+
+@pytest.mark.parametrize("objective", ["transport", "entropic", "divergence"])
+def test_the_warning_says_what_stopped_each_problem(objective: str, warned: Callable[..., list[str]]) -> None:
+    x, y = features(3, 8, 5, 5), features(3, 8, 5, 5)
+    (fine,) = warned(x, y, tol=1e-8, max_iter=100_000, objective=objective)
+    assert "3 stopped at the precision of float32: give a larger tol, or float64 features" in fine
+    assert "max_iter" not in fine and "3 of 3 problems did not converge to tol = 1e-08" in fine
+    (fine,) = warned(x.double(), y, tol=1e-17, objective=objective)
+    assert "3 stopped at the precision of float64: give a larger tol, or a larger eps" in fine
+    assert warned(x.double(), y, tol=1e-8, objective=objective) == []
+    x[1, 0, 0, 0] = torch.nan
+    (mixed,) = warned(x, y, tol=1e-8, max_iter=3, objective=objective)
+    assert "2 stopped at max_iter = 3: give more, or a larger tol or eps; 1 without a finite marginal error: " in mixed
+    assert "nan" not in mixed and "precision" not in mixed
+
+
+def test_each_problem_has_a_reason_of_its_own(warned: Callable[..., list[str]]) -> None:
+    x, y = features(6, 8, 5, 5), features(6, 8, 5, 5)
+    counts = solve_sample(x, y, tol=1e-8, max_iter=100_000).n_iter
+    limit = int(counts.median())
+    cut = int((solve_sample(x, y, tol=1e-8, max_iter=limit).n_iter >= limit).sum())
+    assert 0 < cut < 6
+    (mixed,) = warned(x, y, tol=1e-8, max_iter=limit)
+    assert f"{cut} stopped at max_iter = {limit}: " in mixed and f"{6 - cut} stopped at the precision" in mixed
+
+
+@pytest.mark.usefixtures("warned")
+def test_the_warning_comes_once_for_each_line_that_calls() -> None:
+    x, y = features(1, 8, 5, 5), features(1, 8, 5, 5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        loss = sfr_ext.EMDL2Loss(max_iter=2)
+        for scale in (1.0, 2.0, 3.0):  # other numbers in the text each time
+            emd_l2(x, scale + scale * y * y, max_iter=2)
+            loss(x, scale + scale * y * y)
+            sfr_ext.self_feature_loss([x, scale + scale * y * y], max_iter=2)
+    lines = [each.lineno for each in caught]
+    assert len(lines) == 3 and lines == [lines[0], lines[0] + 1, lines[0] + 2]
+    assert all(each.filename == __file__ for each in caught)
 
 
 def test_solve_takes_any_leading_axes_and_strides() -> None:

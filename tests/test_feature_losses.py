@@ -76,7 +76,8 @@ def test_distances():
         ({"max_grid": 0}, ValueError, "max_grid to be at least 1, got 0"),
         ({"max_grid": 7.0}, TypeError, "max_grid to be an int, got float"),
         ({"channel_mode": "project"}, ValueError, "has parameters"),
-        ({"pairs": [("0", "5")]}, ValueError, "names from layers"),
+        ({"pairs": [("1", "0")]}, ValueError, "in the order of features"),
+        ({"pairs": [("0", "5")]}, ValueError, "names from features"),
     ],
 )
 def test_bad_options(options, error, message):
@@ -235,17 +236,25 @@ def test_distiller_with_a_teacher_of_tokens_and_projections():
     assert [tuple(p.shape) for p in distiller.parameters()] == [(5, 4, 1, 1)]
     distiller.loss().backward()
     student(images)
-    with pytest.raises(RuntimeError, match=r"\(teacher\).*none has passed through 'block'"):
+    message = r"sfr_ext.FeatureDistiller.loss: call teacher\(images\) before each loss\(\): .* through 'block' since"
+    with pytest.raises(RuntimeError, match=message):
         distiller.loss()
 
 
 @pytest.mark.parametrize(
     "pairs, options, error, message",
     [
-        (["0"], {}, TypeError, "pairs to be a dict"),
+        (["0"], {}, TypeError, "pairs to be a dict {student layer: teacher layer}, got list"),
         ({}, {}, ValueError, "at least one pair"),
         ({"0": 1}, {}, TypeError, "names .str., got int"),
-        ({"0": "7"}, {}, ValueError, r"\(teacher\).*got '7'"),
+        (
+            {"0": "7"},
+            {},
+            ValueError,
+            "expected pairs to name modules of the teacher, Sequential, got '7'",
+        ),
+        ({"7": "0"}, {}, ValueError, "expected pairs to name modules of the student, Sequential, got '7'"),
+        ({"0": "0"}, {"teacher_transforms": {"0": layouts.tokens}}, TypeError, r"write layouts.tokens\(\)"),
         ({"0": "0"}, {"student_transforms": {"1": layouts.nhwc}}, ValueError, "got '1'"),
         ({"0": "0"}, {"teacher_transforms": {"0": 3}}, TypeError, "a function or None, got int"),
     ],
@@ -255,6 +264,74 @@ def test_bad_distillers(pairs, options, error, message):
     with pytest.raises(error, match=message):
         FeatureDistiller(student, teacher, pairs, **options)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in student.modules())
+
+
+def test_a_distiller_says_whose_layer_it_is():
+    student, teacher = net(4), net(6)
+    distiller = FeatureDistiller(student, teacher, {"0": "0"})
+    images = torch.rand(2, 1, 16, 16)
+    student(images)
+    teacher(images)
+    message = (
+        "FeatureDistiller.loss: expected the channels of the teacher to be a multiple of the student's "
+        r"\(or channel_mode=\"project\" or \"crop\"\), got the student's '0' of shape \[2, 4, .* and the teacher's '0'"
+    )
+    with pytest.raises(ValueError, match=message):
+        distiller.loss()
+    with pytest.raises(TypeError, match="expected student to be an nn.Module, got int"):
+        FeatureDistiller(1, teacher, {"0": "0"})
+    with pytest.raises(TypeError, match="expected teacher to be an nn.Module, got int"):
+        FeatureDistiller(student, 1, {"0": "0"})
+
+
+@pytest.mark.parametrize(
+    "features, options, message",
+    [
+        (((4, 6, 6), (6, 6, 6)), {}, r'multiple .* \(or channel_mode="crop"\), got .*\[2, 6, 6, 6\]$'),
+        (((8, 6, 6), (4, 6, 6)), {}, "by a convolution of yours.*are the layers given from shallow to deep"),
+        (((4, 6, 6), (4, 6, 7)), {"distance": "l2", "max_grid": None}, None),
+        (((4, 6, 6), (36, 4)), {"distance": "l2", "max_grid": None}, "the same places on both sides"),
+    ],
+)
+def test_features_without_hooks_have_no_method(features, options, message):
+    """The function is named, not a ``.loss`` that it does not have."""
+    if message is None:
+        self_feature_loss(maps(*features), **options)
+        return
+    with pytest.raises(ValueError, match=f"^sfr_ext.self_feature_loss: expected .*{message}"):
+        self_feature_loss(maps(*features), **options)
+
+
+def test_lists_of_arrays_and_nested_tensors():
+    with pytest.raises(TypeError, match="layer '1' to be a Tensor, got ndarray; give torch.from_numpy"):
+        self_feature_loss([torch.rand(2, 4, 3, 3), torch.rand(2, 4, 3, 3).numpy()])
+    ragged = torch.nested.nested_tensor([torch.rand(3, 4), torch.rand(5, 4)])
+    with pytest.raises(TypeError, match="layer '0' to be dense, got a nested tensor"):
+        self_feature_loss([ragged, ragged])
+
+
+def test_transforms_are_objects_and_not_their_classes():
+    with pytest.raises(TypeError, match=r"transforms to be functions, got the class tokens; write layouts.tokens\(\)"):
+        layouts.compose(layouts.item(0), layouts.tokens)
+    ragged = torch.nested.nested_tensor([torch.rand(3, 4), torch.rand(5, 4)])
+    for transform in (layouts.tokens(), layouts.nhwc, layouts.nchw):
+        with pytest.raises(TypeError, match="expected output to be dense, got a nested tensor"):
+            transform(ragged)
+    with pytest.raises(TypeError, match=r"prefix to be an int, got Tensor; write layouts.tokens\(\)\(output\)"):
+        layouts.tokens(torch.rand(2, 17, 4))
+
+
+@pytest.mark.parametrize("prefix", [17, 18])
+def test_too_few_tokens_for_the_prefix(prefix):
+    with pytest.raises(ValueError, match=rf"output with more than {prefix} tokens \(prefix\), got \[2, 17, 4\]"):
+        layouts.tokens(prefix)(torch.rand(2, 17, 4))
+
+
+def test_features_with_channels_last_are_refused_with_a_way_that_a_function_has():
+    with pytest.raises(ValueError, match=r"look like \[B, H, W, C\]; give sfr_ext.layouts.nhwc\(map\) of each map$"):
+        self_feature_loss(maps((6, 6, 8), (6, 6, 16)))
+    with pytest.raises(ValueError, match=r"expected features of at least 2 layers, got \['0'\]"):
+        self_feature_loss(maps((4, 6, 6)))
 
 
 @pytest.mark.parametrize(

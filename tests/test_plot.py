@@ -175,6 +175,10 @@ def test_values_of_images() -> None:
         ({"image_b": torch.zeros(5, 7, dtype=torch.int64)}, TypeError, "expected image_b to hold bytes or floating"),
         ({"result": torch.rand(3, 3)}, TypeError, "expected result of sfr_ext.solve or solve_sample, got Tensor"),
         ({"problem": 2}, ValueError, "expected problem to be one of 2, got 2"),
+        ({"problem": "0"}, TypeError, "expected problem to be an int, got str"),
+        ({"grid_a": 5}, ValueError, "expected grid_a to be two numbers with product 5, got 5"),
+        ({"image_a": features(1, 3, 4, 4)}, ValueError, r"got shape \[1, 3, 4, 4\]; give image_a\[0\]$"),
+        ({"image_b": features(4, 4).to_sparse()}, TypeError, "expected image_b to be dense, got torch.sparse_coo"),
         ({"grid_a": (2, 3)}, ValueError, r"expected grid_a to be two numbers with product 5, got \(2, 3\)"),
         ({}, ValueError, r"expected grid_a \(rows, columns\), since 5 patches are no square"),
     ],
@@ -191,6 +195,11 @@ def test_errors_name_the_argument(change: dict[str, Any], error: type[Exception]
 
 
 def test_a_strip_of_other_plans() -> None:
+    with pytest.raises(TypeError, match="expected plans to be a dict from names to plans, got list"):
+        plot.strip(features(4, 4), [torch.eye(4)], (2, 2), titles=["one"])  # type: ignore[arg-type]
+    for grid in (2, (2, "2"), {"b": (2, 2)}):
+        with pytest.raises(TypeError, match=r"expected grid to be a pair \(rows, columns\), for 'a' too, got "):
+            plot.strip(features(4, 4), {"a": [torch.eye(4)]}, grid, titles=["one"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"expected plans of shape \[4, 4\], got \[3, 3\]"):
         plot.strip(features(4, 4), {"a": [torch.eye(3)]}, (2, 2), titles=["one"])
     with pytest.raises(ValueError, match="expected plans to hold 2 of 'a', got 1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ def rand(*shape: int) -> torch.Tensor:
 
 def randn(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
+
+
+TOKENS = torch.arange(40, dtype=torch.float32).view(2, 5, 4)
 
 
 # --- costs
@@ -84,9 +88,12 @@ def test_coincident_and_zero_patches_have_finite_gradients(metric):
 
 def test_cost_matrix_refuses():
     x = rand(1, 2, 3)
-    with pytest.raises(ValueError, match='metric: expected "l2", "sqeuclidean", "cosine" or "l1", got \'l3\''):
+    with pytest.raises(
+        ValueError,
+        match="expected metric to be one of 'l2', 'sqeuclidean', 'cosine', 'l1', got 'l3'",
+    ):
         reference.cost_matrix(x, x, metric="l3")
-    with pytest.raises(ValueError, match="patch_size: tokens have no neighbourhood; expected 1, got 2"):
+    with pytest.raises(ValueError, match="reference.cost_matrix: expected patch_size to be 1 for tokens .* got 2"):
         reference.cost_matrix(x, x, patch_size=2)
 
 
@@ -121,7 +128,7 @@ def test_exact_of_an_empty_batch():
 @pytest.mark.parametrize("bad", [[1.0, -1.0], [1.0, float("nan")]])
 @pytest.mark.parametrize("solve", [reference.exact_emd, reference.sinkhorn])
 def test_bad_weights(bad, solve):
-    with pytest.raises(ValueError, match="b: expected finite non-negative weights"):
+    with pytest.raises(ValueError, match=r"expected b to be finite and non-negative, got (-1|nan) at \[1\]"):
         solve(rand(2, 2), None, torch.tensor(bad))
 
 
@@ -248,8 +255,77 @@ def test_nan_stays_in_its_problem():
     assert grad[[0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: reference.cost_matrix(np.ones((2, 5, 4)), TOKENS), TypeError, r"cost_matrix: .*torch.from_numpy\(x\)"),
+        (lambda: reference.cost_matrix(TOKENS, [[1.0]]), TypeError, r"y to be a Tensor, got list; give torch.tensor"),
+        (lambda: reference.cost_matrix(TOKENS, TOKENS[..., :3]), ValueError, r"expected y of shape .*got \[2, 5, 3\]"),
+        (lambda: reference.cost_matrix(TOKENS[0], TOKENS), ValueError, r"got \[5, 4\]; .*give x\[None\]"),
+        (
+            lambda: reference.cost_matrix(TOKENS.to(torch.cfloat), TOKENS),
+            TypeError,
+            "to be real, got torch.complex64",
+        ),
+        (lambda: reference.cost_matrix(TOKENS, TOKENS, patch_size=1.5), TypeError, "patch_size to be an int"),
+        (lambda: reference.exact_emd(np.ones((3, 3))), TypeError, r"exact_emd: .* got ndarray; give torch.from_numpy"),
+        (lambda: reference.exact_emd(torch.ones(3)), ValueError, r"cost of shape \[..., N, M\] .* got \[3\]"),
+        (lambda: reference.exact_emd(TOKENS, torch.ones(4)), ValueError, r"expected a of shape \[2, 5\].* got \[4\]"),
+        (lambda: reference.exact_emd(TOKENS, None, [1, 1, 1, 1]), TypeError, r"b to be a Tensor, got list; give"),
+        (lambda: reference.sinkhorn(TOKENS, torch.ones(3, 2, 5)), ValueError, r"expected a of shape \[2, 5\]"),
+        (lambda: reference.sinkhorn([TOKENS[0]]), TypeError, r"sinkhorn: expected cost .*torch.stack\(cost\)"),
+        (lambda: reference.sinkhorn(TOKENS, eps=0), ValueError, "eps to be finite and above 0, got 0"),
+        (lambda: reference.sinkhorn(TOKENS, eps="1"), TypeError, "eps to be a number, got str"),
+        (lambda: reference.sinkhorn(TOKENS, eps=torch.ones(3)), ValueError, r"eps of shape \[2\], got \[3\]"),
+        (lambda: reference.sinkhorn(TOKENS, reach=-1), ValueError, "reach to be finite and above 0, got -1"),
+        (lambda: reference.sinkhorn(TOKENS, reach=(1, 2, 3)), ValueError, "reach to be None, a number, or one"),
+        (lambda: reference.sinkhorn(TOKENS, max_iter=0), ValueError, "max_iter to be at least 1"),
+        (
+            lambda: reference.emd_l2(TOKENS, TOKENS, objective="emd"),
+            ValueError,
+            "emd_l2: expected objective to be",
+        ),
+        (lambda: reference.emd_l2(TOKENS, TOKENS, reduction="max"), ValueError, "reduction to be one of"),
+        (lambda: reference.emd_l2(TOKENS, TOKENS, tol="x"), TypeError, "reference.emd_l2: expected tol to be a number"),
+        (
+            lambda: reference.emd_l2(TOKENS, TOKENS, student_weight=torch.ones(4)),
+            ValueError,
+            r"expected student_weight of shape \[2, 5\], or \[5\] for all, got \[4\]",
+        ),
+        (
+            lambda: reference.emd_l2(TOKENS, TOKENS, teacher_weight=-torch.ones(5)),
+            ValueError,
+            r"reference.emd_l2: expected teacher_weight to be finite and non-negative, got -1 at \[0\]",
+        ),
+        (lambda: reference.emd_l2(TOKENS.mT, TOKENS), ValueError, r"one side looks like \[B, C, N\]: give student"),
+    ],
+)
+def test_what_the_functions_refuse(call, error, message):
+    with pytest.raises(error, match=message) as caught:
+        call()
+    assert str(caught.value).startswith("sfr_ext.reference.")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused():
+    ragged = torch.nested.nested_tensor([torch.rand(3, 4), torch.rand(5, 4)])
+    for call in (reference.exact_emd, reference.sinkhorn, lambda z: reference.cost_matrix(z, z)):
+        with pytest.raises(TypeError, match="to be dense, got a nested tensor"):
+            call(ragged)
+
+
+def test_other_kinds_of_numbers_and_costs():
+    whole = torch.tensor([[4, 1, 3], [2, 0, 5], [3, 2, 2]])
+    assert reference.exact_emd(whole) == 5 / 3
+    one, other = (
+        reference.sinkhorn(whole, eps=eps, reach=reach)
+        for eps, reach in ((0.5, (2, None)), (np.float32(0.5), [2, None]))
+    )
+    assert torch.equal(one.transport_cost, other.transport_cost)
+
+
 def test_sinkhorn_refuses_an_unknown_scale():
-    with pytest.raises(ValueError, match='eps_scale: expected "std" or "absolute", got \'mean\''):
+    with pytest.raises(ValueError, match="expected eps_scale to be one of 'std', 'absolute', got 'mean'"):
         reference.sinkhorn(rand(2, 2), eps_scale="mean")
 
 

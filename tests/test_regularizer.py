@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from processes import in_two_processes, join, leave
 from torch import nn
 
-from sfr_ext import EMDL2Loss, FeatureDistiller, SelfFeatureRegularizer, cross_reference_weights, emd_l2, group_channels
+from sfr_ext import (
+    EMDL2Loss,
+    FeatureDistiller,
+    SelfFeatureRegularizer,
+    cross_reference_weights,
+    emd_l2,
+    group_channels,
+    layouts,
+)
 
 
 class Net(nn.Module):
@@ -306,7 +314,7 @@ def test_a_copy_of_both_works_on_its_own(net, images):
     both = nn.ModuleDict({"net": net, "sfr": SelfFeatureRegularizer(net, LAYERS)})
     twin = copy.deepcopy(both)
     twin["net"](images)
-    with pytest.raises(RuntimeError, match="expected a forward"):
+    with pytest.raises(RuntimeError, match=r"call model\(images\) before each loss\(\)"):
         both["sfr"].loss()
     both["net"](images)
     assert torch.equal(both["sfr"].loss(), twin["sfr"].loss())
@@ -368,7 +376,7 @@ def test_compiled_before_the_hooks_says_so(net, images):
     compiled(images)
     sfr = SelfFeatureRegularizer(compiled, LAYERS)
     compiled(images)
-    with pytest.raises(RuntimeError, match="compiled and called before this object was created"):
+    with pytest.raises(RuntimeError, match=r"graph from before this object was made: call torch.compiler.reset\(\)"):
         sfr.loss()
     torch._dynamo.reset()
 
@@ -427,7 +435,7 @@ def test_unknown_layer_lists_close_names(net):
 
 def test_loss_before_any_forward(net, images):
     sfr = SelfFeatureRegularizer(net, LAYERS)
-    with pytest.raises(RuntimeError, match="expected a forward of the model since the last call"):
+    with pytest.raises(RuntimeError, match=r"call model\(images\) before each loss\(\)"):
         sfr.loss()
     net(images)
     sfr.loss()
@@ -442,6 +450,20 @@ def test_channels_that_do_not_divide(images):
             net(images)
             with pytest.raises(ValueError, match=r"multiple .* 'layer1' of shape \[3, 4, 8, 8\] and 'layer2'"):
                 sfr.loss()
+
+
+def test_layers_from_deep_to_shallow(images):
+    net = Net((4, 8, 16))
+    for mode in ("match", "mean", "crop"):
+        with SelfFeatureRegularizer(net, LAYERS[::-1], channel_mode=mode) as sfr:
+            net(images)
+            with pytest.raises(ValueError, match=r'.or channel_mode="project".*; are the layers given from shallow to'):
+                sfr.loss()
+    net = Net((4, 6, 16))
+    with SelfFeatureRegularizer(net, LAYERS) as sfr:
+        net(images)
+        with pytest.raises(ValueError, match=r'.or channel_mode="project" or "crop".*\[3, 6, 4, 4\]$'):
+            sfr.loss()
 
 
 def test_crop_needs_as_many_channels(images):
@@ -475,9 +497,9 @@ def test_wrong_rank_and_kind_of_features(net, images):
         (["layer1", 2], {}, TypeError, "hold names .* got int"),
         (["layer1"], {}, ValueError, "at least 2 layers"),
         (["layer1", "layer1"], {}, ValueError, "without repetition"),
-        (LAYERS, {"pairs": "some"}, ValueError, "got 'some'"),
+        (LAYERS, {"pairs": "some"}, ValueError, r"a list of \(shallow, deep\) names, got 'some'"),
         (LAYERS, {"pairs": []}, ValueError, "at least one pair"),
-        (LAYERS, {"pairs": 3}, TypeError, "a str or a list, got int"),
+        (LAYERS, {"pairs": 3}, TypeError, r"a str or a list of \(shallow, deep\) names, got int"),
         (LAYERS, {"pairs": ["layer1"]}, TypeError, "names, got 'layer1'"),
         (LAYERS, {"pairs": [("layer1", "fc")]}, ValueError, "names from layers"),
         (
@@ -495,6 +517,14 @@ def test_wrong_rank_and_kind_of_features(net, images):
         (LAYERS, {"channel_mode": "all"}, ValueError, "got 'all'"),
         (LAYERS, {"weighting": "deepemd"}, ValueError, 'weighting "uniform" or "cross-reference", got .deepemd.'),
         (LAYERS, {"weighting": "cross-reference", "patch_size": 2}, ValueError, "patch_size 1 .* got 2"),
+        (
+            {"layer1": layouts.tokens, "layer2": None},
+            {},
+            TypeError,
+            r"layers to map 'layer1' to a function or None, got the class tokens; write layouts.tokens\(\)",
+        ),
+        ({"layer1": layouts.item, "layer2": None}, {}, TypeError, r"write layouts.item\(key\)"),
+        ({"layer1": nn.Flatten, "layer2": None}, {}, TypeError, r"got the class Flatten; write Flatten\(\)"),
         (LAYERS, {"epsilon": 0.1}, TypeError, "options among .*eps.*, got 'epsilon'"),
         (LAYERS, {"reduction": "sum"}, TypeError, "got 'reduction'"),
     ],

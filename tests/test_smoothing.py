@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -155,14 +156,47 @@ def test_bad_options(options, error, message):
     [
         (torch.zeros(2, 3, 4), torch.zeros(2, dtype=torch.long), ValueError, r"logits of shape \[B, K\]"),
         (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), ValueError, r"\[B\] with B = 2 .* got \[3\]"),
-        (torch.zeros(2, 3), torch.zeros(2), TypeError, "int64 class indices, got torch.float32"),
+        (torch.zeros(2, 3), torch.zeros(2), TypeError, r"int64 class .* got torch.float32 .*; give target.long\(\)"),
         (torch.zeros(2, 3).int(), torch.zeros(2, dtype=torch.long), TypeError, "logits to be floating point"),
-        ([0.0], torch.zeros(2, dtype=torch.long), TypeError, "to be Tensors, got list"),
+        (
+            [0.0],
+            torch.zeros(2, dtype=torch.long),
+            TypeError,
+            "logits to be a Tensor, got list; give torch.tensor",
+        ),
+        (torch.zeros(2, 3), [0, 1], TypeError, r"target to be a Tensor, got list; give torch.tensor\(target\)"),
+        (torch.zeros(2, 3), torch.eye(3)[:2].int(), TypeError, r"give target.float\(\) or target.argmax\(1\)"),
+        (torch.zeros(2, 3), torch.eye(3)[:2].long(), ValueError, r"give target.float\(\) or target.argmax\(1\)"),
+        (torch.zeros(2, 3), torch.zeros(2, 1).long(), ValueError, r"got \[2, 1\] .*; give target.squeeze\(1\)$"),
+        (torch.zeros(2, 3), torch.zeros(2, 1), TypeError, r"; give target.squeeze\(1\).long\(\)$"),
+        (torch.zeros(2, 3), torch.zeros(2).int(), TypeError, r"; give target.long\(\)$"),
+        (torch.zeros(3), torch.tensor(1), ValueError, r"got \[3\]; for one sample, give logits\[None\] and target"),
     ],
 )
 def test_bad_batches(logits, target, error, message):
     with pytest.raises(error, match=message):
         DynamicLabelSmoothing(0.1, schedule="constant")(logits, target)
+
+
+@pytest.mark.parametrize("prior", ["uniform", "online"])
+@pytest.mark.parametrize("label", [-1, 5, 20])
+def test_labels_of_no_class_are_named(prior, label):
+    smooth = DynamicLabelSmoothing(0.1, total_steps=4, prior=prior, ignore_index=-7)
+    smooth.step()
+    logits, target = batch(classes=5)
+    target[1:3] = torch.tensor([-7, label])
+    message = rf"target to be in 0 ... 4 for logits of 5 classes, or ignore_index = -7, got {label}"
+    with pytest.raises(ValueError, match=message):
+        smooth(logits, target)
+    target[2] = 4
+    assert smooth(logits, target).isfinite()
+
+
+def test_numbers_of_numpy():
+    smooth = DynamicLabelSmoothing(np.float32(0.5), np.int64(4), ignore_index=np.int8(-7))
+    assert type(smooth.total_steps) is int and type(smooth.ignore_index) is int
+    smooth.step()
+    assert smooth.current == 0.125
 
 
 def test_online_prior_keeps_its_number_of_classes():

@@ -280,7 +280,7 @@ def test_the_reference_takes_the_same_weights() -> None:
 
 
 def test_shapes_that_are_no_weights() -> None:
-    with pytest.raises(ValueError, match=r"of shape \[6\] or \[2, 3\] or \[2, 6\] or \[2, 2, 3\], got \[5\]"):
+    with pytest.raises(ValueError, match=r"of shape \[2, 6\] or \[2, 2, 3\], or \[6\] or \[2, 3\] for all, got \[5\]"):
         emd_l2(features(2, 4, 2, 3), features(2, 4, 2, 3), student_weight=torch.ones(5))
     with pytest.raises(ValueError, match=r"expected a .*got \[\]"):
         solve_sample(features(2, 6, 4), features(2, 6, 4), torch.tensor(1.0))

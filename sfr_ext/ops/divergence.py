@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..implicit import marginal, total
-from .contracts import METHODS, Count, OfColumns, OfRows, Solved, SolverOptions, Value
+from .contracts import METHODS, OfColumns, OfRows, Solved, SolverOptions, Value
 from .derivatives import differentiable, no_second_derivative
 from .emd import EmdSolved, costs_room, features_backward, solve_and_keep, solve_features, solved_room
 from .gradients import NeedPair, fold_groups, named, pair_gradients
@@ -65,8 +65,8 @@ class Divergence(NamedTuple):
     x_centre: Value
     y_potential: OfColumns
     y_centre: Value
-    n_iter: Count
-    error: Value
+    n_iter: Tensor  # [..., 3], of E(x, y), E(x, x), E(y, y)
+    error: Tensor
     cost: Tensor
     x_cost: Tensor
     y_cost: Tensor
@@ -253,11 +253,12 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
     if masses is not None:
         value = value + used / 2 * masses.square()
     value = value.to(used.dtype)
-    n_iter = between.n_iter + with_x.n_iter + with_y.n_iter
-    error = torch.maximum(between.error, torch.maximum(with_x.error, with_y.error))
+    parts = (between, with_x, with_y)
+    n_iter, error = torch.stack([s.n_iter for s in parts], -1), torch.stack([s.error for s in parts], -1)
     empty = _empty(pair, lead)
     if empty is not None:  # whatever the other side has with itself
-        value, n_iter, error = (t.masked_fill(empty, 0) for t in (value, n_iter, error))
+        value = value.masked_fill(empty, 0)
+        n_iter, error = (t.masked_fill(empty[..., None], 0) for t in (n_iter, error))
     return Divergence(
         value=value,
         f=between.f,
@@ -388,7 +389,8 @@ def _(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, call
     else:
         y_cost = out.eps.new_empty((*lead, 0, 0))
     costs = costs_room(pair, out), kept(pair.x, _for_each_group(pair.x, lead)), y_cost
-    return Divergence._make([*map(torch.empty_like, values), out.n_iter, out.error, *costs])
+    ends = (out.n_iter.new_empty((*lead, 3)), out.error.new_empty((*lead, 3)))
+    return Divergence._make([*map(torch.empty_like, values), *ends, *costs])
 
 
 @BACKWARD.fake

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -50,13 +51,15 @@ def picture(where: str, name: str, image: Any) -> np.ndarray:
         image: tensor, array or Pillow's image, ``[H, W]``, ``[1, H, W]``, ``[3, H, W]`` or ``[H, W, 3]``; bytes from
             0 to 255, or floats from 0 to 1, beyond which they are cut off.
     """
+    if isinstance(image, Tensor):
+        checks.a_tensor(where, name, image)
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if array.ndim == 3 and array.shape[0] in (1, 3):
         array = array.transpose(1, 2, 0)
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
-        came = f"shape {list(np.shape(image))}"
+        came = f"shape {list(array.shape)}" + (f"; give {name}[0]" if array.ndim == 4 and len(array) == 1 else "")
         checks.refuse(ValueError, where, name, "of shape [H, W], [1, H, W], [3, H, W] or [H, W, 3]", came)
     if array.dtype.kind not in "fu" or (array.dtype.kind == "u" and array.dtype != np.uint8):
         checks.refuse(TypeError, where, name, "to hold bytes or floating point", array.dtype)
@@ -68,7 +71,7 @@ def grid_of(where: str, name: str, asked: Grid | None, known: tuple[int, ...]) -
     """Rows and columns of patches: those asked for, those known, or a square."""
     count = int(np.prod(known))
     if asked is not None:
-        if len(asked) != 2 or asked[0] * asked[1] != count:
+        if not is_grid(asked) or asked[0] * asked[1] != count:
             checks.refuse(ValueError, where, name, f"to be two numbers with product {count}", asked)
         return int(asked[0]), int(asked[1])
     if len(known) == 2:
@@ -79,6 +82,10 @@ def grid_of(where: str, name: str, asked: Grid | None, known: tuple[int, ...]) -
     return side, side
 
 
+def is_grid(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(each, Integral) for each in value)
+
+
 def coupling_of(where: str, result: Any, problem: int) -> tuple[np.ndarray, np.ndarray]:
     """Plan ``[N, M]`` and cost times plan ``[N, M]`` of one problem of the batch; the mean over its groups.
 
@@ -87,6 +94,7 @@ def coupling_of(where: str, result: Any, problem: int) -> tuple[np.ndarray, np.n
     """
     if not isinstance(result, OTResult):
         checks.refuse(TypeError, where, "result", "of sfr_ext.solve or solve_sample", type(result).__name__)
+    problem = checks.an_int(where, "problem", problem)
     with torch.no_grad():
         plan, a, b = (x.detach().double() for x in result._coupled("plan"))
         f, g, eps = (x.detach().double() for x in (result.f, result.g, result.eps))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import checks
-from .canvas import INK, Grid, bare, centres, colours, matplotlib, new_figure, picture, show
+from .canvas import INK, Grid, bare, centres, colours, is_grid, matplotlib, new_figure, picture, show
 
 
 def strip(
@@ -46,8 +46,12 @@ def strip(
     """
     where = "plot.strip"
     drawn = picture(where, "image", image)
+    if not isinstance(plans, Mapping):
+        checks.refuse(TypeError, where, "plans", "to be a dict from names to plans", type(plans).__name__)
     grids = grid if isinstance(grid, Mapping) else dict.fromkeys(plans, grid)
     for name, moments in plans.items():
+        if name not in grids or not is_grid(grids[name]):
+            checks.refuse(TypeError, where, "grid", f"to be a pair (rows, columns), for {name!r} too", repr(grid))
         count = grids[name][0] * grids[name][1]
         if len(moments) != len(titles):
             checks.refuse(ValueError, where, "plans", f"to hold {len(titles)} of {name!r}", len(moments))

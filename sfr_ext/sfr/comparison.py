@@ -14,6 +14,7 @@ from .options import Options
 
 Grid = tuple[int, int]
 Project = Callable[[Tensor], Tensor]
+What = Callable[[], str]  # came, for messages
 
 
 class Comparison:
@@ -29,7 +30,7 @@ class Comparison:
         self, options: Options, students: Mapping[str, Tensor], teachers: Mapping[str, Tensor] | None = None
     ) -> None:
         self.options = options
-        self.where = f"sfr_ext.{options.name}"
+        self.where = options.at_loss
         self.features = {"student": students, "teacher": students if teachers is None else teachers}
         self.shared = teachers is None
         self._done: dict[tuple[object, ...], Tensor] = {}
@@ -40,9 +41,12 @@ class Comparison:
         Tokens without a grid are maps with ``h = N`` and ``w = 1``.
         """
         student, teacher = self.features["student"][shallow], self.features["teacher"][deep]
-        what = f"{shallow!r} of shape {list(student.shape)} and {deep!r} of shape {list(teacher.shape)}"
+
+        def what() -> str:
+            return self._what(shallow, deep)
+
         if student.shape[0] != teacher.shape[0]:
-            raise ValueError(f"{self.where}.loss: expected one batch size for both layers of a pair, got {what}")
+            raise ValueError(f"{self.where}: expected one batch size for both layers of a pair, got {what()}")
         ours, theirs = self._grids(student, teacher, what)
         student = self._student(shallow, ours, project)
         teacher = self._teacher(deep, theirs, student.shape[1], what)
@@ -51,7 +55,7 @@ class Comparison:
             student, teacher = student.to(common), teacher.to(common)
         return student, teacher
 
-    def _grids(self, student: Tensor, teacher: Tensor, what: str) -> tuple[Grid, Grid]:
+    def _grids(self, student: Tensor, teacher: Tensor, what: What) -> tuple[Grid, Grid]:
         cap = self.options.max_grid
         for side in (student, teacher):
             if side.dim() == 3:
@@ -68,19 +72,19 @@ class Comparison:
             else:
                 grids.append((min(size[0], cap or size[0]), min(size[1], cap or size[1])))
         if self.options.distance == "l2" and grids[0] != grids[1]:
-            raise ValueError(f'{self.where}.loss: expected the same places on both sides for distance="l2", got {what}')
+            raise ValueError(f'{self.where}: expected the same places on both sides for distance="l2", got {what()}')
         return grids[0], grids[1]
 
-    def _check_tokens(self, tokens: Tensor, what: str) -> None:
+    def _check_tokens(self, tokens: Tensor, what: What) -> None:
         cap = self.options.max_grid
         if cap is not None and tokens.shape[1] > cap * cap:
             raise ValueError(
-                f"{self.where}.loss: expected at most {cap} x {cap} tokens (max_grid = {cap}), since tokens without a "
-                f"grid cannot be averaged, got {what}; sfr_ext.layouts.tokens(grid=...) gives them one, "
+                f"{self.where}: expected at most {cap} x {cap} tokens (max_grid = {cap}), since tokens without a "
+                f"grid cannot be averaged, got {what()}; sfr_ext.layouts.tokens(grid=...) gives them one, "
                 "max_grid=None takes them as they are"
             )
         if self.options.emd_options.get("patch_size", 1) != 1:
-            raise ValueError(f"{self.where}.loss: expected patch_size 1 for tokens without a grid, got {what}")
+            raise ValueError(f"{self.where}: expected patch_size 1 for tokens without a grid, got {what()}")
 
     def _student(self, name: str, grid: Grid, project: Project | None) -> Tensor:
         if project is not None:
@@ -94,7 +98,7 @@ class Comparison:
 
         return self._once(("student", name, grid), make)
 
-    def _teacher(self, name: str, grid: Grid, channels: int, what: str) -> Tensor:
+    def _teacher(self, name: str, grid: Grid, channels: int, what: What) -> Tensor:
         def make() -> Tensor:
             x = self.features["teacher"][name]
             mode = self.options.channel_mode
@@ -108,25 +112,48 @@ class Comparison:
 
         return self._once(("teacher", name, grid, channels), make)
 
-    def _groups(self, teacher: Tensor, channels: int, what: str) -> Tensor:
+    def _groups(self, teacher: Tensor, channels: int, what: What) -> Tensor:
         mode = self.options.channel_mode
         if mode == "project":
             return teacher.unsqueeze(1)
         if mode == "crop":
             if teacher.shape[1] < channels:
-                raise ValueError(f"{self.where}.loss: expected the deep layer to have no fewer channels, got {what}")
+                raise ValueError(
+                    f"{self.where}: expected {self._side(1)} to have no fewer channels than {self._side(0)} "
+                    f"({self._other_modes(False)}), got {what()}{self._order(teacher, channels)}"
+                )
             return teacher[:, :channels].unsqueeze(1)
         groups = teacher.unflatten(1, (self._count(teacher, channels, what), channels))
         return groups.mean(1, keepdim=True) if mode == "mean" else groups
 
-    def _count(self, teacher: Tensor, channels: int, what: str) -> int:
+    def _count(self, teacher: Tensor, channels: int, what: What) -> int:
         """How many groups the channels are cut into, as `sfr_ext.group_channels` does."""
         if channels == 0 or teacher.shape[1] == 0 or teacher.shape[1] % channels != 0:
             raise ValueError(
-                f"{self.where}.loss: expected the deep layer's channels to be a multiple of the shallow layer's "
-                f'(or channel_mode="project" or "crop"), got {what}'
+                f"{self.where}: expected the channels of {self._side(1)} to be a multiple of {self._side(0)}'s "
+                f"({self._other_modes(teacher.shape[1] > channels)}), got {what()}{self._order(teacher, channels)}"
             )
         return int(teacher.shape[1] // channels)
+
+    def _what(self, shallow: str, deep: str) -> str:
+        student, teacher = self.features["student"][shallow], self.features["teacher"][deep]
+        whose = ("", "") if self.shared else ("the student's ", "the teacher's ")
+        sides = (whose[0], shallow, student), (whose[1], deep, teacher)
+        return " and ".join(f"{of}{name!r} of shape {list(x.shape)}" for of, name, x in sides)
+
+    def _side(self, which: int) -> str:
+        return ("the shallow layer", "the deep layer")[which] if self.shared else ("the student", "the teacher")[which]
+
+    def _other_modes(self, crop: bool) -> str:
+        """Those that take any channels, or with ``crop`` no fewer for the teacher."""
+        learned = '"project"' if self.options.name != "self_feature_loss" else ""
+        modes = " or ".join(filter(None, (learned, '"crop"' if crop else "")))
+        return f"or channel_mode={modes}" if modes else "or channels of one number, by a convolution of yours"
+
+    def _order(self, teacher: Tensor, channels: int) -> str:
+        """Networks get wider."""
+        wrong = self.shared and teacher.shape[1] < channels
+        return "; are the layers given from shallow to deep?" if wrong else ""
 
     def _in_one_pass(self, x: Tensor, grid: Grid) -> bool:
         return self.options.normalize and maps.in_one_pass(x, *grid)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import checks
 from ..layouts import Transform
 
 
@@ -21,15 +22,16 @@ def features_of(
             _check_plain(where, name, output)
         features[name] = output if transform is None else transform(output)
     check_features(where, features)
-    refuse_channels_last(where, [features[name] for name in features if transforms.get(name) is None])
+    plain = [features[name] for name in features if transforms.get(name) is None]
+    way = "give these layers the transform sfr_ext.layouts.nhwc, or sfr_ext.layouts.nchw if the shape is meant"
+    refuse_channels_last(where, plain, way)
     return features
 
 
 def check_features(where: str, features: Mapping[str, Any]) -> None:
     """Maps or tokens, by name."""
     for name, feature in features.items():
-        if not isinstance(feature, Tensor):
-            raise TypeError(f"{where}: expected layer {name!r} to give a Tensor, got {type(feature).__name__}")
+        checks.a_tensor(where.removeprefix("sfr_ext."), f"layer {name!r}", feature)
         if not feature.is_floating_point():
             raise TypeError(f"{where}: expected layer {name!r} to give floating point, got {feature.dtype}")
         if feature.dim() not in (3, 4):
@@ -37,14 +39,13 @@ def check_features(where: str, features: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: expected layer {name!r} to give shape [B, C, H, W] or [B, N, C], got {shape}")
 
 
-def refuse_channels_last(where: str, maps: list[Tensor]) -> None:
+def refuse_channels_last(where: str, maps: list[Tensor], way: str) -> None:
     """Maps ``[B, p, p, q]`` with ``q > p``, all of them: channels are last, and rows would be taken for channels."""
     shapes = [tuple(x.shape) for x in maps if x.dim() == 4]
     if len(shapes) == len(maps) > 0 and all(shape[1] == shape[2] < shape[3] for shape in shapes):
         came = ", ".join(str(list(shape)) for shape in shapes)
         raise ValueError(
-            f"{where}: expected maps of shape [B, C, H, W], got {came}, which look like [B, H, W, C]; give these "
-            "layers the transform sfr_ext.layouts.nhwc, or sfr_ext.layouts.nchw if the shape is meant"
+            f"{where}: expected maps of shape [B, C, H, W], got {came}, which look like [B, H, W, C]; {way}"
         )
 
 
@@ -55,6 +56,7 @@ def _check_plain(where: str, name: str, output: object) -> None:
             f"{where}: expected layer {name!r} to return a Tensor, got {type(output).__name__} "
             "(sfr_ext.layouts.item takes one of several)"
         )
+    checks.a_tensor(where.removeprefix("sfr_ext."), f"layer {name!r}", output)
     if output.dim() != 4:
         raise ValueError(
             f"{where}: expected layer {name!r} to return shape [B, C, H, W], got {list(output.shape)} "

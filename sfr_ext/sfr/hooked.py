@@ -38,7 +38,7 @@ class HookedLoss(nn.Module):
     def __init__(self, options: Options, pairs: tuple[Pair, ...], weight: float, warmup_steps: int) -> None:
         super().__init__()
         self._hooks: list[Hooks] = []  # first, for __del__ after an error below
-        _check_values(options.name, weight, warmup_steps)
+        weight, warmup_steps = _check_values(options.name, weight, warmup_steps)
         self.options = options
         self.pairs = pairs
         self.weight = float(weight)
@@ -223,13 +223,13 @@ def _seen(pairs: tuple[Pair, ...], losses: list[Tensor]) -> dict[Pair, Tensor]:
         return {pair: loss.detach() for pair, loss in zip(pairs, plain, strict=True) if loss is not None}
 
 
-def _check_values(name: str, weight: float, warmup_steps: int) -> None:
+def _check_values(name: str, weight: float, warmup_steps: int) -> tuple[float, int]:
     where = f"sfr_ext.{name}"
-    checks.a_number(name, "weight", weight)
+    weight, warmup_steps = checks.a_number(name, "weight", weight), checks.an_int(name, "warmup_steps", warmup_steps)
     if not 0.0 <= weight < math.inf:
         raise ValueError(f"{where}: expected a finite weight >= 0, got {weight}")
-    checks.an_int(name, "warmup_steps", warmup_steps)
     if warmup_steps < 0:
         raise ValueError(f"{where}: expected warmup_steps >= 0, got {warmup_steps}")
     if warmup_steps > counters.MOST:
         raise ValueError(f"{where}: expected warmup_steps < 2**63, got {warmup_steps}")
+    return weight, warmup_steps

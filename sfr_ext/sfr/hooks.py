@@ -100,17 +100,22 @@ class Hooks:
 
     Args:
         where: the owner, for messages.
+        role: what the owner calls the model: "model", "student" or "teacher".
+        argument: of the owner, in which layers are named.
         model: may be wrapped by ``torch.compile``, ``DistributedDataParallel`` or ``DataParallel``.
         layers: names of its modules, without the prefix of a wrapper.
     """
 
-    def __init__(self, where: str, model: nn.Module, layers: Iterable[str]) -> None:
+    def __init__(
+        self, where: str, model: nn.Module, layers: Iterable[str], role: str = "model", argument: str = "layers"
+    ) -> None:
         self.where = where
+        self.role = role
         self.layers = tuple(layers)
         self.capture = Capture(active=True)
         self._handles: list[RemovableHandle | _Scriptable | _Attached] = []
         self._wrapped = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
-        root, modules = _find_modules(where, model, self.layers)
+        root, modules = _find_modules(where, model, self.layers, role, argument)
         self._root: Callable[[], nn.Module | None] = weakref.ref(root)
         around = _around(root, self.layers)
         self._around: Callable[[], list[nn.Module]] = _Weakly(around.values())
@@ -132,9 +137,11 @@ class Hooks:
         if self._wrapped or hasattr(root, name):
             self.remove()
         if self._wrapped:
-            raise ValueError(f"{self.where}: expected attach=True before the model is wrapped for several devices")
+            raise ValueError(
+                f"{self.where}: expected attach=True before the {self.role} is wrapped for several devices"
+            )
         if hasattr(root, name):
-            raise ValueError(f"{self.where}: expected a model without {name!r} for attach=True, and it has one")
+            raise ValueError(f"{self.where}: expected a {self.role} without {name!r} for attach=True, and it has one")
         root.add_module(name, module)
         self._handles.append(_Attached(root, name))
 
@@ -169,13 +176,13 @@ class Hooks:
             )
         missing = [name for name in self.layers if name not in features]
         if missing:
-            raise RuntimeError(_explain_missing(self.where, missing, list(features)))
+            raise RuntimeError(_explain_missing(self.where, self.role, missing, list(features)))
         if disordered is not None:
             skipped, again = disordered
             raise RuntimeError(
-                f"{self.where}.loss: expected one forward since the last call, but {again!r} has run again after "
-                f"{skipped!r}, whose map may be of an earlier forward; call loss() after each forward, or call a "
-                "module that all layers are part of, and not the layers one by one"
+                f"{self.where}.loss: expected one forward of the {self.role} since the last call, but {again!r} has "
+                f"run again after {skipped!r}, whose map may be of an earlier forward; call loss() after each forward, "
+                "or call a module that all layers are part of, and not the layers one by one"
             )
         return features, training
 
@@ -338,10 +345,12 @@ def _is_replica(module: nn.Module) -> bool:
     return getattr(module, "_is_replica", False)
 
 
-def _find_modules(where: str, model: nn.Module, layers: tuple[str, ...]) -> tuple[nn.Module, list[nn.Module]]:
+def _find_modules(
+    where: str, model: nn.Module, layers: tuple[str, ...], role: str, argument: str
+) -> tuple[nn.Module, list[nn.Module]]:
     """The model inside of its wrappers, and its modules of these names."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{where}: expected model to be an nn.Module, got {type(model).__name__}")
+        raise TypeError(f"{where}: expected {role} to be an nn.Module, got {type(model).__name__}")
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
@@ -351,10 +360,11 @@ def _find_modules(where: str, model: nn.Module, layers: tuple[str, ...]) -> tupl
             break
     modules = dict(model.named_modules())
     modules.pop("")
+    whose = "" if role == "model" else f"the {role}, "
     for name in layers:
         if name not in modules:
             raise ValueError(
-                f"{where}: expected layers to name modules of {type(model).__name__}, got {name!r}; "
+                f"{where}: expected {argument} to name modules of {whose}{type(model).__name__}, got {name!r}; "
                 f"{_what_there_is(name, list(modules))}"
             )
     return model, [modules[name] for name in layers]
@@ -381,15 +391,19 @@ def _around(root: nn.Module, layers: tuple[str, ...]) -> dict[str, nn.Module]:
     return around
 
 
-def _explain_missing(where: str, missing: list[str], seen: list[str]) -> str:
-    others = f" (but through {', '.join(map(repr, seen))})" if seen else ""
+def _explain_missing(where: str, role: str, missing: list[str], seen: list[str]) -> str:
+    """The usual cause first; docs/troubleshooting.md has the others at length."""
+    absent = ", ".join(map(repr, missing))
+    if seen:
+        return (
+            f"{where}.loss: the last forward of the {role} has passed through {', '.join(map(repr, seen))}, but not "
+            f"through {absent}: a condition skips it; its parts are called and not itself (checkpointing of its "
+            "children, quantisation-aware training); or it was replaced since this object was made (adapters, "
+            "quantisation)"
+        )
     return (
-        f"{where}.loss: expected a forward of the model since the last call, but none has passed through "
-        f"{', '.join(map(repr, missing))}{others}. Usual causes: loss() was called before, for the same forward; a "
-        "condition in the model skips the layer; the layer's parts are called and not the layer itself (gradient "
-        "checkpointing of its children, a graph of torch.fx, quantisation-aware training); a copy of the model ran "
-        "(weight averaging, torch.jit, torch.export, nn.DataParallel); the layer was replaced after this object was "
-        "created (adapters, quantisation); torch.compile: the model, or another model of its class, was compiled and "
-        "called before this object was created, and torch uses that graph, which has no hooks: call "
-        "torch.compiler.reset() before the model is called again"
+        f"{where}.loss: call {role}(images) before each loss(): no forward has passed through {absent} since the last "
+        "call. If one was made: a copy ran (weight averaging, torch.jit, torch.fx, nn.DataParallel); the forward skips "
+        "these layers, calls only their parts (checkpointing), or has others in their place (quantisation); or "
+        "torch.compile took a graph from before this object was made: call torch.compiler.reset() first"
     )

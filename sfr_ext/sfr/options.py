@@ -38,16 +38,20 @@ class Options:
     distance: Distance = "emd"
     emd_options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def at_loss(self) -> str:
+        """Where features are looked at, for messages."""
+        return f"sfr_ext.{self.name}" + ("" if self.name == "self_feature_loss" else ".loss")
+
     def __post_init__(self) -> None:
         where = f"sfr_ext.{self.name}"
         if self.channel_mode not in CHANNEL_MODES:
             modes = ", ".join(f'"{mode}"' for mode in CHANNEL_MODES[:-1]) + f' or "{CHANNEL_MODES[-1]}"'
             raise ValueError(f"{where}: expected channel_mode {modes}, got {self.channel_mode!r}")
         if self.max_grid is not None:
-            checks.whole(self.name, "max_grid", self.max_grid, 1)
+            object.__setattr__(self, "max_grid", checks.whole(self.name, "max_grid", self.max_grid, 1))
         for name in ("normalize", "detach_teacher"):
-            if not isinstance(getattr(self, name), bool):
-                checks.refuse(TypeError, self.name, name, "to be a bool", type(getattr(self, name)).__name__)
+            object.__setattr__(self, name, checks.a_bool(self.name, name, getattr(self, name)))
         if self.weighting not in ("uniform", "cross-reference"):
             raise ValueError(f'{where}: expected weighting "uniform" or "cross-reference", got {self.weighting!r}')
         if not callable(self.distance) and self.distance not in ("emd", "l2"):
