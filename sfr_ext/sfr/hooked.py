@@ -56,6 +56,17 @@ class HookedLoss(nn.Module):
             for each in hooks:
                 each.at_end(_MakesProjections(self))
 
+    def _attach(self, name: str) -> None:
+        """Makes this object a submodule of the model (the student), until `remove`."""
+        self._hooks[0].attach(self, name)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for hooks in self._hooks:  # of a model that was copied along with this object
+            for hook in hooks.put_on():
+                if isinstance(hook, _MakesProjections):
+                    hook.owner = weakref.ref(self)
+
     def forward(self, x: Any) -> Any:
         """What it is given: attached to an ``nn.Sequential``, it is called among the layers."""
         return x
@@ -197,7 +208,7 @@ class HookedLoss(nn.Module):
 class _MakesProjections(Hook):
     """At the end of a forward, makes the projections of its owner, whose shapes are known now.
 
-    A copy does nothing: it has no owner.
+    A copy has no owner, and does nothing, but where that was copied as well.
     """
 
     def __init__(self, owner: HookedLoss | None = None) -> None:

@@ -125,6 +125,11 @@ class Hooks:
         for module in self._around():
             self._handles.append(module.register_forward_hook(hook))
 
+    def put_on(self) -> list[Callable[..., Any]]:
+        """The hooks that are on the modules now."""
+        handles = [handle for handle in self._handles if isinstance(handle, RemovableHandle)]
+        return [hook for handle in handles if (hook := (handle.hooks_dict_ref() or {}).get(handle.id)) is not None]
+
     def attach(self, module: nn.Module, name: str) -> None:
         """Makes a submodule of the model, until `remove`."""
         root = self._root()
