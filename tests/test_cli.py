@@ -436,6 +436,36 @@ def test_torchrun_with_other_devices(started, options, said, tmp_path, monkeypat
 
 
 @needs_extra
+def test_nodes_without_a_launcher(tmp_path, monkeypatch, capsys):
+    """The other machine's processes would be waited for without a word."""
+    for name in ("MASTER_ADDR", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    options = ["train", "--limit", "64", "--out", str(tmp_path / "run"), "--accelerator", "cpu", "--nodes", "2"]
+    for devices in ([], ["--devices", "4"]):
+        assert cli.main([*options, *devices]) == 2
+        said = capsys.readouterr().err
+        n = devices[1] if devices else "1"
+        assert f"`torchrun --nnodes 2 --nproc_per_node {n} --rdzv_backend c10d" in said
+        assert f"`srun --nodes 2 --ntasks-per-node {n} sfr-ext train --nodes 2 --devices {n} " in said
+    assert not (tmp_path / "run").exists()
+
+
+@needs_extra
+@pytest.mark.parametrize(
+    "variables",
+    [{"MASTER_ADDR": "localhost"}, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, {"TORCHELASTIC_RUN_ID": "none"}],
+)
+def test_nodes_with_a_launcher(variables, monkeypatch):
+    """Somebody else's variables are enough: which machine this one is, they say."""
+    from sfr_ext.train.config import TrainConfig
+    from sfr_ext.train.launched import check_launched
+
+    for name, value in {**variables, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    check_launched(TrainConfig(nodes=2, devices="1", accelerator="cpu"))
+
+
+@needs_extra
 def test_torchrun_is_the_same_run(tmp_path):
     """Two processes that somebody else started; their sums are those of the two that Lightning starts."""
     results = []
