@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks, counters
+from . import processes
 from .comparison import Comparison, distance
 from .hooks import Hook, Hooks
 from .options import Options
@@ -157,6 +158,7 @@ class HookedLoss(nn.Module):
         self._trained += 1
         if self._trained == 1:
             self._changes = changes
+            self._watch_processes()
         unchanged = self._trained == _PATIENCE and changes == self._changes
         if unchanged and all(weight.grad is not None for weight in weights):
             warnings.warn(
@@ -164,6 +166,18 @@ class HookedLoss(nn.Module):
                 "optimizer has changed them. The first call of the model makes them: build the optimizer after it, "
                 "with the .parameters() of this object as well as the model's",
                 stacklevel=3,
+            )
+
+    def _watch_processes(self) -> None:
+        """Warns where each process would learn projections of its own, from other random numbers."""
+        model = self._hooks[0].model if self._hooks else None
+        if model is None or self.projections is None or not processes.several():
+            return
+        if processes.left_out(self.projections, model):
+            warnings.warn(
+                f"sfr_ext.{self.options.name}: the model is trained by several processes, and each has projections of "
+                "its own, which nothing keeps alike. Give attach=True, and call the model before it is wrapped",
+                stacklevel=4,
             )
 
     def _ramp(self) -> Tensor:

@@ -125,6 +125,11 @@ class Hooks:
         for module in self._around():
             self._handles.append(module.register_forward_hook(hook))
 
+    @property
+    def model(self) -> nn.Module | None:
+        """Without its wrappers; None where it is gone, and in copies."""
+        return self._root()
+
     def put_on(self) -> list[Callable[..., Any]]:
         """The hooks that are on the modules now."""
         handles = [handle for handle in self._handles if isinstance(handle, RemovableHandle)]
