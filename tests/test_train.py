@@ -235,7 +235,7 @@ def test_sizes_are_those_of_the_literature(arch, millions):
 
 
 def test_unknown_arch():
-    with pytest.raises(TrainError, match="'resnet9' is neither one of resnet8, resnet14"):
+    with pytest.raises(TrainError, match="'resnet9' is neither one of resnet8, resnet14.*near to it: resnet"):
         build_model("resnet9", 1, 10)
 
 
