@@ -191,7 +191,13 @@ def _above_0(text: str) -> float:
 
 
 def _from_0(text: str) -> float:
-    return 0.0 if text == "0" else _above_0(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a finite number, 0 or above, got {text!r}")
+    return number
 
 
 def _flags_of(parser: argparse.ArgumentParser) -> list[str]:

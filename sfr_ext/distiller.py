@@ -102,7 +102,7 @@ class FeatureDistiller(HookedLoss):
             raise
         self._watch(ours, theirs)
         if attach:
-            ours.attach(self, "feature_distiller")
+            self._attach("feature_distiller")
 
     def extra_repr(self) -> str:
         return f"pairs={dict(self.pairs)}, weight={self.weight}"

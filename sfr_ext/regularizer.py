@@ -67,7 +67,7 @@ class SelfFeatureRegularizer(HookedLoss):
     The object is an ``nn.Module`` for its step counter and the parameters of "project". It does not hold the model, so
     that it may be an attribute of the model itself, or of a module that owns both. Its hooks live until
     :meth:`remove`, the end of a ``with`` block, or its own end, whichever comes first. Copies and pickles of
-    the model carry hooks that do nothing.
+    the model carry hooks that do nothing; those of a module that owns both work like the original.
 
     The parameters of "project" are made by the first call of the model, since they need the channels: call it once
     before the optimiser is built, and hand that ``sfr.parameters()`` as well. One that is built before does not have
@@ -130,7 +130,7 @@ class SelfFeatureRegularizer(HookedLoss):
         hooks = Hooks(where, model, self.layers)
         self._watch(hooks)
         if attach:
-            hooks.attach(self, "self_feature_regularizer")
+            self._attach("self_feature_regularizer")
 
     def extra_repr(self) -> str:
         return f"layers={list(self.layers)}, pairs={len(self.pairs)}, weight={self.weight}"

@@ -177,7 +177,8 @@ def test_options_from_a_file(tmp_path, capsys):
         ("layers: 3", "--layers: expected names, got 3"),
         ("epochs: null", f"--config: {file}: epochs: expected a whole number, got nothing"),
         ("epochs: 2\nlr:\n", f"--config: {file}: lr: expected a number, got nothing"),
-        ("lr:", "--config: expected a file of options and their values, got 'lr:'"),
+        ("lr:", f"--config: {file}: lr: expected a number, got nothing"),
+        ("ler:", f"--config: {file}: there is no option 'ler'; near to it: lr"),
         ("epochs: 2\narm:", f"--config: {file}: arm: expected one of ce, "),
         ("epochs: 2\naugment:", f"--config: {file}: augment: expected true or false, got nothing"),
         ("epochs: 2\ndevices:", f"--config: {file}: devices: expected a name, got nothing"),
@@ -189,6 +190,62 @@ def test_options_from_a_file(tmp_path, capsys):
         with pytest.raises(SystemExit) as caught:
             parse(["--config", str(file)])
         assert caught.value.code == 2 and said in capsys.readouterr().err
+
+
+@needs_extra
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "out:\n", "out:\nlimit: null\n"])
+@pytest.mark.parametrize("written", ["--config={}", "--config {}"])
+def test_a_file_without_options(text, written, tmp_path):
+    file, other = tmp_path / "empty.yaml", tmp_path / "other.yaml"
+    file.write_text(text)
+    other.write_text("epochs: 3\n")
+    words = written.format(file).split()
+    assert parse(words) == parse([])
+    assert parse(["--config", str(other), *words, "--lr", "0.5"]) == parse(["--epochs", "3", "--lr", "0.5"])
+
+
+@needs_extra
+def test_what_is_printed_is_a_file_that_is_taken(tmp_path, capsys):
+    """And not one with an option that does nothing, which would be refused."""
+    assert cli.main(["train", "--arm", "ce", "--emd-weight", "3", "--print_config"]) == 2
+    said = capsys.readouterr()
+    assert "--emd-weight is for --arm sfr" in said.err and said.out == ""
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["train", "--arm", "ce", "--print_config"])
+    file = tmp_path / "options.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert parse(["--config", str(file)]) == parse(["--arm", "ce"])
+
+
+@needs_extra
+@pytest.mark.parametrize("flag_word", ["--emd-weight=1.0", "--emd-weight 1.0", "--layers layer1,layer3"])
+def test_an_option_that_does_nothing_is_refused_with_its_default(flag_word, capsys):
+    assert cli.main(["train", "--arm", "ce", *flag_word.split()]) == 2
+    assert "is for --arm" in capsys.readouterr().err
+
+
+@needs_extra
+def test_an_accelerator_that_is_not_there(tmp_path, capsys):
+    if pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    few = ["--data", "digits", "--limit", "64", "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert cli.main(["train", *few, "--accelerator", "gpu"]) == 1
+    assert "--accelerator gpu --devices 1: " in capsys.readouterr().err
+
+
+@needs_extra
+def test_choices_are_told_once(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "--precision", "8"])
+    told = capsys.readouterr().err
+    assert "one of '32', 'bf16-mixed', '16-mixed', '64', got 8" in told
+
+
+@pytest.mark.parametrize("text", ["-1", "x", "nan", "inf"])
+def test_gpus_of_a_study(text, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["study", "study.yaml", f"--gpus={text}"])
+    assert f"expected a finite number, 0 or above, got {text!r}" in capsys.readouterr().err
 
 
 @needs_extra
@@ -436,6 +493,36 @@ def test_torchrun_with_other_devices(started, options, said, tmp_path, monkeypat
 
 
 @needs_extra
+def test_nodes_without_a_launcher(tmp_path, monkeypatch, capsys):
+    """The other machine's processes would be waited for without a word."""
+    for name in ("MASTER_ADDR", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    options = ["train", "--limit", "64", "--out", str(tmp_path / "run"), "--accelerator", "cpu", "--nodes", "2"]
+    for devices in ([], ["--devices", "4"]):
+        assert cli.main([*options, *devices]) == 2
+        said = capsys.readouterr().err
+        n = devices[1] if devices else "1"
+        assert f"`torchrun --nnodes 2 --nproc_per_node {n} --rdzv_backend c10d" in said
+        assert f"`srun --nodes 2 --ntasks-per-node {n} sfr-ext train --nodes 2 --devices {n} " in said
+    assert not (tmp_path / "run").exists()
+
+
+@needs_extra
+@pytest.mark.parametrize(
+    "variables",
+    [{"MASTER_ADDR": "localhost"}, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, {"TORCHELASTIC_RUN_ID": "none"}],
+)
+def test_nodes_with_a_launcher(variables, monkeypatch):
+    """Somebody else's variables are enough: which machine this one is, they say."""
+    from sfr_ext.train.config import TrainConfig
+    from sfr_ext.train.launched import check_launched
+
+    for name, value in {**variables, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    check_launched(TrainConfig(nodes=2, devices="1", accelerator="cpu"))
+
+
+@needs_extra
 def test_torchrun_is_the_same_run(tmp_path):
     """Two processes that somebody else started; their sums are those of the two that Lightning starts."""
     results = []
@@ -580,6 +667,11 @@ def test_importing_the_package_needs_torch_alone():
         ("--layers layer1,layer9", "the network has no layer 'layer9'"),
         ("--layers layer2,layer1", "--layers must be from shallow to deep, but 'layer1' runs before 'layer2'"),
         ("--layers layer2,layer1 --channel-mode project", "must be from shallow to deep"),
+        (
+            "--layers layer1,fc",
+            "--layers: 'fc' returns [2, 10], and no features of places in an image; `sfr-ext layers",
+        ),
+        ("--layers layer1,fc --arm byot", "--layers: 'fc' returns [2, 10]"),
         ("--strategy fsdp2 --ema 0.9", "--strategy fsdp2 does not go with --ema"),
         ("--pretrained", "--pretrained is for timm's models"),
         ("--data imagefolder", "--data-dir is needed"),

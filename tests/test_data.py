@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import shutil
 import sys
 import types
 import urllib.error
@@ -14,6 +15,7 @@ import torch
 
 from sfr_ext.train import fashion_mnist
 from sfr_ext.train.augment import crop_and_flip
+from sfr_ext.train.classes import differing
 from sfr_ext.train.config import TrainConfig
 from sfr_ext.train.data import load_data
 from sfr_ext.train.errors import TrainError
@@ -252,8 +254,15 @@ def test_image_folder(folders, tmp_path):
     with pytest.raises(TrainError, match="train/eel holds no image"):
         load_data(config)
     folders("train/eel/one.png", (0, 0, 0))
-    with pytest.raises(TrainError, match="do not have the same classes"):
+    with pytest.raises(TrainError, match="do not have the same classes: 'eel' in train alone"):
         load_data(config)
+    shutil.rmtree(tmp_path / "train" / "eel")
+    folders("train/.ipynb_checkpoints/one.png", (0, 0, 0))  # what programs leave
+    folders("train/cat/.ipynb_checkpoints/one.png", (0, 0, 0))
+    folders("val/dog/._one.png", (0, 0, 0))
+    hidden = load_data(config)
+    assert hidden.class_names == ("cat", "dog")
+    assert hidden.train_labels.tolist() == hidden.test_labels.tolist() == [0, 1]
     (tmp_path / "empty" / "train").mkdir(parents=True)
     (tmp_path / "empty" / "val").mkdir()
     with pytest.raises(TrainError, match="empty/train holds no folders"):
@@ -405,3 +414,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and names(tmp_path) == ["result.json"]
+
+
+def test_classes_that_differ_are_told_a_few_of():
+    many = [f"n{i:04}" for i in range(1000)]
+    told = differing(many, ["n0001", "x"], "train", "val")
+    assert told == "'n0000', 'n0002', 'n0003' and 996 more in train alone; 'x' in val alone"
+    assert differing(["a", "b"], ["b", "a"], "train", "val") == "they are in another order"

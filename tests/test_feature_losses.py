@@ -52,6 +52,37 @@ def test_too_many_tokens_are_refused_unless_the_cap_is_off():
     self_feature_loss(features, max_grid=None)
 
 
+EMPTY = [[(4, 0, 4), (8, 4, 4)], [(4, 4, 4), (8, 4, 0)], [(0, 8), (4, 8)], [(4, 8), (4, 0)], [(0, 4, 4), (8, 4, 4)]]
+
+
+@pytest.mark.parametrize("options", [{}, {"distance": "l2"}, {"channel_mode": "crop"}, {"normalize": False}])
+@pytest.mark.parametrize("shapes", EMPTY)
+def test_empty_axes_are_refused(shapes, options):
+    name = next(str(i) for i, shape in enumerate(shapes) if 0 in shape)
+    with pytest.raises(ValueError, match=f"layer '{name}' to give no empty axis but the batch, got"):
+        self_feature_loss(maps(*shapes), **options)
+
+
+@pytest.mark.parametrize("mode", ["match", "project"])
+def test_empty_axes_of_layers_are_refused(mode):
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Sequential(nn.Conv2d(4, 8, 1), nn.AvgPool2d(2)))
+    for make in (
+        lambda: SelfFeatureRegularizer(model, ["0", "1"], channel_mode=mode),
+        lambda: FeatureDistiller(model, model, {"0": "1"}, channel_mode=mode),
+    ):
+        with make() as loss, pytest.raises(ValueError, match="layer '1' to give no empty axis but the batch"):
+            cut = layouts.compose(lambda x: x[:, :, :0])
+            loss._transforms = loss._teacher_transforms = {"1": cut, "0": None}
+            model(torch.rand(2, 1, 4, 4))
+            loss.loss()
+
+
+def test_an_empty_batch_has_no_mean():
+    """As `emd_l2` has it, and torch."""
+    features = [torch.rand(0, 4, 4, 4), torch.rand(0, 8, 4, 4)]
+    assert self_feature_loss(features).isnan() and emd_l2(features[0], features[0]).isnan()
+
+
 def test_distances():
     shallow, deep = maps((4, 6, 6), (8, 6, 6))
     student, teacher = unit(shallow), unit(deep.detach().unflatten(1, (2, 4)))

@@ -267,6 +267,55 @@ def test_projections_where_the_owner_is_not_called(images):
     sfr.loss().backward()
 
 
+class Own(nn.Module):
+    """Owns the network and what it is trained with."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.net = Net(nn.Module.__call__)  # which can be pickled
+        self.reg = make(self.net)
+
+
+OWNED = {
+    "regulariser": lambda net: SelfFeatureRegularizer(net, LAYERS, channel_mode="project"),
+    "attached": lambda net: SelfFeatureRegularizer(net, LAYERS, channel_mode="project", attach=True),
+    "distiller": lambda net: FeatureDistiller(net, net, {"layer1": "layer3"}, channel_mode="project"),
+}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda owner: pickle.loads(pickle.dumps(owner))])
+@pytest.mark.parametrize("make", OWNED.values(), ids=OWNED)
+def test_a_copy_of_an_owner_makes_projections(images, make, copied):
+    """Copied before the first call: a template of which each fold has its own."""
+    template = Own(make)
+    owners = [copied(template), copied(copied(template)), template]
+    for owner in owners:
+        owner.net(images)
+        assert owner.reg.projections.made
+        owner.net(images)
+        owner.reg.loss().backward()
+    for owner in owners[:2]:
+        for name, weight in owner.reg.projections.named_parameters():
+            assert not torch.equal(weight, getattr(template.reg.projections, name)), name
+    template.reg.remove()
+    owners[0].net(images)  # which still has hooks of its own
+    owners[0].reg.loss()
+
+
+@pytest.mark.parametrize("what", ["model", "regulariser"])
+def test_a_copy_of_one_alone_makes_no_projections(images, what):
+    net = Net()
+    sfr = SelfFeatureRegularizer(net, LAYERS, channel_mode="project")
+    if what == "model":
+        copy.deepcopy(net)(images)
+    else:
+        other = copy.deepcopy(sfr)
+        net(images)
+        assert not other.projections.made and sfr.projections.made
+        return
+    assert not sfr.projections.made
+
+
 def test_frozen_up_to_the_last_student(images):
     net = Net()
     net.layer1.requires_grad_(False)

@@ -90,6 +90,77 @@ def test_the_decoder_of_a_u_net_is_not_suggested() -> None:
     assert [layer.name for layer in suggestion(found)] == ["down.0", "down.1", "down.2"]
 
 
+def conv(fan_in: int, fan_out: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(fan_in, fan_out, 3, stride, 1)
+
+
+def suggested(model: nn.Module, size: int) -> list[str]:
+    return [layer.name for layer in suggestion(candidates(model, torch.rand(2, 3, size, size)))]
+
+
+class Stem(nn.Module):
+    """As LeViT: four convolutions, of a resolution each, ahead of three stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = [3, 4, 8, 16, 32]
+        self.stem = nn.Sequential(*(conv(a, b, 2) for a, b in zip(channels, channels[1:], strict=False)))
+        self.stages = nn.Sequential(
+            *(nn.Sequential(conv(32 * i, 32 * (i + 1), min(i, 2)), nn.ReLU()) for i in (1, 2, 3))
+        )
+
+    def forward(self, x):
+        return self.stages(self.stem(x)).mean((2, 3))
+
+
+class Branches(nn.Module):
+    """As CrossViT and HRNet: branches of two resolutions in each block, returned as a list."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.begin = nn.ModuleList(nn.Sequential(conv(3, 4 * n, 2 * n), nn.ReLU()) for n in (1, 2))
+        self.blocks = nn.Sequential(*(_Exchange() for _ in range(blocks)))
+
+    def forward(self, x):
+        return self.blocks([branch(x) for branch in self.begin])[0].mean((2, 3))
+
+
+class _Exchange(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(conv(4 * n, 4 * n, 1), nn.ReLU()) for n in (1, 2))
+        self.up, self.down = nn.Conv2d(8, 4, 1), conv(4, 8, 2)
+
+    def forward(self, x):
+        fine, coarse = (branch(part) for branch, part in zip(self.branches, x, strict=True))
+        return [fine + nn.functional.interpolate(self.up(coarse), scale_factor=2), coarse + self.down(fine)]
+
+
+def test_a_stem_is_not_taken_for_the_stages() -> None:
+    assert suggested(Stem(), 96) == ["stages.0", "stages.1", "stages.2"]
+
+
+def test_branches_that_run_beside_each_other_are_not_suggested() -> None:
+    assert suggested(Branches(3), 16) == ["blocks.0", "blocks.1", "blocks.2"]
+    assert not any("branches" in name for name in suggested(Branches(1), 16))
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_channels_of_a_cube_are_where_those_around_it_have_them(size: int) -> None:
+    """Of images of 32 x 32 the first stage of this Swin has 8 x 8 x 8, which does not say where the channels are."""
+    found = candidates(families.Swin(), torch.rand(2, 3, size, size))
+    stages = {layer.name: words(layer.transform) for layer in found if layer.shape[1] > 1}
+    assert {name: word for name, word in stages.items() if re.fullmatch(r"layers\.\d", name)} == {
+        f"layers.{i}": "layouts.nhwc" for i in range(3 if size > 16 else 2)
+    }
+    assert stages["embed"] == "-"
+
+
+def test_a_cube_in_a_cnn_needs_no_transform() -> None:
+    model = nn.Sequential(nn.Sequential(conv(3, 8, 2), nn.ReLU()), nn.Sequential(conv(8, 16, 2), nn.ReLU()))
+    assert listed(model) == {"0": "-", "0.0": "-", "0.1": "-", "1": "-", "1.0": "-", "1.1": "-"}
+
+
 class Framed(nn.Module):
     """As those of transformers: a network within the classifier, an encoder within that, both with named outputs."""
 

@@ -208,13 +208,169 @@ def test_a_resumed_run_goes_on(mode: str, tmp_path: Path) -> None:
     resumed = Module()
     trainer(SFRCallback(LAYERS, **options), max_epochs=2).fit(resumed, DATA, ckpt_path=tmp_path / "epoch0.ckpt")
     torch.testing.assert_close(resumed.state_dict(), module.state_dict())
-    checkpoint = torch.load(tmp_path / "epoch0.ckpt", weights_only=False)
-    steps = (
-        checkpoint["callbacks"]["SFRCallback"]["steps"]
-        if mode == "match"
-        else checkpoint["state_dict"]["self_feature_regularizer.steps"]
+    (state,) = states(tmp_path / "epoch0.ckpt")
+    assert int(state["steps"]) == 4
+
+
+def states(checkpoint: Path) -> list[dict[str, Any]]:
+    """Of the callbacks."""
+    saved = torch.load(checkpoint, weights_only=False)["callbacks"]
+    return [state for key, state in saved.items() if "'layers'" in key]
+
+
+class Judged(Module):
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    validation_step = test_step
+
+
+@pytest.mark.parametrize("options", [{"channel_mode": "project"}, {"attach": True}])
+def test_a_checkpoint_is_loaded_without_the_regulariser(options: dict[str, Any], tmp_path: Path) -> None:
+    module = Judged()
+    keys = set(module.state_dict())
+    save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="last", monitor="test")
+    fitting = trainer(SFRCallback(LAYERS, **options), save, enable_checkpointing=True)
+    fitting.fit(module, DATA, DATA)
+    wanted = fitting.callback_metrics["test"]
+    assert set(torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]) == keys
+    assert fitting.test(module, DATA, ckpt_path="best", verbose=False) == [{"test": wanted}]
+    assert fitting.validate(module, DATA, ckpt_path="best", verbose=False) == [{"test": wanted}]
+    other = Judged()
+    assert trainer().test(other, DATA, ckpt_path=tmp_path / "last.ckpt", verbose=False) == [{"test": wanted}]
+    assert is_clean(module) and is_clean(other) and "on_load_checkpoint" not in vars(module)
+    Judged.load_from_checkpoint(tmp_path / "last.ckpt")
+    fitting.save_checkpoint(tmp_path / "after.ckpt")
+    torch.testing.assert_close(states(tmp_path / "after.ckpt"), states(tmp_path / "last.ckpt"))
+
+
+def as_version_0_2(checkpoint: Path, to: Path) -> None:
+    """Its key was the class's name; what was a submodule was in the module's state."""
+    saved = torch.load(checkpoint, weights_only=False)
+    (key,) = [key for key in saved["callbacks"] if key.startswith("SFRCallback")]
+    state = saved["callbacks"].pop(key)
+    if "projections.pair0" in state:
+        saved["state_dict"].update({f"self_feature_regularizer.{name}": x for name, x in state.items()})
+    else:
+        saved["callbacks"]["SFRCallback"] = state
+    torch.save(saved, to)
+
+
+@pytest.mark.parametrize("mode", ["match", "project"])
+def test_older_checkpoints(mode: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    options = {"warmup_steps": 12, "channel_mode": mode}
+    module = Judged()
+    fitting = trainer(SFRCallback(LAYERS, **options))
+    fitting.fit(module, DATA)
+    fitting.save_checkpoint(tmp_path / "new.ckpt")
+    as_version_0_2(tmp_path / "new.ckpt", tmp_path / "old.ckpt")
+    resumed = []
+    for name in ("new", "old"):
+        resumed.append(Judged())
+        trainer(SFRCallback(LAYERS, **options), max_epochs=2).fit(
+            resumed[-1], DATA, ckpt_path=tmp_path / f"{name}.ckpt"
+        )
+    torch.testing.assert_close(resumed[0].state_dict(), resumed[1].state_dict(), rtol=0, atol=0)
+    anew = Judged()  # with a ramp that begins again
+    anew.load_state_dict(module.state_dict())
+    trainer(SFRCallback(LAYERS, **options)).fit(anew, DATA)
+    assert not torch.equal(anew.net[0].weight, resumed[1].net[0].weight)
+    trainer(SFRCallback(LAYERS, **options)).test(Judged(), DATA, ckpt_path=tmp_path / "old.ckpt", verbose=False)
+    assert not [w for w in recwarn if "callbacks used to create the checkpoint" in str(w.message)]
+
+
+def test_a_checkpoint_without_projections_is_refused(tmp_path: Path) -> None:
+    fitting = trainer()
+    fitting.fit(Module(), DATA)
+    fitting.save_checkpoint(tmp_path / "plain.ckpt")
+    module = Module()
+    with pytest.raises(ValueError, match="got one without projections"):
+        trainer(SFRCallback(LAYERS, channel_mode="project"), max_epochs=2).fit(
+            module, DATA, ckpt_path=tmp_path / "plain.ckpt"
+        )
+    assert is_clean(module)
+
+
+@pytest.mark.parametrize("name", ["WeightAveraging", "EMAWeightAveraging"])
+def test_weight_averaging(name: str, tmp_path: Path) -> None:
+    """Its copy of the module must have the projections."""
+    kind = getattr(L.pytorch.callbacks, name, None)
+    if kind is None:
+        pytest.skip(f"this release of Lightning has no {name}")
+    module = Module()
+    with pytest.raises(ValueError, match=f"to come before {name} in callbacks"):
+        trainer(kind(), SFRCallback(LAYERS, channel_mode="project")).fit(module, DATA)
+    assert is_clean(module)
+    trainer(kind(), SFRCallback(LAYERS)).fit(Module(), DATA)
+
+    class Save(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.save_checkpoint(tmp_path / f"epoch{trainer.current_epoch}.ckpt")
+
+    torch.manual_seed(1)
+    trainer(SFRCallback(LAYERS, channel_mode="project"), kind(), Save(), max_epochs=2).fit(module, DATA)
+    resumed = Module()
+    trainer(SFRCallback(LAYERS, channel_mode="project"), kind(), max_epochs=2).fit(
+        resumed, DATA, ckpt_path=tmp_path / "epoch0.ckpt"
     )
-    assert int(steps) == 4
+    torch.testing.assert_close(resumed.state_dict(), module.state_dict())
+    assert set(torch.load(tmp_path / "epoch0.ckpt", weights_only=False)["state_dict"]) == set(Module().state_dict())
+
+
+class Second(SFRCallback):
+    pass
+
+
+@pytest.mark.parametrize("kind", [SFRCallback, Second])
+@pytest.mark.parametrize("mode", ["match", "project"])
+def test_two_callbacks(kind: type[SFRCallback], mode: str, tmp_path: Path) -> None:
+    """Half of the loss twice is the whole; the smoothing is stepped once."""
+
+    def pair(weight: float = 0.5) -> list[SFRCallback]:
+        distances: list[Any] = ["l2", lambda student, teacher: (student.unsqueeze(1) - teacher).norm(dim=-3).mean()]
+        return [
+            each(LAYERS, weight=weight, warmup_steps=8, channel_mode=mode, distance=distance)
+            for each, distance in zip((SFRCallback, kind), distances, strict=True)
+        ]
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "sfr" in name}
+            one, two = metrics["sfr/net.0-net.1"], metrics["sfr/net.0-net.1-2"]
+            ramp = 0.5 * min(1, trainer.global_step / 8)
+            assert metrics["sfr/loss"] == pytest.approx(ramp * (one + two), rel=1e-5)
+
+        def on_train_epoch_end(self, trainer, module):
+            trainer.save_checkpoint(tmp_path / f"epoch{trainer.current_epoch}.ckpt")
+
+    module = Module()
+    torch.manual_seed(1)
+    callbacks = pair()
+    trainer(*callbacks, Look(), max_epochs=2).fit(module, DATA)
+    assert is_clean(module) and all(callback.regularizer is None for callback in callbacks)
+    assert int(module.smooth.steps) == 8
+    assert [int(state["steps"]) for state in states(tmp_path / "epoch0.ckpt")] == [4, 4]
+    if mode == "match":
+        whole = Module()
+        trainer(SFRCallback(LAYERS, warmup_steps=8, distance="l2"), max_epochs=2).fit(whole, DATA)
+        torch.testing.assert_close(module.state_dict(), whole.state_dict())
+    resumed = Module()
+    trainer(*pair(), max_epochs=2).fit(resumed, DATA, ckpt_path=tmp_path / "epoch0.ckpt")
+    torch.testing.assert_close(resumed.state_dict(), module.state_dict())
+
+
+def test_two_callbacks_of_a_killed_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Failing()
+    callbacks = SFRCallback(LAYERS), SFRCallback(LAYERS, distance="l2")
+    module.error = ValueError("bad batch")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="bad batch"):
+        patch.setattr(SFRCallback, "on_exception", lambda *args: None)
+        trainer(*callbacks).fit(module, DATA)
+    module.error = None
+    wanted = losses(Failing(), SFRCallback(LAYERS), SFRCallback(LAYERS, distance="l2"))
+    assert losses(module, *callbacks) == wanted
+    assert is_clean(module)
+    assert losses(module, callbacks[1]) == losses(Failing(), SFRCallback(LAYERS, distance="l2"))
 
 
 def test_projections_are_in_the_optimiser() -> None:

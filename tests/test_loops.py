@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,57 @@ def _one_of_two(rank: int, folder: Path, mode: str, wrapper: str) -> None:
         name: p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for name, p in net.named_parameters()
     }
     leave(full, rank, folder)
+
+
+class Owner(nn.Module):
+    """Is wrapped with both in it."""
+
+    def __init__(self, net: Net, sfr: SelfFeatureRegularizer) -> None:
+        super().__init__()
+        self.net, self.sfr = net, sfr
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def _warned(rank: int, folder: Path, wrapper: str) -> None:
+    join(rank, folder)
+    told = {}
+    images, _ = batch()
+    for how in ("alone", "attached", "owned", "match", "not wrapped"):
+        net = Net()
+        mode = "match" if how == "match" else "project"
+        sfr = SelfFeatureRegularizer(net, LAYERS, channel_mode=mode, attach=how == "attached")
+        net(images)
+        outer = Owner(net, sfr) if how == "owned" else net
+        if how == "not wrapped":
+            wrapped: nn.Module = net
+        elif wrapper == "ddp":
+            wrapped = nn.parallel.DistributedDataParallel(outer)
+        else:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            wrapped = fully_shard(outer, mesh=init_device_mesh("cpu", (2,)))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                (wrapped(images).sum() + sfr.loss()).backward()
+        ours = [warning for warning in caught if "each has projections of its own" in str(warning.message)]
+        assert all(warning.filename == __file__ for warning in ours)
+        told[how] = len(ours)
+        del wrapped, outer, net, sfr
+    leave(told, rank, folder)
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_projections_of_one_process_alone_are_told(wrapper: str, tmp_path: Path) -> None:
+    """Once; not where they are wrapped with the model."""
+    if wrapper == "fsdp2" and not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
+        pytest.skip("this torch has no fully_shard")
+    for told in in_two_processes(_warned, tmp_path, wrapper):
+        assert told == {"alone": 1, "attached": 0, "owned": 0, "match": 0, "not wrapped": 0}
 
 
 @modes

@@ -271,6 +271,31 @@ def test_runs_without_a_folder_are_kept(tmp_path):
         report(kept)
 
 
+def test_a_run_that_is_done_again_is_not_told_by_its_line(tmp_path):
+    """As with --overwrite under way: the folder is there, and its result is not."""
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=3)
+    report(folder)
+    lines = sorted((folder / "results.jsonl").read_text().splitlines())
+    again = folder / "one" / "a" / "seed-1"
+    result = (again / "result.json").read_text()
+    (again / "result.json").unlink()
+    said = report(folder)
+    assert "of 5 runs" in said and "had kept" not in said
+    assert set(read_results(folder).of("one", "a")) == {0, 2}
+    assert "**1 of 6 runs not finished yet**" in (folder / "report.md").read_text()
+    assert sorted((folder / "results.jsonl").read_text().splitlines()) == lines  # not lost
+
+    for seed in (0, 2):
+        shutil.rmtree(folder / "one" / "a" / f"seed-{seed}")
+    shutil.rmtree(folder / "one" / "ce")
+    assert "of 5 runs" in report(folder)
+    (again / "result.json").write_text(result)
+    assert "of 6 runs, 5 of which results.jsonl had kept" in report(folder)
+    assert sorted((folder / "results.jsonl").read_text().splitlines()) == lines
+    shutil.rmtree(again)  # and gone: the line speaks for it
+    assert set(read_results(folder).of("one", "a")) == {0, 1, 2}
+
+
 def test_only_drawings_are_replaced(tmp_path):
     """Runs of a setting that an older study called figures, and files of others, stay where they are."""
     folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=2)
@@ -366,8 +391,12 @@ def test_runs_that_are_missing(tmp_path):
     [
         ("study.json", None, "is .* the --out of a study"),
         ("study.json", "[]", "is not what sfr-ext study writes"),
-        ("one/ce/seed-0/result.json", "{}", "does not hold the result of a run"),
-        ("one/ce/seed-0/metrics.csv", None, "does not hold the result of a run"),
+        ("one/ce/seed-0/result.json", "{}", "ce/seed-0/result.json does not hold the result of a run"),
+        ("one/ce/seed-0/metrics.csv", None, "ce/seed-0/metrics.csv cannot be read: No such file"),
+        ("one/ce/seed-0/metrics.csv", "", "ce/seed-0/metrics.csv is damaged"),
+        ("one/ce/seed-0/metrics.csv", "seconds\n1\n", "ce/seed-0/metrics.csv is damaged"),
+        ("one/ce/seed-0/metrics.csv", "epoch,seconds\n1,one\n", "ce/seed-0/metrics.csv is damaged"),
+        ("one/ce/seed-0/metrics.csv", "epoch,seconds\n1\n", "ce/seed-0/metrics.csv is damaged"),
     ],
 )
 def test_damaged_files_are_named(name, content, told, tmp_path, capsys):

@@ -37,6 +37,9 @@ def check_features(where: str, features: Mapping[str, Any]) -> None:
         if feature.dim() not in (3, 4):
             shape = list(feature.shape)
             raise ValueError(f"{where}: expected layer {name!r} to give shape [B, C, H, W] or [B, N, C], got {shape}")
+        if 0 in feature.shape[1:]:
+            shape = list(feature.shape)
+            raise ValueError(f"{where}: expected layer {name!r} to give no empty axis but the batch, got {shape}")
 
 
 def refuse_channels_last(where: str, maps: list[Tensor], way: str) -> None:

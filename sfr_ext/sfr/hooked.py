@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks, counters
+from . import processes
 from .comparison import Comparison, distance
 from .hooks import Hook, Hooks
 from .options import Options
@@ -55,6 +56,17 @@ class HookedLoss(nn.Module):
         if self.projections is not None:
             for each in hooks:
                 each.at_end(_MakesProjections(self))
+
+    def _attach(self, name: str) -> None:
+        """Makes this object a submodule of the model (the student), until `remove`."""
+        self._hooks[0].attach(self, name)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for hooks in self._hooks:  # of a model that was copied along with this object
+            for hook in hooks.put_on():
+                if isinstance(hook, _MakesProjections):
+                    hook.owner = weakref.ref(self)
 
     def forward(self, x: Any) -> Any:
         """What it is given: attached to an ``nn.Sequential``, it is called among the layers."""
@@ -146,6 +158,7 @@ class HookedLoss(nn.Module):
         self._trained += 1
         if self._trained == 1:
             self._changes = changes
+            self._watch_processes()
         unchanged = self._trained == _PATIENCE and changes == self._changes
         if unchanged and all(weight.grad is not None for weight in weights):
             warnings.warn(
@@ -153,6 +166,18 @@ class HookedLoss(nn.Module):
                 "optimizer has changed them. The first call of the model makes them: build the optimizer after it, "
                 "with the .parameters() of this object as well as the model's",
                 stacklevel=3,
+            )
+
+    def _watch_processes(self) -> None:
+        """Warns where each process would learn projections of its own, from other random numbers."""
+        model = self._hooks[0].model if self._hooks else None
+        if model is None or self.projections is None or not processes.several():
+            return
+        if processes.left_out(self.projections, model):
+            warnings.warn(
+                f"sfr_ext.{self.options.name}: the model is trained by several processes, and each has projections of "
+                "its own, which nothing keeps alike. Give attach=True, and call the model before it is wrapped",
+                stacklevel=4,
             )
 
     def _ramp(self) -> Tensor:
@@ -197,7 +222,7 @@ class HookedLoss(nn.Module):
 class _MakesProjections(Hook):
     """At the end of a forward, makes the projections of its owner, whose shapes are known now.
 
-    A copy does nothing: it has no owner.
+    A copy has no owner, and does nothing, but where that was copied as well.
     """
 
     def __init__(self, owner: HookedLoss | None = None) -> None:

@@ -130,6 +130,16 @@ class Hooks:
         for module in self._around():
             self._handles.append(module.register_forward_hook(hook))
 
+    @property
+    def model(self) -> nn.Module | None:
+        """Without its wrappers; None where it is gone, and in copies."""
+        return self._root()
+
+    def put_on(self) -> list[Callable[..., Any]]:
+        """The hooks that are on the modules now."""
+        handles = [handle for handle in self._handles if isinstance(handle, RemovableHandle)]
+        return [hook for handle in handles if (hook := (handle.hooks_dict_ref() or {}).get(handle.id)) is not None]
+
     def attach(self, module: nn.Module, name: str) -> None:
         """Makes a submodule of the model, until `remove`."""
         root = self._root()

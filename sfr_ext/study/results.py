@@ -40,7 +40,8 @@ class Results:
 
     outline: dict[str, Any]
     outcomes: list[Outcome] = field(default_factory=list)
-    others: list[Outcome] = field(default_factory=list)  # kept runs that the study does not ask for: not lost, not told
+    # Kept runs that the study does not ask for, or that are being done again: not lost, not told.
+    others: list[Outcome] = field(default_factory=list)
     kept: int = 0  # of the outcomes, those of which there is a line alone
 
     @property
@@ -111,7 +112,12 @@ def _merged(outline: dict[str, Any], runs: list[Outcome], lines: list[Outcome], 
     """In the study's order; a run's folder wins over its line."""
     of_arm = {(o.setting, o.arm): o for o in runs}
     there = {(o.setting, o.arm, o.seed) for o in runs}
-    kept = [o for o in lines if (o.setting, o.arm, o.seed) not in there]
+    lines = [o for o in lines if (o.setting, o.arm, o.seed) not in there]
+    # A folder without a result is of a run that has begun again: its line is of the earlier one.
+    begun: list[Outcome] = []
+    kept: list[Outcome] = []
+    for o in lines:
+        (begun if _folder(folder, o.setting, o.arm, o.seed).is_dir() else kept).append(o)
     for o in kept:
         if (run := of_arm.get((o.setting, o.arm))) is not None:
             _same_options(run, o, folder)
@@ -123,7 +129,7 @@ def _merged(outline: dict[str, Any], runs: list[Outcome], lines: list[Outcome], 
     }
     found = {(o.setting, o.arm, o.seed): o for o in [*kept, *runs]}
     ordered = [found[key] for key in sorted(found.keys() & places.keys(), key=places.__getitem__)]
-    others = [o for key, o in found.items() if key not in places]
+    others = [o for key, o in found.items() if key not in places] + begun
     return Results(outline, ordered, others, len(ordered) - len(runs))
 
 
@@ -145,16 +151,33 @@ def _from_runs(folder: Path, outline: dict[str, Any]) -> Iterator[Outcome]:
     for setting, asked in outline["settings"].items():
         for arm in asked["arms"]:
             for seed in asked["seeds"]:
-                run = folder / setting / arm / f"seed-{seed}"
+                run = _folder(folder, setting, arm, seed)
                 if not (run / RESULT).is_file():
                     continue
                 try:
                     result = json.loads((run / RESULT).read_text())
                     float(result["test_accuracy"]), result["options"]["epochs"]
-                    rows = read_rows(run / "metrics.csv")
                 except (OSError, ValueError, KeyError, TypeError) as error:
-                    raise TrainError(f"{run} does not hold the result of a run of sfr-ext train") from error
-                yield Outcome(setting, arm, seed, result, rows)
+                    raise TrainError(f"{run / RESULT} does not hold the result of a run of sfr-ext train") from error
+                yield Outcome(setting, arm, seed, result, _rows(run / "metrics.csv"))
+
+
+def _folder(study: Path, setting: str, arm: str, seed: int) -> Path:
+    return study / setting / arm / f"seed-{seed}"
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    try:
+        rows = read_rows(path)
+    except OSError as error:
+        raise TrainError(
+            f"{path} cannot be read: {error.strerror or error}; it belongs to the result beside it"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise TrainError(f"{path} is damaged: it is not what sfr-ext train writes") from error
+    if not rows or not {"epoch", "seconds"} <= rows[0].keys():
+        raise TrainError(f"{path} is damaged: it lacks epochs or seconds")
+    return rows
 
 
 def _from_lines(path: Path) -> Iterator[Outcome]:

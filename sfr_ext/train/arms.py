@@ -153,7 +153,32 @@ def check_layers(config: TrainConfig, model: nn.Module, image: Tensor) -> None:
     if len(set(config.layers)) < 2:
         named = ",".join(config.layers)
         raise UsageError(f"--layers must name at least two, shallow to deep, for --arm {config.arm}, got {named!r}")
-    compared_layers(config, model, None, image)
+    compared = compared_layers(config, model, None, image)
+    _refuse_without_maps(config, [name for name, transform in compared.items() if transform is None], model, image)
+
+
+def _refuse_without_maps(config: TrainConfig, layers: list[str], model: nn.Module, image: Tensor) -> None:
+    """What no transform makes a map of has to be one."""
+    returned: dict[str, Any] = {}
+    modules = dict(model.named_modules())
+    handles = [
+        modules[name].register_forward_hook(lambda module, args, output, name=name: returned.update({name: output}))
+        for name in layers
+    ]
+    try:
+        _forward(model, image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in layers:
+        output = returned.get(name)
+        if not isinstance(output, Tensor) or output.dim() != 4:
+            came = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            came = "is not run" if name not in returned else f"returns {came}"
+            raise UsageError(
+                f"--layers: {name!r} {came}, and no features of places in an image; "
+                f"`sfr-ext layers {config.arch}` lists the layers that do"
+            )
 
 
 def _refuse_other_order(layers: tuple[str, ...], ran: list[str]) -> None:

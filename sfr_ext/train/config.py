@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -343,15 +343,18 @@ class TrainConfig:
         if self.mixup > 0 and self.prior == "online":
             raise UsageError("--mixup makes probabilities of the labels, from which --prior online cannot learn")
 
-    def refuse_idle(self) -> None:
-        """Raises UsageError where a changed option does nothing. (A study may give some to all its arms.)"""
-        for name in FOR_ARMS:
-            self._refuse_idle(name)
+    def refuse_idle(self, named: Container[str] = ()) -> None:
+        """Raises UsageError where an option does nothing that is changed, or ``named``, be it with its default.
 
-    def _refuse_idle(self, name: str) -> None:
+        (A study may give some to all its arms.)
+        """
+        for name in FOR_ARMS:
+            self._refuse_idle(name, name in named)
+
+    def _refuse_idle(self, name: str, named: bool = False) -> None:
         given, default = getattr(self, name), TrainConfig.__dataclass_fields__[name].default
         used = (self.monitor and name in FOR_MONITOR) or (self.probe and name in FOR_PROBE)
-        if given != default and self.arm not in FOR_ARMS[name] and not used:
+        if (named or given != default) and self.arm not in FOR_ARMS[name] and not used:
             raise UsageError(f"{flag(name)} is for --arm {', '.join(FOR_ARMS[name])}, got it with --arm {self.arm}")
 
     def to_keep(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import fashion_mnist, folder
+from .classes import differing
 from .config import TrainConfig
 from .errors import TrainError, UsageError
 from .folder import Files, find_files
@@ -224,7 +225,8 @@ def _image_folder(config: TrainConfig) -> FolderData:
         raise TrainError("--data imagefolder needs pillow, not installed here: pip install pillow")
     (train, classes), (test, test_classes) = find_files(root / "train"), find_files(held_out)
     if classes != test_classes:
-        raise TrainError(f"imagefolder: {root / 'train'} and {held_out} do not have the same classes")
+        which = differing(classes, test_classes, "train", held_out.name)
+        raise TrainError(f"imagefolder: {root / 'train'} and {held_out} do not have the same classes: {which}")
     return FolderData(train, test, classes, config.image_size, str(root))
 
 

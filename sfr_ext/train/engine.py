@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 from .optional import without_broken_torchvision
 
 with without_broken_torchvision():
     import lightning as L
     from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.plugins.environments import (
+        LSFEnvironment,
+        MPIEnvironment,
+        SLURMEnvironment,
+        TorchElasticEnvironment,
+    )
     from lightning.pytorch.plugins.io import TorchCheckpointIO
     from lightning.pytorch.strategies import DDPStrategy
     from lightning.pytorch.utilities import rank_zero_only
@@ -22,8 +30,16 @@ __all__ = [
     "RichProgressBar",
     "TensorBoardLogger",
     "TorchCheckpointIO",
+    "is_launched",
     "process_rank",
 ]
+
+
+def is_launched() -> bool:
+    """Whether something has started this process as one of several, which Lightning is told about."""
+    known = (LSFEnvironment, MPIEnvironment, SLURMEnvironment, TorchElasticEnvironment)
+    # The address is Kubeflow's, or was set by hand.
+    return "MASTER_ADDR" in os.environ or any(environment.detect() for environment in known)
 
 
 def process_rank() -> int:

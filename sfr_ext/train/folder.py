@@ -63,19 +63,24 @@ class Files:
 def find_files(folder: Path) -> tuple[Files, tuple[str, ...]]:
     """All images below ``folder/<class>/``, sorted by class and name, and the names of the classes.
 
+    Hidden files and folders are those of programs, such as ``.ipynb_checkpoints``, and are passed over.
+
     Raises:
         TrainError: a folder that cannot be read, without classes, or with a class without images.
     """
     names: list[str] = []
     counts: list[int] = []
     try:
-        classes = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+        classes = tuple(
+            sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
+        )
         for name in classes:
             before = len(names)
             for place, folders, files in os.walk(folder / name, followlinks=True):
-                folders.sort()
+                folders[:] = sorted(name for name in folders if not _hidden(name))
                 below = os.path.relpath(place, folder)
-                names += [os.path.join(below, file) for file in sorted(files) if file.lower().endswith(SUFFIXES)]
+                images = [file for file in sorted(files) if file.lower().endswith(SUFFIXES) and not _hidden(file)]
+                names += [os.path.join(below, file) for file in images]
             counts.append(len(names) - before)
             if counts[-1] == 0:
                 raise TrainError(f"imagefolder: {folder / name} holds no image ({', '.join(SUFFIXES)})")
@@ -85,6 +90,10 @@ def find_files(folder: Path) -> tuple[Files, tuple[str, ...]]:
         raise TrainError(f"imagefolder: {folder} holds no folders, one of which stands for a class")
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
     return Files(folder, Names(names), labels), classes
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 class FileImages(Dataset[Any]):

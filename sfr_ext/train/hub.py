@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..extras import how_to_install
+from .classes import differing
 from .errors import TrainError, UsageError
 from .images import read_image
 from .optional import import_optional
@@ -74,7 +75,11 @@ def load_rows(place: Path | None) -> tuple[Rows, Rows, tuple[str, ...], str]:
     image, label = _columns(library, parts["train"].features, str(place))
     names = parts["train"].features[label].names
     if parts[held_out].features.get(label) != parts["train"].features[label]:
-        raise TrainError(f"hf: the parts train and {held_out} of {place} do not have the same classes")
+        theirs = getattr(parts[held_out].features.get(label), "names", None)
+        which = (
+            differing(names, theirs, "train", held_out) if theirs else f"{held_out} has no names of them at {label!r}"
+        )
+        raise TrainError(f"hf: the parts train and {held_out} of {place} do not have the same classes: {which}")
     train, test = (
         _rows(library, parts[part], image, label, f"{part} of {place}", len(names)) for part in ("train", held_out)
     )

@@ -1,4 +1,4 @@
-"""Whether the processes that torchrun has started are those that the options ask for."""
+"""Whether the processes that have been started are those that the options ask for."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ import os
 import torch
 
 from .config import TrainConfig
-from .errors import EveryProcessUsageError
+from .engine import is_launched
+from .errors import EveryProcessUsageError, UsageError
 
 
 def check_launched(config: TrainConfig) -> None:
-    """Each process would be a whole run of its own, all of them in one folder.
+    """Else each process would be a whole run of its own, all of them in one folder.
 
     Raises:
+        UsageError: nothing has started the processes of the other machines, for which this one would wait.
         EveryProcessUsageError: torchrun has started other processes than ``--nodes`` times ``--devices``.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if config.nodes > 1 and not is_launched():
+            n, each = config.nodes, "DEVICES" if config.devices == "auto" else config.devices
+            raise UsageError(
+                f"--nodes {n}: nothing has started the processes of {n} machines; on each machine "
+                f"`torchrun --nnodes {n} --nproc_per_node {each} --rdzv_backend c10d --rdzv_endpoint HOST:29500 "
+                f"-m sfr_ext train --nodes {n} --devices {each} ...` does, or under SLURM once "
+                f"`srun --nodes {n} --ntasks-per-node {each} sfr-ext train --nodes {n} --devices {each} ...`"
+            )
         return
     gpus = torch.cuda.device_count() if config.accelerator != "cpu" else 0
     devices = max(gpus, 1) if config.devices == "auto" else int(config.devices)

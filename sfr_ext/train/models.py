@@ -116,13 +116,14 @@ def refuse_unknown(arch: str, pretrained: bool = False) -> None:
         if arch in RESNETS:
             raise UsageError(f"--pretrained is for timm's models, and --arch {arch!r} is none here: it is our own")
         if (reason := _not_in_timm(arch)) is not None:
-            raise TrainError(f"--pretrained is for timm's models, and --arch {arch!r} is none here: {reason}")
+            near = near_misses(arch, _known("timm"))
+            raise TrainError(f"--pretrained is for timm's models, and --arch {arch!r} is none here: {reason}{near}")
         return
     refusals = [] if arch in RESNETS else [_not_in_torchvision(arch), _not_in_timm(arch)]
     if refusals and None not in refusals:
         raise TrainError(
             f"--arch {arch!r} is neither one of {', '.join(RESNETS)} nor a name known to an installed torchvision or "
-            f"timm ({'; '.join(map(str, refusals))})"
+            f"timm ({'; '.join(map(str, refusals))}){near_misses(arch, _known())}"
         )
 
 
@@ -134,6 +135,15 @@ def refuse_unknown_layers(layers: Iterable[str], model: nn.Module) -> None:
     for layer in layers:
         if layer not in known:
             raise UsageError(f"--layers: the network has no layer {layer!r}{near_misses(layer, known)}")
+
+
+def _known(*packages: str) -> list[str]:
+    """The names of networks: our own and those of what is installed, or those of one package."""
+    names = [] if packages else list(RESNETS)
+    for package in packages or ("torchvision.models", "timm"):
+        library, _ = import_optional(package)
+        names += [] if library is None else library.list_models()
+    return names
 
 
 def _not_in_torchvision(arch: str) -> str | None:

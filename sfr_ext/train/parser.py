@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
+import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
 from .config import KEPT_OPTIONS, LAST_CHECKPOINT, TrainConfig, flag, may_be_none, near_misses, options, wanted_of
@@ -34,9 +35,14 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
         TrainError: a run to go on with that cannot be.
     """
     parser = _parser()
+    printed = [word for word in arguments if re.match(r"--print_config\b", word)]
+    if printed:  # what is printed is a file that is taken
+        parse([word for word in arguments if word not in printed])
     try:
         for file in _config_files(arguments):
             refuse_duplicates(file)
+            if _holds_nothing(file, parser):
+                arguments = _without_file(arguments, file)
         given = vars(parser.parse_args(list(arguments)))
         if given["resume"] is not None:
             checkpoint = _checkpoint(given)
@@ -57,7 +63,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
             _refuse(f"--config: {files}: {name}: expected {wanted_of(name)}, got nothing", parser)
     config = _config(given)
     if config.resume is None:  # a run that has begun goes on as it was
-        config.refuse_idle()
+        config.refuse_idle(_named(arguments))
     return config
 
 
@@ -124,6 +130,38 @@ def _config_files(arguments: Sequence[str]) -> list[Path]:
     named = [b for a, b in pairwise(arguments) if a == "--config"]
     named += [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
     return [path for path in map(Path, named) if path.is_file()]
+
+
+def _holds_nothing(file: Path, parser: ArgumentParser) -> bool:
+    """Whether a file has no options, or none with a value, which jsonargparse would call no file of options."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False  # for jsonargparse to say
+    if content is not None and (not isinstance(content, dict) or any(x is not None for x in content.values())):
+        return False
+    for name in content or ():
+        if name not in options():
+            _refuse(f"--config: {file}: there is no option {name!r}{near_misses(str(name), list(options()))}", parser)
+        if not may_be_none(name):
+            _refuse(f"--config: {file}: {name}: expected {wanted_of(name)}, got nothing", parser)
+    return True
+
+
+def _without_file(arguments: Sequence[str], file: Path) -> list[str]:
+    left: list[str] = []
+    for word in arguments:
+        if left and left[-1] == "--config" and Path(word) == file:
+            left.pop()
+        elif not (word.startswith("--config=") and Path(word.partition("=")[2]) == file):
+            left.append(word)
+    return left
+
+
+def _named(arguments: Sequence[str]) -> set[str]:
+    """The options that are given by flags, and not by a file."""
+    flags = {word.partition("=")[0] for word in arguments}
+    return {name for name in options() if flag(name) in flags}
 
 
 def _checkpoint(given: dict[str, Any]) -> Path:
@@ -276,4 +314,7 @@ def _told(message: str, known: list[str] | None = None) -> str:
 
 
 def _expected(match: re.Match[str]) -> str:
-    return f"expected {match[1] or 'one of ' + match[2]}."
+    if match[1]:
+        return f"expected {match[1]}."
+    words = [word for word in match[2].split(", ") if not word.isdecimal()]  # which stand there as words, too
+    return f"expected one of {', '.join(words)}."

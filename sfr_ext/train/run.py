@@ -332,7 +332,8 @@ def _build_trainer(config: TrainConfig, callbacks: list[L.Callback], progress: b
             enable_model_summary=False,
         )
     except (MisconfigurationException, RuntimeError, ValueError) as error:  # devices that are not there
-        raise TrainError(str(error).splitlines()[0]) from error
+        asked = f"--accelerator {config.accelerator} --devices {config.devices}"
+        raise TrainError(f"{asked}: {str(error).splitlines()[0]}") from error
 
 
 def _result(
