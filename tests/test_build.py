@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from importlib.metadata import version
@@ -111,6 +112,15 @@ def test_objects_are_linked_in_ascending_order_of_instruction_set(tmp_path):
     order = [name for name, _, _ in native_build.ISA_VARIANTS]
     ranks = [order.index(Path(name).parent.name) for name in linked if Path(name).parent.name in order]
     assert linked[:2] == ["bindings.o", "cpu/dispatch.o"] and ranks and ranks == sorted(ranks)
+
+
+def test_pythons_with_and_without_the_gil_share_no_folder(monkeypatch):
+    def folder(flags):
+        monkeypatch.setattr(native_build.sysconfig, "get_config_var", {"ABIFLAGS": flags}.get)
+        return native_build.build_folder(ROOT)
+
+    assert folder("").name == f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    assert folder("t") not in (folder(""), folder("d"))
 
 
 def test_sdist_holds_all_that_a_build_needs(tmp_path):

@@ -87,6 +87,8 @@ def build(python: str, plat: str, commands: Path, sysroot: Path | None) -> Path:
     """Build for one Python and repair; the path of the wheel."""
     raw, repaired = OUT / "raw", OUT / "repaired"
     shutil.rmtree(raw, ignore_errors=True)
+    for older in (ROOT / "build").glob("lib*"):
+        shutil.rmtree(older)  # setuptools packs all that lies there, also modules that are gone from the sources
     environment = OUT / "build"
     run(python, "-m", "venv", "--clear", environment)
     pip = environment / "bin" / "pip"

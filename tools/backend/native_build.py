@@ -291,6 +291,12 @@ def _locked(build_dir: Path) -> Iterator[None]:
         yield
 
 
+def build_folder(root: Path) -> Path:
+    """One for each Python that a module is built for: `cache_tag` is the same with and without the GIL."""
+    flags = sysconfig.get_config_var("ABIFLAGS") or ""
+    return root / "build" / "native" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}{flags}"
+
+
 def build(root: Path) -> tuple[Path, dict[str, object]]:
     """Builds the module; returns where it lies and what `build_info()` should know about how it was made."""
     tools = find_toolchain()
@@ -299,8 +305,7 @@ def build(root: Path) -> tuple[Path, dict[str, object]]:
         cuda = choose_cuda(tools)
     except NoCuda as reason:
         why_no_cuda = f"this build has no CUDA kernels: {reason}"
-    tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-    build_dir = root / "build" / "native" / tag
+    build_dir = build_folder(root)
     build_dir.mkdir(parents=True, exist_ok=True)
     module = f"{'cuda' if cuda else 'cpu'}/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     isa = [name for name, _ in tools.variants]
