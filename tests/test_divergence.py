@@ -320,6 +320,9 @@ def test_an_absolute_eps_beside_far_clusters_is_held(far: float, reach: float | 
     assert error(ours, expected) < 1e-4
     for grad, wanted in zip(grads, right, strict=True):
         assert error(grad, wanted) < 2e-2 * max(1, far / 1e4)
+    term = self_term(y.detach(), eps=0.05, reach=reach)
+    assert error(emd_l2(x, y, teacher_self=term, **options), expected) < 1e-4
+    assert emd_l2(y, y, teacher_self=term, **options).abs().max() < 1e-5
 
 
 def test_an_eps_that_gave_way_is_that_of_all_three() -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..implicit import marginal, total
-from .contracts import METHODS, OfColumns, OfRows, Solved, SolverOptions, Value
+from .contracts import OfColumns, OfRows, Solved, SolverOptions, Value
 from .derivatives import differentiable, no_second_derivative
 from .emd import EmdSolved, costs_room, features_backward, solve_and_keep, solve_features, solved_room
 from .gradients import NeedPair, fold_groups, named, pair_gradients
@@ -366,9 +366,7 @@ def _backward(
 
 @SELF.kernel
 def _self_forward(y: Tensor, b: Tensor | None, ground: Ground, options: SolverOptions, caller: str) -> SelfSolved:
-    # Symmetric updates never give way to a larger eps: it is no less than what the type holds potentials of.
-    held = options._replace(method=METHODS["plain"])
-    used = _not_iterated(Pair(y, y, b, b), ground, held, caller).eps
+    used = _not_iterated(Pair(y, y, b, b), ground, options, caller).eps
     solved, _ = _solve_itself(y, y, b, used, ground, options, options.reach_b, caller)
     return SelfSolved(_of_itself(solved, b, options.reach_b), _potential(solved).to(solved.f.dtype), solved.error)
 
