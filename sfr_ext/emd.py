@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, ops
+from . import checks, counters, ops
 from .divergence import SelfTerm, check_teacher_self, divergence_between
 from .transport import Reach, exact_between, ground, solved_between, weights_of
 
@@ -153,11 +153,18 @@ def emd_l2(
             solved = solved_between(where, pair, costs, options)
             value = solved.transport if objective == "transport" else solved.entropic
             error, n_iter = solved.error, solved.n_iter
-        if _warn and not torch.compiler.is_compiling():
+        if _warn and _has_numbers(error):
             _check_convergence(error, n_iter, options, value.dim())
     if reduction == "none":
         return value
     return value.mean() if reduction == "mean" else value.sum()
+
+
+def _has_numbers(error: Tensor) -> bool:
+    """Not inside of a graph, under ``vmap``, or without memory: nobody is to be warned there."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return not error.is_meta and not (counters.transformed() and counters.plain(error) is None)
 
 
 def _check_convergence(error: Tensor, n_iter: Tensor, options: ops.SolverOptions, dims: int) -> None:

@@ -28,18 +28,30 @@ def features(x_name: str, x: Tensor, y_name: str, y: Tensor) -> str:
     same_kind = len(q) == len(p) or (len(q) == len(p) + 1 and q[0] == p[0])
     if same_kind and q[channel] != p[channel]:
         found = _in_another_order(x_name, p, y_name, q, maps)
-        return found or (
+        if found and maps:
+            return found
+        return found + (  # tokens do not show which axis is which
             "; features of different channels have no distance: project one side to the other's channels, as "
             'FeatureDistiller with channel_mode="project" does for layers of networks'
         )
     if len(q) == len(p) - 1:
+        if q[0] == p[0] and q[-1] == p[-1]:
+            if len(q) == 2:
+                return f"; for one vector in place of each set, give {y_name}[:, None]"
+            if q == p[1:]:
+                return (
+                    f"; groups are the other side's: swap the two (or, without a batch, {y_name}.expand({p[0]}, ...))"
+                )
         if q[channel] == p[channel]:
             return f"; to compare each of {x_name} with {y_name}, give {y_name}.expand({p[0]}, *{y_name}.shape)"
         if q[0] == p[0] and q[-1] == p[-1]:
             return "; groups are the other side's: swap the two (or, for [B, H, W, C], flatten(1, 2))"
         return ""
+    if len(q) == len(p) + 1 and q[1:] == p and maps:
+        return f"; groups come second: give {y_name}.transpose(0, 1)"
     if len(q) == len(p) + 1 and p[0] == q[1]:  # a map without its batch passes for tokens
-        return f"; for {x_name} without a batch, give {x_name}.expand({q[0]}, *{x_name}.shape)"
+        in_front = f" (or, for groups in front, {y_name}.transpose(0, 1))" if q[1:] == p else ""
+        return f"; for {x_name} without a batch, give {x_name}.expand({q[0]}, *{x_name}.shape){in_front}"
     if len(q) != len(p) or q[0] == p[0]:
         return ""
     return f"; to compare each of {x_name} with all of {y_name}, give {y_name}.expand({p[0]}, *{y_name}.shape)"
@@ -49,6 +61,8 @@ def _in_another_order(x_name: str, p: tuple[int, ...], y_name: str, q: tuple[int
     """Where the channels of one side of shapes ``p`` and ``q`` are as many as what another axis of the other has."""
     channel, other = (-3, -1) if maps else (-1, -2)
     sides = [(name, s) for name, s, t in ((x_name, p, q), (y_name, q, p)) if s[other] == t[channel]]
+    if maps:  # a square in the last two axes is one of pixels
+        sides = [(name, s) for name, s in sides if not s[-2] == s[-1] != s[-3]]
     if maps:  # of [B, p, p, q] and [B, q, p, p] it is the first
         last = [(name, s) for name, s in ((x_name, p), (y_name, q)) if s[-3] == s[-2] != s[-1]]
         sides = [side for side in sides if side in last] or ([] if last else sides)

@@ -264,6 +264,20 @@ def warned() -> Iterator[Callable[..., list[str]]]:
 
 
 @pytest.mark.parametrize("objective", ["transport", "entropic", "divergence"])
+@pytest.mark.filterwarnings("error")
+def test_nobody_is_warned_where_there_are_no_numbers() -> None:
+    """Under vmap, without memory, and in a graph."""
+    x, y = features(3, 2, 9, 8), features(3, 2, 9, 8)
+    sfr_ext.warn_on_nonconvergence()
+    try:
+        assert torch.vmap(lambda x, y: emd_l2(x, y, max_iter=1, tol=1e-9))(x, y).shape == (3,)
+        assert emd_l2(x[0].to("meta"), y[0].to("meta"), max_iter=1, tol=1e-9).is_meta
+        with FakeTensorMode():
+            assert emd_l2(torch.empty(2, 9, 8), torch.empty(2, 9, 8), max_iter=1, tol=1e-9).shape == ()
+    finally:
+        sfr_ext.warn_on_nonconvergence(False)
+
+
 def test_the_warning_says_what_stopped_each_problem(objective: str, warned: Callable[..., list[str]]) -> None:
     x, y = features(3, 8, 5, 5), features(3, 8, 5, 5)
     (fine,) = warned(x, y, tol=1e-8, max_iter=100_000, objective=objective)

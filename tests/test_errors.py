@@ -309,6 +309,24 @@ def rand(*shape: int) -> torch.Tensor:
         ((2, 5, 7, 64), (2, 64, 5, 7), "student_feat looks like [B, H, W, C]: give student_feat.permute(0, 3, 1, 2)"),
         ((2, 64, 7, 7), (2, 3, 7, 7, 64), "teacher_feat looks like [B, H, W, C]: give teacher_feat.movedim(-1, -3)"),
         ((2, 14, 7, 7), (2, 7, 7, 64), "features of different channels have no distance: project one side to the"),
+        ((2, 16, 32, 32), (2, 32, 16, 16), "features of different channels have no distance: project one side to the"),
+        (
+            (2, 64, 32),
+            (2, 49, 64),
+            "student_feat looks like [B, C, N]: give student_feat.mT; features of different channels",
+        ),
+        ((4, 16, 7, 7), (10, 4, 16, 7, 7), "groups come second: give teacher_feat.transpose(0, 1)"),
+        (
+            (5, 9, 8),
+            (3, 5, 9, 8),
+            "for student_feat without a batch, give student_feat.expand(3, *student_feat.shape) (or",
+        ),
+        (
+            (5, 5, 25, 64),
+            (5, 25, 64),
+            "groups are the other side's: swap the two (or, without a batch",
+        ),
+        ((8, 49, 64), (8, 64), "for one vector in place of each set, give teacher_feat[:, None]"),
         ((2, 16, 7, 7), (2, 32, 7, 7), "features of different channels have no distance: project one side to the"),
         ((2, 64, 36), (2, 49, 64), "student_feat looks like [B, C, N]: give student_feat.mT"),
         ((2, 49, 64), (2, 3, 64, 36), "teacher_feat looks like [B, C, N]: give teacher_feat.mT"),
@@ -344,7 +362,7 @@ def test_what_to_give_instead(student: tuple[int, ...], teacher: tuple[int, ...]
         emd_l2(**sides)
     _, _, said = str(caught.value).partition("; ")
     assert said.startswith(hint)
-    for way in re.findall(r"(?:give|or) ((?:student|teacher)_feat[.\[].*?)(?= or |$| and )", said):
+    for way in re.findall(r"(?:give|or) ((?:student|teacher)_feat[.\[].*?)(?= or |$| and |; | \(or)", said):
         changed = {**sides, way.partition(".")[0].partition("[")[0]: eval(way, {}, sides)}
         if changed["student_feat"].shape[0] != changed["teacher_feat"].shape[0] or " and " in said:
             continue  # two sides are to be changed
