@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import EPS_SCALES, HALVES, METRICS, OBJECTIVES, error, features, value_and_gradients, weights
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sfr_ext
 from sfr_ext import emd_l2, reference, solve, solve_sample
