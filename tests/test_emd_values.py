@@ -264,7 +264,6 @@ def warned() -> Iterator[Callable[..., list[str]]]:
     sfr_ext.warn_on_nonconvergence(False)
 
 
-@pytest.mark.parametrize("objective", ["transport", "entropic", "divergence"])
 @pytest.mark.filterwarnings("error")
 def test_nobody_is_warned_where_there_are_no_numbers() -> None:
     """Under vmap, without memory, and in a graph."""
@@ -279,6 +278,7 @@ def test_nobody_is_warned_where_there_are_no_numbers() -> None:
         sfr_ext.warn_on_nonconvergence(False)
 
 
+@pytest.mark.parametrize("objective", ["transport", "entropic", "divergence"])
 def test_the_warning_says_what_stopped_each_problem(objective: str, warned: Callable[..., list[str]]) -> None:
     x, y = features(3, 8, 5, 5), features(3, 8, 5, 5)
     (fine,) = warned(x, y, tol=1e-8, max_iter=100_000, objective=objective)
