@@ -79,10 +79,10 @@ class SFRCallback(L.Callback):
     @property
     def state_key(self) -> str:
         layers = list(self.layers) if isinstance(self.layers, (Mapping, Sequence)) else self.layers
-        distance = self.options.get("distance", "emd")
+        distance, pairs = self.options.get("distance", "emd"), self.options.get("pairs", "all")
         return self._generate_state_key(
             layers=layers,
-            pairs=self.options.get("pairs", "all"),
+            pairs=_as_lists(pairs),
             channel_mode=self.options.get("channel_mode", "match"),
             distance=getattr(distance, "__qualname__", type(distance).__name__) if callable(distance) else distance,
         )
@@ -205,6 +205,11 @@ class SFRCallback(L.Callback):
                 )
 
 
+def _as_lists(pairs: Any) -> Any:
+    """The same for tuples and lists."""
+    return [_as_lists(each) for each in pairs] if isinstance(pairs, (list, tuple)) else pairs
+
+
 def _callbacks(trainer: L.Trainer) -> list[SFRCallback]:
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, SFRCallback)]
@@ -283,11 +288,14 @@ def _make_projections(module: L.LightningModule) -> None:
     example = module.example_input_array
     if example is None:
         raise ValueError(f'{_WHERE}: expected the module to have example_input_array for channel_mode="project"')
-    training = module.training
+    modes = {each: each.training for each in module.modules()}
     module.eval()  # running statistics stay
-    with torch.no_grad():
-        if isinstance(example, Mapping):
-            module(**example)
-        else:
-            module(*example) if isinstance(example, tuple) else module(example)
-    module.train(training)
+    try:
+        with torch.no_grad():
+            if isinstance(example, Mapping):
+                module(**example)
+            else:
+                module(*example) if isinstance(example, tuple) else module(example)
+    finally:
+        for each, training in modes.items():  # parts that are frozen stay in evaluation
+            each.training = training

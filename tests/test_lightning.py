@@ -389,6 +389,27 @@ def test_projections_are_in_the_optimiser() -> None:
     assert look.moved
 
 
+def test_parts_in_evaluation_stay_in_evaluation_where_projections_are_made() -> None:
+    module = Module()
+    frozen = next(iter(module.children())).eval()
+    module.train()
+    frozen.eval()
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+            seen.append((pl_module.training, frozen.training))
+
+    trainer(SFRCallback(LAYERS, channel_mode="project"), Watch()).fit(module, DATA)
+    assert set(seen) == {(True, False)}
+
+
+def test_pairs_are_the_same_in_lists_and_tuples() -> None:
+    pairs = [("a", "b"), ("a", "c")]
+    keys = {SFRCallback(["a", "b", "c"], pairs=p).state_key for p in (pairs, tuple(pairs), [list(p) for p in pairs])}
+    assert len(keys) == 1
+
+
 def test_projections_that_no_optimiser_has_are_refused() -> None:
     module = Module()
     module.configure_optimizers = lambda: torch.optim.SGD(module.net.parameters(), lr=0.1)  # type: ignore[method-assign]
