@@ -85,6 +85,9 @@ def _train(arguments: argparse.Namespace) -> int:
     for name in ("lightning.pytorch", "lightning.fabric"):  # after the import, which sets them to INFO
         logging.getLogger(name).setLevel(logging.WARNING)
     run(config)
+    from .train.launched import leave
+
+    leave()
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
@@ -38,3 +39,15 @@ def check_launched(config: TrainConfig) -> None:
             f"torchrun started {started} {plural}, --devices is {devices}{nodes}: --devices must be the number of "
             "processes of each machine, and --nodes that of machines"
         )
+
+
+def leave() -> None:
+    """Ends a process that torchrun has started, where its run is complete; else does nothing.
+
+    Without what happens at the end of an interpreter: now and then a thread of a process group outlives what it
+    belongs to, and aborts the process ("terminate called without an active exception"): a failure, to torchrun.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
