@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,10 +95,14 @@ def nvdisasm() -> str:
 
 def disassemble(cubin: Path) -> list[Kernel]:
     """The kernels of a cubin. Compiled with -lineinfo, instructions know their places."""
-    done = subprocess.run([nvdisasm(), "-c", "-gi", str(cubin)], capture_output=True, text=True)
+    content = cubin.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:  # read once: another process may compile it anew meanwhile
+        copy = Path(folder) / cubin.name
+        copy.write_bytes(content)
+        done = subprocess.run([nvdisasm(), "-c", "-gi", str(copy)], capture_output=True, text=True)
     if done.returncode != 0:
         raise NoDisassembler(f"nvdisasm cannot read {cubin.name}: {done.stderr.strip()[:300]}")
-    return list(parse(done.stdout, dict(_sections(cubin.read_bytes()))))
+    return list(parse(done.stdout, dict(_sections(content))))
 
 
 def parse(listing: str, sections: dict[str, bytes]) -> Iterator[Kernel]:
