@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import functools
 import operator
+import types
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import checks
 from .layouts import Transform
 from .regularizer import SelfFeatureRegularizer
+from .sfr.unsaved import Unsaved
 from .smoothing import DynamicLabelSmoothing
 from .train.engine import L
 
 __all__ = ["SFRCallback"]
 
 _WHERE = "sfr_ext.lightning.SFRCallback"
-# Attributes of a method that callbacks have put on a module: the callbacks, and the module's own one before.
-_ADDED_BY, _REPLACED = "_sfr_callback", "_sfr_replaced"
-_METHODS = ("training_step", "on_save_checkpoint", "on_load_checkpoint")
-_NAME = "self_feature_regularizer"
-# Where a checkpoint has weights of the module. The second is that of Lightning's weight averaging.
-_WEIGHTS = ("state_dict", "current_model_state")
+_STEP = "training_step"
+_NAME = "self_feature_regularizer"  # of the submodule that has the projections
+# What spreads parameters over processes, where projections were never tried.
+_SHARDED = ("FSDPStrategy", "ModelParallelStrategy")
 _Method = Callable[..., Any]
 
 
@@ -44,11 +46,15 @@ class SFRCallback(L.Callback):
         layers: as `SelfFeatureRegularizer` has them, names within the LightningModule (``"model.layer1"``).
         step_smoothing: whether to step the smoothings of the module; False (in each callback) if the module does it
             itself.
-        options: of `SelfFeatureRegularizer`. With ``channel_mode="project"`` the regulariser becomes a submodule for
-            the time of ``fit``, ``self_feature_regularizer``, and its parameters are made before
-            ``configure_optimizers``, by a forward of the module's ``example_input_array``. A further ``fit`` makes new
-            ones, unless it is given a checkpoint. The state of the optimiser is of these parameters, too: without the
-            callback, training goes on from the weights alone (``load_from_checkpoint``).
+        options: of `SelfFeatureRegularizer`; ``attach`` changes nothing. With ``channel_mode="project"`` the parameters
+            are those of a submodule for the time of ``fit``, ``self_feature_regularizer``. They are made before
+            ``configure_optimizers``, by a forward of the module's ``example_input_array``. The state of the optimiser
+            is of these parameters, too: without the callback, training goes on from the weights alone
+            (``load_from_checkpoint``).
+
+    A further ``fit`` of the same module goes on with the counter and the projections, one of another module begins
+    anew, and one with ``ckpt_path`` goes on with what the checkpoint has. A copy of the module that is made during
+    ``fit`` is one without the callback.
 
     Attributes:
         regularizer: the `SelfFeatureRegularizer`, during ``fit``; else None.
@@ -56,7 +62,8 @@ class SFRCallback(L.Callback):
     Raises:
         TypeError, ValueError, RuntimeError: as `SelfFeatureRegularizer`, when ``fit`` begins.
         ValueError: the module optimises manually (add ``regularizer.loss()`` yourself); "project" without
-            ``example_input_array``, after a callback that averages weights, or from a checkpoint without projections.
+            ``example_input_array``, for layers that ``setup`` or ``configure_model`` makes, after a callback that
+            averages weights, with a strategy that shards parameters, or from a checkpoint without projections.
         RuntimeError: no optimiser has the parameters of "project".
 
     >>> from sfr_ext.lightning import SFRCallback
@@ -68,13 +75,16 @@ class SFRCallback(L.Callback):
     ) -> None:
         self.layers = layers
         self.step_smoothing = step_smoothing
+        self._attaches = checks.a_bool("SelfFeatureRegularizer", "attach", options.pop("attach", False))
         self.options = options
         self.regularizer: SelfFeatureRegularizer | None = None
         self._projects = options.get("channel_mode") == "project"
-        self._attached: str | None = None  # the name of the submodule that the regulariser is, during ``fit``
-        self._state: dict[str, Any] = {}
-        self._logged: dict[str, Tensor] = {}
-        self._optimizer_steps = 0
+        self._state: dict[str, Any] = {}  # that of the regulariser while there is none
+        self._state_of: Callable[[], nn.Module | None] | None = None  # the module that it is of; None: of any
+        self._module: Callable[[], nn.Module | None] = _nobody  # of the fit
+        self._trainer: Callable[[], L.Trainer | None] = _nobody
+        self._lent: _Lent | None = None
+        self._step: _TrainingStep | None = None
 
     @property
     def state_key(self) -> str:
@@ -87,40 +97,42 @@ class SFRCallback(L.Callback):
             distance=getattr(distance, "__qualname__", type(distance).__name__) if callable(distance) else distance,
         )
 
+    @property
+    def _legacy_state_key(self) -> Any:
+        return type(self).__qualname__  # in version 0.2.0
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        ours = _callbacks(trainer)
-        if ours[0] is self:  # the first acts for all
-            _undo_left(pl_module)
-            _put(pl_module, "on_load_checkpoint", _loading(pl_module, ours), ours)
         if stage != "fit":
+            if self._lent is None and (self._projects or self._attaches):
+                self._lent = _Lent(pl_module, Unsaved())  # takes what a checkpoint of version 0.2.0 has
             return
         if not pl_module.automatic_optimization:
             raise ValueError(f"{_WHERE}: expected automatic optimisation; a manual one adds regularizer.loss() itself")
-        attach = self.options.get("attach", self._projects)
-        if attach:
-            self._refuse_a_copy_without_projections(trainer)
-        options = {name: value for name, value in self.options.items() if name != "attach"}
-        self.regularizer = SelfFeatureRegularizer(pl_module, self.layers, **options)
-        if attach:
-            others = sum(callback._attached is not None for callback in ours)
-            name = f"{_NAME}_{others + 1}" if others else _NAME
-            self.regularizer._attach(name)
-            self._attached = name
-        if self._projects:
+        _undo_left(pl_module)
+        self._end()
+        self._module, self._trainer = weakref.ref(pl_module), weakref.ref(trainer)
+        if self._state_of is not None and self._state_of() is not pl_module:
+            self._state = {}
+        if self._projects:  # as parameters that configure_optimizers finds
+            self._check_projects(trainer)
+            self._begin(pl_module)
+            assert self.regularizer is not None and self.regularizer.projections is not None
             _make_projections(pl_module)
-        if ours[0] is self:
-            _put(pl_module, "on_save_checkpoint", _saving(pl_module, ours), ours)
-            _put(pl_module, "training_step", self._with_losses(pl_module, ours), ours)
+            self._lent = _Lent(pl_module, Unsaved(self.regularizer.projections))
+            self._load(self._state)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.regularizer is None:  # layers may be made by the module's setup and configure_model
+            self._begin(pl_module)
+            self._load(self._state)
         assert self.regularizer is not None
         self.regularizer.to(pl_module.device)
-        if self._state and self._attached is None:  # of a checkpoint
-            self.regularizer.load_state_dict(self._state)
+        self._step = _TrainingStep.of(pl_module)
+        self._step.join(self)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self.regularizer is not None
-        self._optimizer_steps = trainer.global_step
+        assert self.regularizer is not None and self._step is not None
+        self._step.optimizer_steps = trainer.global_step
         known = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
         if any(id(p) not in known for p in self.regularizer.parameters()):
             raise RuntimeError(
@@ -131,72 +143,75 @@ class SFRCallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        ours = _callbacks(trainer)
-        if ours[0] is not self:
-            return
-        pl_module.log_dict(self._logged)
-        if trainer.global_step > self._optimizer_steps:  # not after a batch that was only accumulated
-            self._optimizer_steps = trainer.global_step
-            for module in pl_module.modules():
-                if isinstance(module, DynamicLabelSmoothing) and any(callback.step_smoothing for callback in ours):
-                    module.step()
+        if self._step is not None and self._step.callbacks[0] is self:  # the first acts for all
+            self._step.after_batch(trainer.global_step)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._end(pl_module)
+        if self.regularizer is None or self._trainer() is trainer:
+            self._end()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._end(pl_module)  # Lightning tears no callback down then
-
-    def _end(self, module: L.LightningModule) -> None:
-        """The module as it was before. Calling it again does nothing."""
-        if self.regularizer is not None:
-            self._state = dict(self.regularizer.state_dict())
-            self.regularizer.remove()
-            self.regularizer = self._attached = None
-        for name in _METHODS:
-            method = getattr(module, name)
-            if getattr(method, _ADDED_BY, [None])[0] is self:
-                replaced = getattr(method, _REPLACED)
-                if replaced is None:
-                    delattr(module, name)
-                else:
-                    setattr(module, name, replaced)
+        self.teardown(trainer, pl_module, "")  # Lightning tears no callback down then
 
     def state_dict(self) -> dict[str, Any]:
-        if self._attached is not None:
-            return {}  # it is in the module's, and `_saving` takes it from there
         return self._state if self.regularizer is None else dict(self.regularizer.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._state = dict(state_dict)
-        if self.regularizer is not None and self._attached is None and self._state:
-            self.regularizer.load_state_dict(self._state)
+        self._state, self._state_of = dict(state_dict), None
+        self._load(self._state)
 
-    def _with_losses(self, module: L.LightningModule, ours: list[SFRCallback]) -> _Method:
-        training_step = module.training_step
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        prefix = f"{_NAME}."
+        older = {k.removeprefix(prefix): x for k, x in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        if older and isinstance(getattr(pl_module, _NAME, None), Unsaved):  # version 0.2.0 had it in the module's
+            self.load_state_dict(older)
+        elif self._projects and self.regularizer is not None and self.state_key not in checkpoint["callbacks"]:
+            raise ValueError(
+                f'{_WHERE}: expected a checkpoint of a fit with these layers, pairs and channel_mode="project", got '
+                "one without projections; load_from_checkpoint loads its weights alone, for a fit without ckpt_path"
+            )
 
-        def step(*args: Any, **kwargs: Any) -> Any:
-            output = training_step(*args, **kwargs)
-            live = [callback.regularizer for callback in ours if callback.regularizer is not None]
-            if output is None or not live:  # a batch that is left out
-                return output
-            extra = functools.reduce(operator.add, [regularizer.loss() for regularizer in live])
-            self._logged = {}
-            for n, regularizer in enumerate(live, 1):
-                for (shallow, deep), value in regularizer.values().items():
-                    name = f"sfr/{shallow}-{deep}"
-                    self._logged[f"{name}-{n}" if name in self._logged else name] = value
-            self._logged["sfr/loss"] = extra.detach()
-            if isinstance(output, Mapping):
-                return {**output, "loss": output["loss"] + extra}
-            return output + extra
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: what a checkpoint has."""
+        live: dict[str, Any] = dict.fromkeys(("regularizer", "_state_of", "_lent", "_step"))
+        live |= dict.fromkeys(("_module", "_trainer"), _nobody)
+        return {**self.__dict__, **live, "_state": self.state_dict()}
 
-        return step
+    def _begin(self, module: L.LightningModule) -> None:
+        try:
+            self.regularizer = SelfFeatureRegularizer(module, self.layers, **self.options)
+        except ValueError as error:
+            if self._projects and (late := _made_late(module)):
+                raise ValueError(
+                    f'{error}. With channel_mode="project", layers must be there before {late}, since the parameters '
+                    "of the projections come first"
+                ) from None
+            raise
 
-    def _refuse_a_copy_without_projections(self, trainer: L.Trainer) -> None:
+    def _load(self, state: dict[str, Any]) -> None:
+        if self.regularizer is not None and state:
+            self.regularizer.load_state_dict(state)
+
+    def _end(self) -> None:
+        """The module as it was before. Calling it again does nothing."""
+        if self._step is not None:
+            self._step.leave(self)
+        if self.regularizer is not None:
+            self._state = self.state_dict()
+            self._state_of = self._module
+            self.regularizer.remove()
+        if self._lent is not None:
+            self._lent.take_back()
+        self.regularizer = self._lent = self._step = None
+        self._module = self._trainer = _nobody
+
+    def _check_projects(self, trainer: L.Trainer) -> None:
+        kind = type(trainer.strategy).__name__
+        if kind in _SHARDED:
+            raise ValueError(f'{_WHERE}: expected one device or DDP for channel_mode="project", got {kind}')
         averaging = getattr(L.pytorch.callbacks, "WeightAveraging", ())  # newer than the oldest that is supported
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        for callback in callbacks[: callbacks.index(self)]:
+        for callback in callbacks[: callbacks.index(self) if self in callbacks else 0]:
             if isinstance(callback, averaging):
                 name = type(callback).__name__
                 raise ValueError(
@@ -205,83 +220,112 @@ class SFRCallback(L.Callback):
                 )
 
 
-def _as_lists(pairs: Any) -> Any:
-    """The same for tuples and lists."""
-    return [_as_lists(each) for each in pairs] if isinstance(pairs, (list, tuple)) else pairs
+class _TrainingStep:
+    """The ``training_step`` of a module, with the losses of callbacks. A copy of the module has the plain one."""
+
+    def __init__(self, module: L.LightningModule) -> None:
+        self.module = module
+        self.before: _Method | None = vars(module).get(_STEP)
+        self.plain: _Method = getattr(module, _STEP)
+        self.callbacks: list[SFRCallback] = []
+        self.logged: dict[str, Tensor] = {}
+        self.optimizer_steps = 0
+        functools.update_wrapper(self, self.plain)  # Lightning reads its arguments
+        setattr(module, _STEP, self)
+
+    @staticmethod
+    def of(module: L.LightningModule) -> _TrainingStep:
+        """The one that is there, or a new one."""
+        present = vars(module).get(_STEP)
+        return present if isinstance(present, _TrainingStep) else _TrainingStep(module)
+
+    def join(self, callback: SFRCallback) -> None:
+        self.callbacks.append(callback)
+
+    def leave(self, callback: SFRCallback) -> None:
+        self.callbacks.remove(callback)
+        if self.callbacks or vars(self.module).get(_STEP) is not self:
+            return
+        if self.before is None:
+            delattr(self.module, _STEP)
+        else:
+            setattr(self.module, _STEP, self.before)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.plain(*args, **kwargs)
+        self.logged = {}
+        regularizers = [each for callback in self.callbacks if (each := callback.regularizer) is not None]
+        if output is None or not regularizers:  # a batch that is left out
+            return output
+        extra = functools.reduce(operator.add, [each.loss() for each in regularizers])
+        for n, each in enumerate(regularizers, 1):
+            for (shallow, deep), value in each.values().items():
+                name = f"sfr/{shallow}-{deep}"
+                self.logged[f"{name}-{n}" if name in self.logged else name] = value
+        self.logged["sfr/loss"] = extra.detach()
+        if isinstance(output, Mapping):
+            return {**output, "loss": output["loss"] + extra}
+        return output + extra
+
+    def after_batch(self, optimizer_steps: int) -> None:
+        self.module.log_dict(self.logged)
+        if optimizer_steps == self.optimizer_steps:
+            return  # the batch was only accumulated
+        self.optimizer_steps = optimizer_steps
+        if any(callback.step_smoothing for callback in self.callbacks):
+            for module in self.module.modules():
+                if isinstance(module, DynamicLabelSmoothing):
+                    module.step()
+
+    def __reduce__(self) -> tuple[_Method, tuple[Any, ...]]:
+        return (_plain_step, (self.module, self.before))
 
 
-def _callbacks(trainer: L.Trainer) -> list[SFRCallback]:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, SFRCallback)]
+def _plain_step(module: L.LightningModule, before: _Method | None) -> _Method:
+    return types.MethodType(type(module).training_step, module) if before is None else before
 
 
-def _put(module: L.LightningModule, name: str, method: _Method, ours: list[SFRCallback]) -> None:
-    """A method that does more, until the first of the callbacks ends."""
-    functools.update_wrapper(method, getattr(module, name))
-    setattr(method, _ADDED_BY, ours)
-    setattr(method, _REPLACED, vars(module).get(name))
-    setattr(module, name, method)
+class _Lent:
+    """A submodule, under the first name that is free, until it is taken back."""
+
+    def __init__(self, module: L.LightningModule, part: Unsaved) -> None:
+        names = (_NAME if n == 1 else f"{_NAME}_{n}" for n in range(1, 1000))
+        self.name = next(name for name in names if not hasattr(module, name))
+        self._module, self._part = weakref.ref(module), part
+        module.add_module(self.name, part)
+
+    def take_back(self) -> None:
+        self._part.end()
+        module = self._module()
+        if module is not None and getattr(module, self.name, None) is self._part:
+            delattr(module, self.name)
 
 
 def _undo_left(module: L.LightningModule) -> None:
-    """Takes off what callbacks have left on a module after a fit whose end they were not told."""
-    for name in _METHODS:
-        for callback in getattr(getattr(module, name), _ADDED_BY, ()):
-            callback._end(module)
+    """Takes off what callbacks have left on a module after a fit whose end they were not told, or on the copied one."""
+    step = vars(module).get(_STEP)
+    for callback in list(step.callbacks) if isinstance(step, _TrainingStep) else []:
+        callback._end()
+    for name, part in list(module.named_children()):
+        if isinstance(part, Unsaved) and part.ended:
+            delattr(module, name)
 
 
-def _saving(module: L.LightningModule, ours: list[SFRCallback]) -> _Method:
-    """Moves the state of regularisers that are submodules out of the module's, which can be loaded without them."""
-    on_save_checkpoint = module.on_save_checkpoint
-
-    def save(checkpoint: dict[str, Any]) -> None:
-        on_save_checkpoint(checkpoint)
-        for callback in ours:
-            if callback._attached is None:
-                continue
-            for key in _WEIGHTS:  # averages of projections are of no use: the module's own are the last
-                own = _take(checkpoint.get(key, {}), callback._attached)
-                if own and "callbacks" in checkpoint:
-                    checkpoint["callbacks"][callback.state_key] = own
-
-    return save
+def _made_late(module: L.LightningModule) -> str | None:
+    """Which of the methods that make layers after the callbacks' ``setup`` the module has."""
+    for name in ("setup", "configure_model"):
+        if getattr(type(module), name) is not getattr(L.LightningModule, name):
+            return name
+    return None
 
 
-def _loading(module: L.LightningModule, ours: list[SFRCallback]) -> _Method:
-    """The other way; and what checkpoints of version 0.2.0 have in other places."""
-    on_load_checkpoint = module.on_load_checkpoint
-
-    def load(checkpoint: dict[str, Any]) -> None:
-        states = checkpoint.get("callbacks") or {}
-        for old in {type(callback).__qualname__ for callback in ours} & states.keys():
-            state = states.pop(old)
-            for callback in ours:
-                if type(callback).__qualname__ == old:
-                    states.setdefault(callback.state_key, state)
-        for weights in (checkpoint[key] for key in _WEIGHTS if key in checkpoint):
-            if not hasattr(module, _NAME):
-                _take(weights, _NAME)
-            for callback in ours:
-                if callback._attached is not None:
-                    own = _take(weights, callback._attached) or states.get(callback.state_key)
-                    if not own:
-                        raise ValueError(
-                            f"{_WHERE}: expected a checkpoint of a fit with these layers, pairs and "
-                            f'channel_mode="project", got one without projections; load_from_checkpoint loads its '
-                            "weights alone, for a fit without ckpt_path"
-                        )
-                    weights.update({f"{callback._attached}.{name}": x for name, x in own.items()})
-        on_load_checkpoint(checkpoint)
-
-    return load
+def _nobody() -> None:
+    """What a weak reference returns whose object is gone."""
 
 
-def _take(weights: dict[str, Any], name: str) -> dict[str, Any]:
-    """Takes what a submodule has out of a state. Not what is spread over processes, which is saved otherwise."""
-    keys = [key for key in weights if key.startswith(f"{name}.")]
-    if any(type(weights[key]) not in (Tensor, nn.Parameter) for key in keys):
-        return {}
-    return {key.removeprefix(f"{name}."): weights.pop(key) for key in keys}
+def _as_lists(pairs: Any) -> Any:
+    """The same for tuples and lists."""
+    return [_as_lists(each) for each in pairs] if isinstance(pairs, (list, tuple)) else pairs
 
 
 def _make_projections(module: L.LightningModule) -> None:

@@ -260,6 +260,8 @@ def test_image_folder(folders, tmp_path):
     folders("train/.ipynb_checkpoints/one.png", (0, 0, 0))  # what programs leave
     folders("train/cat/.ipynb_checkpoints/one.png", (0, 0, 0))
     folders("val/dog/._one.png", (0, 0, 0))
+    (tmp_path / "train" / "dog" / "again").symlink_to(tmp_path / "train" / "dog")  # without end
+    (tmp_path / "train" / "cat" / "all").symlink_to(tmp_path / "train")
     hidden = load_data(config)
     assert hidden.class_names == ("cat", "dog")
     assert hidden.train_labels.tolist() == hidden.test_labels.tolist() == [0, 1]

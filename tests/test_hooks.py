@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 
@@ -281,6 +282,22 @@ OWNED = {
     "attached": lambda net: SelfFeatureRegularizer(net, LAYERS, channel_mode="project", attach=True),
     "distiller": lambda net: FeatureDistiller(net, net, {"layer1": "layer3"}, channel_mode="project"),
 }
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda sfr: sfr._replicate_for_data_parallel()])
+def test_hooks_outlive_a_shallow_copy(images, copied):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+    sfr = SelfFeatureRegularizer(net, ["0", "1"])
+    net(images)
+    wanted = sfr.loss().detach()
+    other = copied(sfr)
+    del other
+    gc.collect()
+    net(images)
+    torch.testing.assert_close(sfr.loss().detach(), wanted)
+    del sfr
+    gc.collect()
+    assert not any(module._forward_hooks for module in net.modules())
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda owner: pickle.loads(pickle.dumps(owner))])

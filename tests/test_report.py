@@ -267,8 +267,75 @@ def test_runs_without_a_folder_are_kept(tmp_path):
     # Runs of other options are not mixed with them.
     result["options"]["epochs"] = 7
     (again / "result.json").write_text(json.dumps(result))
-    with pytest.raises(TrainError, match="keeps seed 0 of one/a with --epochs 4, and the folder has runs .* with 7"):
+    with pytest.raises(TrainError, match="got --epochs 7 for seed 1 and 4 for seed 0; take away"):
         report(kept)
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_runs_of_other_options_in_one_arm_are_refused(tmp_path):
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=3)
+    result = folder / "one" / "a" / "seed-2" / "result.json"
+    options = json.loads(result.read_text())["options"]
+    change(result, options=options | {"batch_size": 64})
+    with pytest.raises(TrainError, match="got --batch-size 128 for seed 0 and 64 for seed 2; take away"):
+        report(folder)
+
+
+def test_a_run_that_diverged_is_told(tmp_path):
+    """Its loss is no number; its accuracy is one."""
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=3)
+    results = [folder / "one" / "a" / f"seed-{seed}" / "result.json" for seed in range(3)]
+    for result, loss in zip(results, (0.5, math.nan, 0.7), strict=True):
+        change(result, test_loss=loss, test_calibration_error=0.1)
+    report(folder)
+    kept = [o.result["test_loss"] for o in read_results(folder).of("one", "a").values()]
+    assert kept[0] == 0.5 and math.isnan(kept[1])
+    shutil.rmtree(folder / "one" / "a")
+    assert [o.figure("test_loss") for o in read_results(folder).of("one", "a").values()] == [0.5, None, 0.7]
+    assert "0.600" in (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"test_accuracy": math.nan},
+        {"test_accuracy": 85},
+        {"seconds": None},
+        {"seconds": "x"},
+        {"options": {}},
+        {"options": []},
+        {"test_loss": "low"},
+        {"probe_accuracy": {"stem": "x"}},
+        {"probe_accuracy": [1]},
+    ],
+)
+def test_results_that_are_none_are_named(tmp_path, values):
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=2)
+    change(folder / "one" / "a" / "seed-1" / "result.json", **values)
+    with pytest.raises(TrainError, match="a/seed-1/result.json does not hold the result of a run"):
+        report(folder)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"settings": {}},
+        {"settings": []},
+        {"settings": {"one": {}}},
+        {"settings": {"one": {"about": "", "arms": ["ce"], "seeds": ["0"]}}},
+        {"judged_by": "taste"},
+        {"name": None},
+        {"references": None},
+    ],
+)
+def test_outlines_that_are_none_are_named(tmp_path, values):
+    folder = planted(tmp_path, {"ce": 0}, seeds=2)
+    change(folder / "study.json", **values)
+    with pytest.raises(TrainError, match="study.json is not what sfr-ext study writes"):
+        report(folder)
 
 
 def test_a_run_that_is_done_again_is_not_told_by_its_line(tmp_path):

@@ -53,6 +53,7 @@ class HookedLoss(nn.Module):
     def _watch(self, *hooks: Hooks) -> None:
         """The last step of construction."""
         self._hooks += hooks
+        self._own()
         if self.projections is not None:
             for each in hooks:
                 each.at_end(_MakesProjections(self))
@@ -63,10 +64,17 @@ class HookedLoss(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._own()
         for hooks in self._hooks:  # of a model that was copied along with this object
             for hook in hooks.put_on():
                 if isinstance(hook, _MakesProjections):
                     hook.owner = weakref.ref(self)
+
+    def _own(self) -> None:
+        """Hooks end with their owner, and not with a shallow copy of it."""
+        for hooks in self._hooks:
+            if hooks.owner() is None:
+                hooks.owner = weakref.ref(self)
 
     def forward(self, x: Any) -> Any:
         """What it is given: attached to an ``nn.Sequential``, it is called among the layers."""
@@ -127,8 +135,9 @@ class HookedLoss(nn.Module):
         self.remove()
 
     def __del__(self) -> None:
-        if "_hooks" in self.__dict__:
-            self.remove()
+        for hooks in self.__dict__.get("_hooks", []):
+            if hooks.owner() in (None, self):
+                hooks.remove()
 
     # What follows is the computation itself; each step may be replaced by a subclass.
 

@@ -117,6 +117,7 @@ class Hooks:
         self._wrapped = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
         root, modules = _find_modules(where, model, self.layers, role, argument)
         self._root: Callable[[], nn.Module | None] = weakref.ref(root)
+        self.owner: Callable[[], nn.Module | None] = _gone  # with whom they end
         around = _around(root, self.layers)
         self._around: Callable[[], list[nn.Module]] = _Weakly(around.values())
         for depth, (name, module) in enumerate(around.items()):
@@ -205,7 +206,7 @@ class Hooks:
         self.capture.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_root": _gone}
+        return {**self.__dict__, "_root": _gone, "owner": _gone}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The copy of an object that owns both the model and its hooks works like the original.
@@ -277,7 +278,7 @@ class _Attached:
 
 
 def _gone() -> None:
-    """The model of a copy, which nobody asks for."""
+    """The model of a copy, which nobody asks for, and its owner."""
 
 
 class _Weakly:

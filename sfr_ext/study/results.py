@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from ..train.errors import TrainError
 from ..train.files import atomic_write
 from ..train.records import read_rows
 from .names import LINES, OUTLINE
+from .plan import JUDGES
 from .work import RESULT
 
+_FIGURES = ("val_accuracy", "test_loss", "test_calibration_error")
 _CURVES = ("epoch", "test_accuracy", "val_accuracy", "train_accuracy", "train_feature_loss", "seconds")
 
 
@@ -29,9 +31,23 @@ class Outcome:
     result: dict[str, Any]  # of its result.json
     epochs: list[dict[str, float]]  # of its metrics.csv
 
+    def __post_init__(self) -> None:
+        """Raises ValueError, TypeError or KeyError where the result is not that of a run."""
+        if not isinstance(self.result["options"]["epochs"], int) or not isinstance(self.seed, int):
+            raise TypeError
+        if not 0.0 <= self.result["test_accuracy"] <= 1.0:
+            raise ValueError
+        for name in ("seconds", "emd_seconds", "epochs", "train_images"):
+            float(self.result[name])
+        probes = self.result.get("probe_accuracy") or {}
+        for value in [*map(self.result.get, _FIGURES), *probes.values()]:
+            if not isinstance(value, (int, float, type(None))):
+                raise TypeError
+
     def figure(self, name: str) -> float | None:
+        """None where there is none, or no number: a run may have diverged."""
         value = self.result.get(name)
-        return None if value is None else float(value)
+        return None if value is None or math.isnan(value) else float(value)
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,7 @@ class Results:
         with atomic_write(folder / LINES) as path, path.open("w") as file:
             for o in self.outcomes + self.others:
                 result = {name: value for name, value in o.result.items() if name != "class_names"}
+                result |= {name: _number(x) for name, x in result.items() if isinstance(x, float)}
                 result["options"] = {name: x for name, x in result["options"].items() if name not in ("out", "resume")}
                 curves = {
                     name: [_number(row[name]) for row in o.epochs] for name in _CURVES if name in (o.epochs or [{}])[0]
@@ -92,25 +109,36 @@ def read_results(folder: Path) -> Results:
     Raises:
         TrainError: it holds no study, a damaged one, or one without a finished run; what was kept is of other options.
     """
-    path = folder / OUTLINE
-    try:
-        outline = json.loads(path.read_text())
-        results = _merged(outline, list(_from_runs(folder, outline)), list(_from_lines(folder / LINES)), folder)
-        results.missing(next(iter(results.settings)))
-    except OSError as error:
-        raise TrainError(
-            f"{path} cannot be read: {error.strerror or error}; is {folder} the --out of a study?"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise TrainError(f"{path} is not what sfr-ext study writes") from error
+    outline = _read_outline(folder)
+    runs, lines = list(_from_runs(folder, outline)), list(_from_lines(folder / LINES))
+    results = _merged(outline, runs, lines, folder)
     if not results.outcomes:
         raise TrainError(f"{folder} holds no finished run yet")
     return results
 
 
+def _read_outline(folder: Path) -> dict[str, Any]:
+    path = folder / OUTLINE
+    try:
+        outline: dict[str, Any] = json.loads(path.read_text())
+        words = [outline["name"], outline["about"], *outline["references"], *outline["settings"]]
+        for asked in outline["settings"].values():
+            words += [asked["about"], *asked["arms"]]
+            sum(asked["seeds"])
+        if not outline["settings"] or outline["judged_by"] not in JUDGES or not all(isinstance(w, str) for w in words):
+            raise ValueError
+    except OSError as error:
+        raise TrainError(
+            f"{path} cannot be read: {error.strerror or error}; is {folder} the --out of a study?"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainError(f"{path} is not what sfr-ext study writes") from error
+    return outline
+
+
 def _merged(outline: dict[str, Any], runs: list[Outcome], lines: list[Outcome], folder: Path) -> Results:
     """In the study's order; a run's folder wins over its line."""
-    of_arm = {(o.setting, o.arm): o for o in runs}
+    of_arm = {(o.setting, o.arm): o for o in reversed(runs)}
     there = {(o.setting, o.arm, o.seed) for o in runs}
     lines = [o for o in lines if (o.setting, o.arm, o.seed) not in there]
     # A folder without a result is of a run that has begun again: its line is of the earlier one.
@@ -118,7 +146,7 @@ def _merged(outline: dict[str, Any], runs: list[Outcome], lines: list[Outcome], 
     kept: list[Outcome] = []
     for o in lines:
         (begun if _folder(folder, o.setting, o.arm, o.seed).is_dir() else kept).append(o)
-    for o in kept:
+    for o in [*runs, *kept]:
         if (run := of_arm.get((o.setting, o.arm))) is not None:
             _same_options(run, o, folder)
     places = {
@@ -142,8 +170,9 @@ def _same_options(run: Outcome, kept: Outcome, folder: Path) -> None:
         if name in run.result["options"] and name in kept.result["options"] and there != then:
             where = f"{kept.setting}/{kept.arm}"
             raise TrainError(
-                f"{folder / LINES} keeps seed {kept.seed} of {where} with {flag(name)} {then}, and the folder has runs "
-                f"of {where} with {there}; take that line away, or what is not meant"
+                f"{folder}: expected the runs of {where} to have the same options, got {flag(name)} {there} for "
+                f"seed {run.seed} and {then} for seed {kept.seed}; take away the folder, or the line in {LINES}, that "
+                "is not meant"
             )
 
 
@@ -156,10 +185,10 @@ def _from_runs(folder: Path, outline: dict[str, Any]) -> Iterator[Outcome]:
                     continue
                 try:
                     result = json.loads((run / RESULT).read_text())
-                    float(result["test_accuracy"]), result["options"]["epochs"]
-                except (OSError, ValueError, KeyError, TypeError) as error:
+                    outcome = Outcome(setting, arm, seed, result, [])
+                except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                     raise TrainError(f"{run / RESULT} does not hold the result of a run of sfr-ext train") from error
-                yield Outcome(setting, arm, seed, result, _rows(run / "metrics.csv"))
+                yield replace(outcome, epochs=_rows(run / "metrics.csv"))
 
 
 def _folder(study: Path, setting: str, arm: str, seed: int) -> Path:
@@ -183,14 +212,16 @@ def _rows(path: Path) -> list[dict[str, float]]:
 def _from_lines(path: Path) -> Iterator[Outcome]:
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             kept = json.loads(line)
             curves = kept["curves"]
             columns = [[math.nan if x is None else x for x in values] for values in curves.values()]
             rows = [dict(zip(curves, values, strict=True)) for values in zip(*columns, strict=True)]
             yield Outcome(kept["setting"], kept["arm"], kept["seed"], kept["result"], rows)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrainError(f"{path}: line {number} is not what sfr-ext report writes") from error
 
 

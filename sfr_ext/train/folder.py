@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,9 @@ def find_files(folder: Path) -> tuple[Files, tuple[str, ...]]:
         )
         for name in classes:
             before = len(names)
-            for place, folders, files in os.walk(folder / name, followlinks=True):
-                folders[:] = sorted(name for name in folders if not _hidden(name))
+            for place, files in _walk(folder / name, (folder.stat(),)):
                 below = os.path.relpath(place, folder)
-                images = [file for file in sorted(files) if file.lower().endswith(SUFFIXES) and not _hidden(file)]
+                images = [file for file in files if file.lower().endswith(SUFFIXES)]
                 names += [os.path.join(below, file) for file in images]
             counts.append(len(names) - before)
             if counts[-1] == 0:
@@ -90,6 +90,22 @@ def find_files(folder: Path) -> tuple[Files, tuple[str, ...]]:
         raise TrainError(f"imagefolder: {folder} holds no folders, one of which stands for a class")
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
     return Files(folder, Names(names), labels), classes
+
+
+def _walk(folder: Path, around: tuple[os.stat_result, ...]) -> Iterator[tuple[Path, list[str]]]:
+    """The folder and those below it, through links, with their files, all in order; not a link back to one around it.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    here = folder.stat()
+    if any(os.path.samestat(here, each) for each in around):
+        return
+    entries = sorted((entry for entry in os.scandir(folder) if not _hidden(entry.name)), key=lambda entry: entry.name)
+    yield folder, [entry.name for entry in entries if not entry.is_dir()]
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(folder / entry.name, (*around, here))
 
 
 def _hidden(name: str) -> bool:
