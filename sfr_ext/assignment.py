@@ -46,7 +46,7 @@ def linear_assignment(cost: Tensor, *, maximize: bool = False, max_cost: float |
     """
     where = "linear_assignment"
     checks.a_tensor(where, "cost", cost)
-    if not cost.dtype.is_floating_point and not cost.dtype.is_complex:
+    if not (cost.dtype.is_floating_point or cost.is_complex() or cost.is_quantized):
         cost = cost.double()
     checks.tensor(where, "cost", cost)
     if cost.dim() < 2:

@@ -57,7 +57,8 @@ def tensor(
     if value.dtype not in dtypes:
         *names, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
         kinds = f"{', '.join(names)} or {last}" if dtypes is FLOATING else "bool, integer or floating-point"
-        hint = "" if value.is_complex() else f"; give {name.split()[0]}.float()"
+        way = "dequantize" if value.is_quantized else "float"
+        hint = "" if value.is_complex() else f"; give {name.split()[0]}.{way}()"
         refuse(TypeError, where, name, f"to be {kinds}", f"{value.dtype}{hint}")
     if value.device.type not in ("cpu", "meta", "cuda"):
         refuse(ValueError, where, name, "on the CPU or a CUDA device", f"a tensor on {value.device}")
@@ -122,15 +123,20 @@ def reaches(where: str, reach: Any) -> tuple[Any, Any]:
     return a, None if second is None else number(where, "reach", second, positive=True)
 
 
-def emd_options(where: str, options: dict[str, Any]) -> None:
-    """The options of ``emd_l2`` that say nothing of the features, before there are any."""
+def emd_options(where: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``emd_l2`` that say nothing of the features, before there are any; with Python's own numbers."""
     choices: dict[str, Any] = {"metric": METRICS, "objective": OBJECTIVES, "reduction": REDUCTIONS}
     for name in options:
         if name in choices:
             choice(where, name, options[name], choices[name])
-    whole(where, "patch_size", options.get("patch_size", 1), 1)
+    size = whole(where, "patch_size", options.get("patch_size", 1), 1)
     usual = {"solver": "sinkhorn", "eps": 1.0, "eps_scale": "std", "reach": None, "tol": 0.0, "max_iter": 1}
-    solver_options(where, **{name: options.get(name, value) for name, value in usual.items()})
+    given = solver_options(where, **{name: options.get(name, value) for name, value in usual.items()})
+    plain: dict[str, Any] = {"patch_size": size, "eps": given.eps, "tol": given.tol, "max_iter": given.max_iter}
+    if (reach := options.get("reach")) is not None:
+        pair = reaches(where, reach)
+        plain["reach"] = pair if isinstance(reach, (tuple, list)) else pair[0]
+    return {name: plain.get(name, value) for name, value in options.items()}
 
 
 def features(where: str, x_name: str, x: Any, y_name: str, y: Any, metric: Any, patch_size: Any) -> int:

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from . import checks, counters, ops
 from .divergence import SelfTerm, check_teacher_self, divergence_between
+from .result import certified
 from .transport import Reach, exact_between, ground, solved_between, weights_of
 
 
 class ConvergenceWarning(UserWarning):
     """`emd_l2` stopped before a problem's marginals were within ``tol``: at ``max_iter``, or at the precision of the
-    type that is computed in, or because features are NaN or infinite. The text says which."""
+    type that is computed in, or because features are NaN or infinite; or an exact plan is not proven to be one. The
+    text says which."""
 
 
 _warn = False
@@ -144,7 +146,10 @@ def emd_l2(
     a, b = weights_of(where, *named, student_feat, teacher_feat, patch_size)
     pair, costs = ops.Pair(student_feat, teacher_feat, a, b), ground(metric, patch_size)
     if solver == "exact":
-        value = exact_between(where, pair, costs, options).value.view(ops.problems(student_feat, teacher_feat))
+        exact = exact_between(where, pair, costs, options)
+        value = exact.value.view(ops.problems(student_feat, teacher_feat))
+        if _warn and _has_numbers(exact.error):
+            _check_certificates(exact, options)
     else:
         if objective == "divergence":
             divergence = divergence_between(where, pair, costs, options, teacher_self)
@@ -179,17 +184,34 @@ def _check_convergence(error: Tensor, n_iter: Tensor, options: ops.SolverOptions
     rounded = late & ~broken & ~cut
     dtype = str(error.dtype).removeprefix("torch.")
     finer = "float64 features" if error.dtype == torch.float32 else "a larger eps"
-    reasons = [
-        (cut, f"stopped at max_iter = {options.max_iter}: give more, or a larger tol or eps"),
-        (rounded, f"stopped at the precision of {dtype}: give a larger tol, or {finer}"),
-        (broken, "without a finite marginal error: look for NaN and Inf in the features"),
-    ]
-    counted = "; ".join(f"{int(which.sum())} {reason}" for which, reason in reasons if which.any())
+    larger = "a larger tol" if options.tol > 0 else "a tol above 0"
     most = error.masked_fill(broken, 0).max().item()
-    message = (
-        f"sfr_ext.emd_l2: {int(late.sum())} of {late.numel()} problems did not converge to tol = {options.tol:g} "
-        f"(marginal error up to {most:.2g}). {counted}"
+    _tell(
+        f"did not converge to tol = {options.tol:g} (marginal error up to {most:.2g})",
+        late,
+        (cut, f"stopped at max_iter = {options.max_iter}: give more, a larger eps, or {larger}"),
+        (rounded, f"stopped at the precision of {dtype}: give {larger}, or {finer}"),
+        (broken, f"without a finite marginal error: look for NaN, Inf and costs beyond {dtype} in the features"),
     )
+
+
+def _check_certificates(exact: ops.ExactSolved, options: ops.SolverOptions) -> None:
+    late = ~certified(exact, options.tol)
+    if not late.any():
+        return
+    broken = late & ~(exact.value.isfinite() & exact.error.isfinite())
+    dtype = str(exact.value.dtype).removeprefix("torch.")
+    _tell(
+        "have no plan that is proven to be exact",
+        late,
+        (late & ~broken, f"at the precision of {dtype}: give a tol above {options.tol:g}, or weights of nearer sizes"),
+        (broken, f"without a finite value: look for NaN, Inf and costs beyond {dtype} in the features"),
+    )
+
+
+def _tell(what: str, late: Tensor, *reasons: tuple[Tensor, str]) -> None:
+    counted = "; ".join(f"{int(which.sum())} {reason}" for which, reason in reasons if which.any())
+    message = f"sfr_ext.emd_l2: {int(late.sum())} of {late.numel()} problems {what}. {counted}"
     warnings.warn(_Told(message), ConvergenceWarning, stacklevel=_level())
 
 
@@ -240,7 +262,7 @@ class EMDL2Loss(nn.Module):
                 at_the_call = ", which is given at the call" if name in ("student_weight", "teacher_weight") else ""
                 came = repr(name) + at_the_call
                 checks.refuse(TypeError, "EMDL2Loss", "options", f"among {', '.join(self._OPTIONS)}", came)
-        checks.emd_options("EMDL2Loss", options)
+        options = checks.emd_options("EMDL2Loss", options)
         if (term := options.get("teacher_self")) is not None:
             solver = options.get("solver", "sinkhorn")
             check_teacher_self("EMDL2Loss", term, options.get("objective", "transport"), solver)

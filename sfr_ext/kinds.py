@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .errors import refuse
 
+_UNWEIGHED = ("cost_matrix", "cross_reference_weights")
 _WEIGHED = ("student_feat", "teacher_feat", "x", "y", "cost", "student", "teacher", "features")
 
 
@@ -19,7 +20,8 @@ def a_tensor(where: str, name: str, value: Any) -> None:
         refuse(TypeError, where, name, "to be a Tensor", type(value).__name__ + _as_tensor(where, name, value))
     # A compiler of an old torch may know no is_nested.
     if not torch.compiler.is_compiling() and value.is_nested:
-        came = f"a nested tensor; give torch.nested.to_padded_tensor({_short(name)}, 0.0)"
+        fill = "math.inf" if where == "linear_assignment" else "0.0"
+        came = f"a nested tensor; give torch.nested.to_padded_tensor({_short(name)}, {fill})"
         refuse(TypeError, where, name, "to be dense", came + _padding(where, name))
     if value.layout is not torch.strided:
         refuse(TypeError, where, name, "to be dense", f"{value.layout}; give {_short(name)}.to_dense()")
@@ -36,6 +38,8 @@ def _as_tensor(where: str, name: str, value: Any) -> str:
     if any(each.is_nested for each in value):
         return ""
     shapes = [tuple(each.shape) for each in value]
+    if len(set(map(len, shapes))) > 1:
+        return f" of tensors; give the one that is meant, such as {_short(name)}[0]"
     if len(set(shapes)) == 1:
         return f"; give torch.stack({_short(name)})"
     rows = shapes[0] and len({shape[1:] for shape in shapes}) == 1
@@ -47,6 +51,8 @@ def _padding(where: str, name: str) -> str:
     """What the padding is given, so that it does not count; nothing for what is 0 there itself, or has no weights."""
     if where == "linear_assignment":
         return ", with a cost of inf (maximize: -inf) for the padding"
+    if where in _UNWEIGHED:
+        return ""
     return ", with weights of 0 for the padding" if name in _WEIGHED else ""
 
 
@@ -62,8 +68,10 @@ def _numbers(value: Any) -> bool:
 
 def a_number(where: str, name: str, value: Any) -> Any:
     """Python's number of any real one, such as NumPy's."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if type(value) in (int, float):  # not NumPy's float64, which is one, and which no compiler knows
         return value
+    if isinstance(value, (torch.SymInt, torch.SymFloat)):  # while torch.export records
+        return float(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         refuse(TypeError, where, name, "to be a number", _with_item(name, value))
     return int(value) if isinstance(value, numbers.Integral) else float(value)
@@ -73,6 +81,8 @@ def an_int(where: str, name: str, value: Any) -> int:
     """Python's int of any integer, such as NumPy's."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
+    if isinstance(value, torch.SymInt):
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         refuse(TypeError, where, name, "to be an int", _with_item(name, value))
     return int(value)

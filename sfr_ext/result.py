@@ -252,6 +252,12 @@ def of_sinkhorn(
     )
 
 
+def certified(solved: ops.ExactSolved, tol: float) -> Tensor:
+    """Whether a plan is optimal to rounding, and has its marginals to ``tol``."""
+    proved = solved.gap <= (1e-9 if solved.value.dtype == torch.float64 else 1e-5) * solved.magnitude
+    return proved & (solved.error <= tol)
+
+
 def of_exact(
     solved: ops.ExactSolved,
     lead: tuple[int, ...],
@@ -274,8 +280,7 @@ def of_exact(
         return solved.g.view(*lead, m)
 
     def converged() -> Tensor:
-        proved = solved.gap <= (1e-9 if value.dtype == torch.float64 else 1e-5) * solved.magnitude
-        return (proved & (solved.error <= options.tol)).view(lead)
+        return certified(solved, options.tol).view(lead)
 
     def couple(*now: Tensor | None) -> Coupling:
         a, b = weights_as_solved(*now)

@@ -129,7 +129,13 @@ class DynamicLabelSmoothing(nn.Module):
         """The loss of logits ``[B, K, ...]`` against class numbers ``[B, ...]`` or probabilities ``[B, K, ...]``."""
         soft = _check_batch(logits, target, self.weight, self.ignore_index)
         if soft and self.prior == "online":
-            checks.refuse(ValueError, _NAME, "target", 'to hold class numbers for prior="online"', "probabilities")
+            checks.refuse(
+                ValueError,
+                _NAME,
+                "target",
+                'to hold class numbers for prior="online"',
+                "probabilities; of one-hot ones, give target.argmax(1)",
+            )
         if counters.recomputing():
             self._refuse_to_relearn()
         else:

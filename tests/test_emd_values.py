@@ -289,8 +289,31 @@ def test_the_warning_says_what_stopped_each_problem(objective: str, warned: Call
     assert warned(x.double(), y, tol=1e-8, objective=objective) == []
     x[1, 0, 0, 0] = torch.nan
     (mixed,) = warned(x, y, tol=1e-8, max_iter=3, objective=objective)
-    assert "2 stopped at max_iter = 3: give more, or a larger tol or eps; 1 without a finite marginal error: " in mixed
+    assert (
+        "2 stopped at max_iter = 3: give more, a larger eps, or a larger tol; 1 without a finite marginal error: "
+        in mixed
+    )
     assert "nan" not in mixed and "precision" not in mixed
+
+
+def test_what_to_give_for_a_tol_that_cannot_be_met(warned: Callable[..., list[str]]) -> None:
+    x, y = features(3, 8, 5, 5), features(3, 8, 5, 5)
+    (text,) = warned(x, y, tol=0.0, max_iter=3)
+    assert "give more, a larger eps, or a tol above 0" in text
+    (text,) = warned(x, y, tol=0.0, max_iter=100_000)
+    assert "give a tol above 0, or float64 features" in text
+    (text,) = warned(x * 3e38, y)
+    assert "look for NaN, Inf and costs beyond float32 in the features" in text
+
+
+def test_exact_plans_that_are_not_proven_are_warned_of(warned: Callable[..., list[str]]) -> None:
+    x, y = features(3, 8, 5, 5), features(3, 8, 5, 5)
+    assert warned(x, y, solver="exact") == []
+    x[1, 0, 0, 0] = torch.nan
+    (text,) = warned(x, y, solver="exact")
+    assert "1 of 3 problems have no plan that is proven to be exact. 1 without a finite value: look for NaN" in text
+    (text,) = warned(x, y, solver="exact", tol=0.0, student_weight=torch.rand(3, 25))
+    assert "2 at the precision of float32: give a tol above 0, or weights of nearer sizes; 1 without a finite" in text
 
 
 def test_each_problem_has_a_reason_of_its_own(warned: Callable[..., list[str]]) -> None:

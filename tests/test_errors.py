@@ -278,6 +278,11 @@ RAGGED = [torch.rand(3, 4), torch.rand(5, 4)]
         (lambda: emd_l2(x, y, student_weight=[torch.ones(3), torch.ones(9)]), r"rnn.pad_sequence\)$"),
         (lambda: emd_l2(x, y, teacher_weight=[1, 0, 1, True]), r"got list; give torch.tensor\(teacher_weight\)$"),
         (lambda: solve([[0.0, 1.0], [1.0, 0.0]]), r"got list; give torch.tensor\(cost\)$"),
+        (
+            lambda: emd_l2((x, x[0]), y),
+            r"got tuple of tensors; give the one that is meant, such as student_feat\[0\]$",
+        ),
+        (lambda: sfr_ext.cost_matrix(RAGGED, tokens), r"\(torch.nn.utils.rnn.pad_sequence\)$"),  # without weights
         (lambda: emd_l2(["a"], y), r"to be a Tensor, got list$"),
         (lambda: emd_l2([], y), r"to be a Tensor, got list$"),
     ],
@@ -467,6 +472,29 @@ def test_bools() -> None:
             with pytest.raises(TypeError, match=f"expected {name} to be a bool, got {type(value).__name__}$"):
                 call(value)
         call(np.bool_(False))
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+def test_quantised_features() -> None:
+    counted = torch.quantize_per_tensor(torch.rand(2, 5, 4), 0.1, 0, torch.quint8)
+    for call in (lambda: emd_l2(counted, counted), lambda: linear_assignment(counted)):
+        with pytest.raises(TypeError, match=r"got torch.quint8; give \S+.dequantize\(\)$"):
+            call()
+
+
+def test_one_hot_labels_of_an_online_prior() -> None:
+    smooth = sfr_ext.DynamicLabelSmoothing(0.1, total_steps=4, prior="online")
+    with pytest.raises(ValueError, match=r"of one-hot ones, give target.argmax\(1\)$"):
+        smooth(torch.zeros(2, 3), torch.eye(3)[:2])
+
+
+def test_numpys_numbers_where_a_graph_is_made() -> None:
+    """They are kept as Python's, which a compiler knows."""
+    loss = sfr_ext.EMDL2Loss(
+        eps=np.float32(0.25), max_iter=np.int64(50), reach=(np.float64(2), None), tol=np.float64(1)
+    )
+    assert [type(value) for value in (*loss.options["reach"], loss.options["tol"])] == [float, type(None), float]
+    assert torch.equal(torch.compile(loss, backend="eager", fullgraph=True)(x, y), loss(x, y))
 
 
 def test_numpys_numbers_elsewhere() -> None:

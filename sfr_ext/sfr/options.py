@@ -67,7 +67,7 @@ class Options:
                 raise TypeError(f"{where}: expected options that fit feature maps, got {name!r}: {_NOT_FOR_MAPS[name]}")
             if name not in usable:
                 raise TypeError(f"{where}: expected options among {', '.join(sorted(usable))}, got {name!r}")
-        checks.emd_options(self.name, dict(self.emd_options))
+        object.__setattr__(self, "emd_options", checks.emd_options(self.name, dict(self.emd_options)))
         if self.distance != "emd":
             if self.emd_options:
                 raise TypeError(f'{where}: expected {next(iter(self.emd_options))!r} with distance="emd" only')
