@@ -211,19 +211,29 @@ def _empty(pair: Pair, lead: tuple[int, ...]) -> Tensor | None:
     return functools.reduce(torch.logical_or, each).expand(lead)
 
 
-@FORWARD.kernel
-def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, caller: str) -> Divergence:
+class _Three(NamedTuple):
+    """The problems of a divergence, with the costs of the two that are with themselves."""
+
+    between: Solved
+    with_x: Solved
+    with_y: Solved
+    x_cost: Tensor
+    y_cost: Tensor
+
+
+def _solve_three(
+    pair: Pair, known: Tensor | None, first: EmdSolved, ground: Ground, options: SolverOptions, caller: str
+) -> _Three:
+    """``known``: the potential that the teacher has with itself. ``first``: eps and costs of ``E(x, y)``."""
     x, y, a, b = pair
     lead = problems(x, y)
-    first = _not_iterated(pair, ground, options, caller)
-    potential = None if teacher.teacher_value is None else teacher.teacher_potential
     each, b_each = flat(y, b, lead)
 
     def with_teacher(eps: Tensor, **known: Tensor) -> tuple[Solved, Tensor]:
         return _solve_itself(each, each, b_each, eps.flatten(), ground, options, options.reach_b, caller, **known)
 
-    if potential is not None:
-        start, y_cost = potential, first.eps.new_empty((*lead, 0, 0))
+    if known is not None:
+        start, y_cost = known, first.eps.new_empty((*lead, 0, 0))
     else:
         solved, cost = with_teacher(first.eps)
         start, y_cost = (solved.f + solved.centre[..., None] / 2).unflatten(0, lead), cost.unflatten(0, lead)
@@ -232,27 +242,41 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
 
     more = (used > first.eps).flatten()
     # A GPU would have to be waited for, and a graph that is captured cannot be.
-    if potential is None and (more.is_cuda or more.any()):
+    if known is None and (more.is_cuda or more.any()):
         again, _ = with_teacher(used, init_g=solved.f, known=cost)
-        pairs = zip(again, solved, strict=True)
-        solved = Solved(*(torch.where(more.view(-1, *[1] * (s.dim() - 1)), t, s) for t, s in pairs))
-    itself = _for_each_group(x, lead)
-    with_x, x_cost = _solve_itself(x, itself, a, used, ground, options, options.reach_a, caller)
-    if potential is not None:
-        with_y = with_x._replace(
-            f=potential.clone(),  # also an output, which may not be an input
-            centre=torch.zeros_like(used),
-            n_iter=torch.zeros_like(with_x.n_iter),
-            error=torch.zeros_like(with_x.error),
-        )
-    else:
-        with_y = Solved(*(t.unflatten(0, lead) for t in solved))
+        solved = _chosen(more, again, solved)
+    with_x, x_cost = _solve_itself(x, _for_each_group(x, lead), a, used, ground, options, options.reach_a, caller)
+    with_y = _not_solved(with_x, known, used) if known is not None else Solved(*(t.unflatten(0, lead) for t in solved))
+    return _Three(between, with_x, with_y, x_cost, y_cost)
 
+
+def _chosen(which: Tensor, these: Solved, others: Solved) -> Solved:
+    """Of two solutions of the same problems, by problem."""
+    pairs = zip(these, others, strict=True)
+    return Solved(*(torch.where(which.view(-1, *[1] * (s.dim() - 1)), t, s) for t, s in pairs))
+
+
+def _not_solved(like: Solved, potential: Tensor, eps: Tensor) -> Solved:
+    """A problem with itself of which the potential was known."""
+    return like._replace(
+        f=potential.clone(),  # also an output, which may not be an input
+        centre=torch.zeros_like(eps),
+        n_iter=torch.zeros_like(like.n_iter),
+        error=torch.zeros_like(like.error),
+    )
+
+
+@FORWARD.kernel
+def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOptions, caller: str) -> Divergence:
+    lead = problems(pair.x, pair.y)
+    first = _not_iterated(pair, ground, options, caller)
+    known = None if teacher.teacher_value is None else teacher.teacher_potential
+    between, with_x, with_y, x_cost, y_cost = _solve_three(pair, known, first, ground, options, caller)
     value = _debiased(pair, options, between, with_x, with_y, teacher.teacher_value)
     masses = _masses(pair, options, lead)
     if masses is not None:
-        value = value + used / 2 * masses.square()
-    value = value.to(used.dtype)
+        value = value + between.eps / 2 * masses.square()
+    value = value.to(between.eps.dtype)
     parts = (between, with_x, with_y)
     n_iter, error = torch.stack([s.n_iter for s in parts], -1), torch.stack([s.error for s in parts], -1)
     empty = _empty(pair, lead)
@@ -263,7 +287,7 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
         value=value,
         f=between.f,
         g=between.g,
-        eps=used,
+        eps=between.eps,
         centre=between.centre,
         shift=between.shift,
         x_potential=with_x.f,
