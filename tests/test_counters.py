@@ -122,7 +122,10 @@ def compiler():
         yield
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [way if options is EAGER else pytest.param(way, marks=pytest.mark.slow) for way, (*_, options) in WAYS.items()],
+)
 def test_compiled(compiler, way):
     inside, prior, options = WAYS[way]
     training = Training(prior)
