@@ -146,6 +146,19 @@ def test_assignments_are_the_cpus(shape: tuple[int, int], share: float) -> None:
         assert torch.equal(assignment_forward(cost, False, 0.8), expected)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_that_compete_for_few_columns(turned: bool) -> None:
+    """Of the last columns, which no row has the number of."""
+    cost = torch.full((1, 1, 5, 37), torch.inf)
+    cost[0, 0, :4, 30], cost[0, 0, :4, 34], cost[0, 0, 4, 2] = torch.rand(4), torch.rand(4), 0.5
+    cost = cost.mT.contiguous() if turned else cost
+    expected = assignment_forward(cost, False, torch.inf)
+    assert (expected >= 0).sum() == 3
+    for flavour in (FLAVOUR, "race"):
+        with emulated(flavour, "block", 1):
+            assert torch.equal(assignment_forward(cost, False, torch.inf), expected)
+
+
 def test_nan_and_bad_weights_stay_in_their_own_problem() -> None:
     cost, a = torch.rand(4, 1, 5, 7), weights(4, 5)
     expected = exact_forward(cost, a, None, *OPTIONS, "solve")
