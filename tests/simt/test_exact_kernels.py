@@ -159,6 +159,21 @@ def test_rows_that_compete_for_few_columns(turned: bool) -> None:
             assert torch.equal(assignment_forward(cost, False, torch.inf), expected)
 
 
+@pytest.mark.parametrize("strategy", ["block", "stream"])
+def test_no_race_between_the_problems_of_a_block(strategy: str) -> None:
+    """More of them than blocks at a time: each block takes several, one after the other, in the same memory."""
+    torch.manual_seed(3)
+    cost, a = torch.rand(150, 1, 3, 4), weights(150, 3)
+    cost[::7, 0, 1, 2] = torch.nan
+    a[::5] = 0
+    expected = exact_forward(cost, a, None, *OPTIONS, "solve")
+    pairs = assignment_forward(cost, False, 0.8)
+    with emulated("race", strategy, 1):
+        out = exact_forward(cost, a, None, *OPTIONS, "solve")
+        assert torch.equal(assignment_forward(cost, False, 0.8), pairs)
+    assert all(torch.equal(ours.isnan(), theirs.isnan()) for ours, theirs in zip(out[:3], expected[:3], strict=True))
+
+
 def test_nan_and_bad_weights_stay_in_their_own_problem() -> None:
     cost, a = torch.rand(4, 1, 5, 7), weights(4, 5)
     expected = exact_forward(cost, a, None, *OPTIONS, "solve")
