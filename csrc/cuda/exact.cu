@@ -59,7 +59,7 @@ SFR_DEVICE bool read_cost(const Lanes& lanes, const ExactForwardParams& p, int64
     }
   });
   const auto anywhere = [](bool x) { return over_lanes<Max>(x ? 1.0f : 0.0f, warp_threads) != 0; };
-  lanes.sync();
+  lanes.sync();  // mutant: the shuffles below meet too, and a lane reads again only what it wrote itself
   const CostKinds found{!anywhere(bad), anywhere(infinite), anywhere(large)};
   if (!found.sound || (p.options.features && found.forbidden)) return false;
   const double factor = found.large ? scaled_down : 1;
@@ -89,7 +89,7 @@ SFR_DEVICE void each_problem(const KernelParams<Params>& p, const Lanes& lanes, 
   for (int64_t item = blockIdx.x; item < p.items; item += p.teams) {
     Arena shared{shared_memory(), 0}, far{p.scratch + int64_t(blockIdx.x) * s.far_bytes, 0};
     f(item, s.resident ? shared : far, s.cost_near ? shared : far);
-    lanes.sync();
+    lanes.sync();  // mutant: every way through f ends with one; this is for those to come
   }
 }
 
