@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import operator
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from . import checks
@@ -64,7 +66,8 @@ class SFRCallback(L.Callback):
         ValueError: the module optimises manually (add ``regularizer.loss()`` yourself); "project" without
             ``example_input_array``, for layers that ``setup`` or ``configure_model`` makes, after a callback that
             averages weights, with a strategy that shards parameters, or from a checkpoint without projections.
-        RuntimeError: no optimiser has the parameters of "project".
+        RuntimeError: no optimiser has the parameters of "project", the forward of the example does not pass through
+            all layers, or another Trainer is fitting the module.
 
     >>> from sfr_ext.lightning import SFRCallback
     >>> callback = SFRCallback(["model.layer1", "model.layer2"], weight=0.5)
@@ -103,38 +106,36 @@ class SFRCallback(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
-            if self._lent is None and (self._projects or self._attaches):
-                self._lent = _Lent(pl_module, Unsaved())  # takes what a checkpoint of version 0.2.0 has
+            if self.regularizer is None:  # a Trainer within a fit may have the same callback
+                self._module = weakref.ref(pl_module)
+                if self._lent is None and (self._projects or self._attaches):
+                    self._lent = _Lent(pl_module, Unsaved())  # takes what a checkpoint of version 0.2.0 has
             return
         if not pl_module.automatic_optimization:
             raise ValueError(f"{_WHERE}: expected automatic optimisation; a manual one adds regularizer.loss() itself")
-        _undo_left(pl_module)
+        _undo_left(trainer, pl_module)
         self._end()
         self._module, self._trainer = weakref.ref(pl_module), weakref.ref(trainer)
         if self._state_of is not None and self._state_of() is not pl_module:
             self._state = {}
         if self._projects:  # as parameters that configure_optimizers finds
             self._check_projects(trainer)
-            self._begin(pl_module)
-            assert self.regularizer is not None and self.regularizer.projections is not None
-            _make_projections(pl_module)
-            self._lent = _Lent(pl_module, Unsaved(self.regularizer.projections))
-            self._load(self._state)
+        self._begin(pl_module, late=False)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.regularizer is None:  # layers may be made by the module's setup and configure_model
-            self._begin(pl_module)
-            self._load(self._state)
+        if self.regularizer is None:
+            self._begin(pl_module, late=True)
         assert self.regularizer is not None
         self.regularizer.to(pl_module.device)
-        self._step = _TrainingStep.of(pl_module)
-        self._step.join(self)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self.regularizer is not None and self._step is not None
         self._step.optimizer_steps = trainer.global_step
         known = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-        if any(id(p) not in known for p in self.regularizer.parameters()):
+        projections = self.regularizer.projections
+        if projections is not None and (
+            not projections.made or any(id(p) not in known for p in projections.parameters())
+        ):
             raise RuntimeError(
                 f"{_WHERE}: expected configure_optimizers to take the parameters of the projections as well, as "
                 "self.parameters() has them"
@@ -157,10 +158,14 @@ class SFRCallback(L.Callback):
         return self._state if self.regularizer is None else dict(self.regularizer.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._state, self._state_of = dict(state_dict), None
+        self._state = dict(state_dict)
+        self._state_of = None if self._module() is None else self._module
         self._load(self._state)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.regularizer is not None and self._trainer() is not trainer:  # of a Trainer within the fit
+            checkpoint["callbacks"].pop(self.state_key, None)
+            return
         prefix = f"{_NAME}."
         older = {k.removeprefix(prefix): x for k, x in checkpoint["state_dict"].items() if k.startswith(prefix)}
         if older and isinstance(getattr(pl_module, _NAME, None), Unsaved):  # version 0.2.0 had it in the module's
@@ -177,16 +182,26 @@ class SFRCallback(L.Callback):
         live |= dict.fromkeys(("_module", "_trainer"), _nobody)
         return {**self.__dict__, **live, "_state": self.state_dict()}
 
-    def _begin(self, module: L.LightningModule) -> None:
+    def _begin(self, module: L.LightningModule, *, late: bool) -> None:
+        """``late``: the module's own ``setup`` and ``configure_model`` have made their layers."""
         try:
             self.regularizer = SelfFeatureRegularizer(module, self.layers, **self.options)
         except ValueError as error:
-            if self._projects and (late := _made_late(module)):
-                raise ValueError(
-                    f'{error}. With channel_mode="project", layers must be there before {late}, since the parameters '
-                    "of the projections come first"
-                ) from None
-            raise
+            method = _makes_layers(module)
+            if late or method is None:
+                raise
+            if not self._projects:
+                return
+            raise ValueError(
+                f'{error}. With channel_mode="project", layers must be there before {method}, since the parameters '
+                "of the projections come first"
+            ) from None
+        if self.regularizer.projections is not None:
+            _make_projections(module, self.regularizer)
+            self._lent = _Lent(module, Unsaved(self.regularizer.projections))
+        self._load(self._state)
+        self._step = _TrainingStep.of(module)
+        self._step.join(self)
 
     def _load(self, state: dict[str, Any]) -> None:
         if self.regularizer is not None and state:
@@ -230,7 +245,9 @@ class _TrainingStep:
         self.callbacks: list[SFRCallback] = []
         self.logged: dict[str, Tensor] = {}
         self.optimizer_steps = 0
-        functools.update_wrapper(self, self.plain)  # Lightning reads its arguments
+        functools.update_wrapper(self, self.plain)
+        # Lightning reads the arguments of what one wrapper wraps: of the module's own one, where it has one.
+        self.__wrapped__ = getattr(self.plain, "__wrapped__", self.plain)
         setattr(module, _STEP, self)
 
     @staticmethod
@@ -255,7 +272,9 @@ class _TrainingStep:
         output = self.plain(*args, **kwargs)
         self.logged = {}
         regularizers = [each for callback in self.callbacks if (each := callback.regularizer) is not None]
-        if output is None or not regularizers:  # a batch that is left out
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        # A batch that is left out, a validation by the step of training, or what Lightning says more about.
+        if not (isinstance(loss, Tensor) and loss.requires_grad and regularizers and self.module.trainer.training):
             return output
         extra = functools.reduce(operator.add, [each.loss() for each in regularizers])
         for n, each in enumerate(regularizers, 1):
@@ -263,12 +282,16 @@ class _TrainingStep:
                 name = f"sfr/{shallow}-{deep}"
                 self.logged[f"{name}-{n}" if name in self.logged else name] = value
         self.logged["sfr/loss"] = extra.detach()
-        if isinstance(output, Mapping):
-            return {**output, "loss": output["loss"] + extra}
-        return output + extra
+        return {**output, "loss": loss + extra} if isinstance(output, Mapping) else loss + extra
 
     def after_batch(self, optimizer_steps: int) -> None:
-        self.module.log_dict(self.logged)
+        if vars(self.module).get(_STEP) is not self:
+            warnings.warn(
+                f"{_WHERE}: the module's training_step was replaced after fit had begun, and no loss of SFR is added; "
+                "replace it before",
+                stacklevel=2,
+            )
+        self.module.log_dict(self.logged, batch_size=1)
         if optimizer_steps == self.optimizer_steps:
             return  # the batch was only accumulated
         self.optimizer_steps = optimizer_steps
@@ -301,18 +324,23 @@ class _Lent:
             delattr(module, self.name)
 
 
-def _undo_left(module: L.LightningModule) -> None:
+def _undo_left(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Takes off what callbacks have left on a module after a fit whose end they were not told, or on the copied one."""
     step = vars(module).get(_STEP)
     for callback in list(step.callbacks) if isinstance(step, _TrainingStep) else []:
+        other = callback._trainer()
+        if other is trainer:
+            continue
+        if other is not None and other.state.status == "running":
+            raise RuntimeError(f"{_WHERE}: expected a module that no other Trainer is fitting; fit a deepcopy of it")
         callback._end()
     for name, part in list(module.named_children()):
         if isinstance(part, Unsaved) and part.ended:
             delattr(module, name)
 
 
-def _made_late(module: L.LightningModule) -> str | None:
-    """Which of the methods that make layers after the callbacks' ``setup`` the module has."""
+def _makes_layers(module: L.LightningModule) -> str | None:
+    """Which of the methods that may make layers after the callbacks' ``setup`` the module has."""
     for name in ("setup", "configure_model"):
         if getattr(type(module), name) is not getattr(L.LightningModule, name):
             return name
@@ -328,18 +356,36 @@ def _as_lists(pairs: Any) -> Any:
     return [_as_lists(each) for each in pairs] if isinstance(pairs, (list, tuple)) else pairs
 
 
-def _make_projections(module: L.LightningModule) -> None:
+def _make_projections(module: L.LightningModule, regularizer: SelfFeatureRegularizer) -> None:
     example = module.example_input_array
     if example is None:
         raise ValueError(f'{_WHERE}: expected the module to have example_input_array for channel_mode="project"')
+    example = apply_to_collection(example, Tensor, functools.partial(_as_parameters, next(module.parameters())))
     modes = {each: each.training for each in module.modules()}
     module.eval()  # running statistics stay
     try:
         with torch.no_grad():
-            if isinstance(example, Mapping):
-                module(**example)
-            else:
-                module(*example) if isinstance(example, tuple) else module(example)
+            _forward(module, example)
     finally:
         for each, training in modes.items():  # parts that are frozen stay in evaluation
             each.training = training
+    assert regularizer.projections is not None
+    if not regularizer.projections.made:
+        regularizer.remove()
+        raise RuntimeError(
+            f"{_WHERE}: expected the module's forward of example_input_array, in evaluation mode, to pass through all "
+            f'of {", ".join(map(repr, regularizer.layers))}, since it makes the projections of channel_mode="project"'
+        )
+
+
+@torch.compiler.disable  # no hook makes anything in a graph
+def _forward(module: L.LightningModule, example: Any) -> None:
+    if isinstance(example, Mapping):
+        module(**example)
+    else:
+        module(*example) if isinstance(example, tuple) else module(example)
+
+
+def _as_parameters(like: Tensor, x: Tensor) -> Tensor:
+    """As the parameters are, which an earlier fit may have converted."""
+    return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)

@@ -146,7 +146,7 @@ template <class S>
 SFR_LANES int64_t match_ties(const Lanes& lanes, const Assignment<S>& work, int64_t waiting, int64_t& scans,
                              int64_t& searches) {
   const int64_t n = work.cost.n;
-  const TightPairs pairs(work.spare, n, work.cost.span);
+  const TightPairs pairs(work.spare, n, work.cost.width);  // span may have a word more, which nothing marks
   const int64_t few = n / 64;  // for these a search each is quicker
   if (waiting <= few) return waiting;
   lanes.each(n, [&](int64_t i) { pairs.next[i] = -1; });

@@ -199,7 +199,8 @@ class Hooks:
 
     def remove(self) -> None:
         """Takes the hooks off and drops the outputs. Calling it again does nothing."""
-        for handle in self._handles:
+        # Those of torch.jit last: they stay where hooks do.
+        for handle in sorted(self._handles, key=lambda handle: isinstance(handle, _Scriptable)):
             handle.remove()
         self._handles.clear()
         self.capture.active = False

@@ -17,7 +17,10 @@ from .names import LINES, OUTLINE
 from .plan import JUDGES
 from .work import RESULT
 
+_SECONDS = ("seconds", "emd_seconds")
 _FIGURES = ("val_accuracy", "test_loss", "test_calibration_error")
+# What JSON that is not ours ends in.
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _CURVES = ("epoch", "test_accuracy", "val_accuracy", "train_accuracy", "train_feature_loss", "seconds")
 
 
@@ -33,16 +36,17 @@ class Outcome:
 
     def __post_init__(self) -> None:
         """Raises ValueError, TypeError or KeyError where the result is not that of a run."""
-        if not isinstance(self.result["options"]["epochs"], int) or not isinstance(self.seed, int):
+        counts = self.result["epochs"], self.result["options"]["epochs"], self.result["train_images"]
+        if not all(type(count) is int and count > 0 for count in counts) or type(self.seed) is not int:
             raise TypeError
-        if not 0.0 <= self.result["test_accuracy"] <= 1.0:
-            raise ValueError
-        for name in ("seconds", "emd_seconds", "epochs", "train_images"):
-            float(self.result[name])
         probes = self.result.get("probe_accuracy") or {}
-        for value in [*map(self.result.get, _FIGURES), *probes.values()]:
-            if not isinstance(value, (int, float, type(None))):
-                raise TypeError
+        shares = [self.result["test_accuracy"], *probes.values()]
+        if not all(type(x) in (int, float) and 0 <= x <= 1 for x in shares):
+            raise ValueError
+        if not all(type(self.result[name]) in (int, float) and self.result[name] >= 0 for name in _SECONDS):
+            raise ValueError
+        if not all(type(self.result.get(name)) in (int, float, type(None)) for name in _FIGURES):
+            raise TypeError
 
     def figure(self, name: str) -> float | None:
         """None where there is none, or no number: a run may have diverged."""
@@ -121,17 +125,23 @@ def _read_outline(folder: Path) -> dict[str, Any]:
     path = folder / OUTLINE
     try:
         outline: dict[str, Any] = json.loads(path.read_text())
-        words = [outline["name"], outline["about"], *outline["references"], *outline["settings"]]
-        for asked in outline["settings"].values():
-            words += [asked["about"], *asked["arms"]]
+        words = [outline["name"], outline["about"]]
+        lists = [outline["references"]]
+        for setting, asked in outline["settings"].items():
+            words += [setting, asked["about"], *asked["arms"]]
+            lists += [asked["arms"], asked["seeds"]]
             sum(asked["seeds"])
-        if not outline["settings"] or outline["judged_by"] not in JUDGES or not all(isinstance(w, str) for w in words):
+        if not all(isinstance(word, str) for word in words) or not set(outline["references"]) <= set(words):
+            raise ValueError
+        if not all(isinstance(each, list) and len(set(each)) == len(each) for each in lists):
+            raise ValueError
+        if not outline["settings"] or outline["judged_by"] not in JUDGES:
             raise ValueError
     except OSError as error:
         raise TrainError(
             f"{path} cannot be read: {error.strerror or error}; is {folder} the --out of a study?"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _DAMAGE as error:
         raise TrainError(f"{path} is not what sfr-ext study writes") from error
     return outline
 
@@ -186,16 +196,16 @@ def _from_runs(folder: Path, outline: dict[str, Any]) -> Iterator[Outcome]:
                 try:
                     result = json.loads((run / RESULT).read_text())
                     outcome = Outcome(setting, arm, seed, result, [])
-                except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                except (OSError, *_DAMAGE) as error:
                     raise TrainError(f"{run / RESULT} does not hold the result of a run of sfr-ext train") from error
-                yield replace(outcome, epochs=_rows(run / "metrics.csv"))
+                yield replace(outcome, epochs=_rows(run / "metrics.csv", result["epochs"]))
 
 
 def _folder(study: Path, setting: str, arm: str, seed: int) -> Path:
     return study / setting / arm / f"seed-{seed}"
 
 
-def _rows(path: Path) -> list[dict[str, float]]:
+def _rows(path: Path, epochs: int) -> list[dict[str, float]]:
     try:
         rows = read_rows(path)
     except OSError as error:
@@ -206,6 +216,8 @@ def _rows(path: Path) -> list[dict[str, float]]:
         raise TrainError(f"{path} is damaged: it is not what sfr-ext train writes") from error
     if not rows or not {"epoch", "seconds"} <= rows[0].keys():
         raise TrainError(f"{path} is damaged: it lacks epochs or seconds")
+    if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
+        raise TrainError(f"{path} is damaged: it does not have the {epochs} epochs of the result beside it, one a row")
     return rows
 
 
@@ -221,7 +233,7 @@ def _from_lines(path: Path) -> Iterator[Outcome]:
             columns = [[math.nan if x is None else x for x in values] for values in curves.values()]
             rows = [dict(zip(curves, values, strict=True)) for values in zip(*columns, strict=True)]
             yield Outcome(kept["setting"], kept["arm"], kept["seed"], kept["result"], rows)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             raise TrainError(f"{path}: line {number} is not what sfr-ext report writes") from error
 
 
