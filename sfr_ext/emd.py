@@ -94,7 +94,7 @@ def emd_l2(
         solver: ``"sinkhorn"``, or ``"exact"``: the earth mover's distance itself, whatever the objective, with a
             gradient that follows the optimal plan and dual variables. ``eps``, ``eps_scale``, ``tol`` and ``max_iter``
             do not apply. Memory: ``N x M`` per problem on a GPU, with ``patch_size > 1``, and for ``"cosine"``; else
-            none.
+            for one problem a thread.
         objective: ``"transport"`` | ``"entropic"`` | ``"divergence"``, as above. Of the divergence, all three values
             have the eps of ``E(x, y)``; where a reach lets masses differ, ``eps / 2 (|a| - |b|)^2`` is added (Sejourne
             et al. 2019).

@@ -378,12 +378,12 @@ def _make_projections(module: L.LightningModule, regularizer: SelfFeatureRegular
         )
 
 
-@torch.compiler.disable  # no hook makes anything in a graph
 def _forward(module: L.LightningModule, example: Any) -> None:
+    call = module._call_impl  # not compiled, as the module itself may be: no hook makes anything in a graph
     if isinstance(example, Mapping):
-        module(**example)
+        call(**example)
     else:
-        module(*example) if isinstance(example, tuple) else module(example)
+        call(*example) if isinstance(example, tuple) else call(example)
 
 
 def _as_parameters(like: Tensor, x: Tensor) -> Tensor:

@@ -290,6 +290,22 @@ def test_a_self_term_at_an_eps_below_what_float32_holds() -> None:
     assert error(given, emd_l2(x, y, **options)) < 1e-4
 
 
+@pytest.mark.parametrize("reach", [(1e-8, None), (None, 1e-12), (1e-15, 1e-15), (1e-20, 1.0), (1e-30, 1e3)])
+@pytest.mark.parametrize("mass", [1.0, 7.0])
+def test_a_reach_below_the_rounding_of_potentials(reach: tuple[float | None, float | None], mass: float) -> None:
+    """Their quotient says nothing of how much is moved; there is not more than there is."""
+    x, y = torch.randn(2, 7, 3), torch.randn(2, 6, 3)
+    a, b = mass * torch.rand(2, 7), mass * torch.rand(2, 6)
+    a[1, 3] = 0
+    options = {"objective": "divergence", "reach": reach, "reduction": "none", "eps": 0.05, "eps_scale": "absolute"}
+    single = emd_l2(x, y, student_weight=a, teacher_weight=b, **options)
+    double = emd_l2(x.double(), y.double(), student_weight=a.double(), teacher_weight=b.double(), **options)
+    larger = options | {"reach": tuple(r and max(r, 1e-5) for r in reach)}
+    near = emd_l2(x.double(), y.double(), student_weight=a.double(), teacher_weight=b.double(), **larger)
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(double, near, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("reach", [None, 1.0])
 @pytest.mark.parametrize("empty", [0, 1])
 def test_an_empty_group_leaves_the_others_as_they_are(empty: int, reach: float | None) -> None:

@@ -475,6 +475,147 @@ def test_a_further_fit(mode: str) -> None:
     assert int(again.state_dict()["steps"]) == 8
 
 
+def test_folds(tmp_path: Path) -> None:
+    """A module each, the best checkpoint tested; each fold begins anew."""
+    for mode in ("match", "project"):
+        callback = SFRCallback(LAYERS, channel_mode=mode)
+        for _ in range(2):
+            save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, monitor="test")
+            fitting = trainer(callback, save, enable_checkpointing=True)
+            module = Judged()
+            fitting.fit(module, DATA, DATA)
+            assert int(callback.state_dict()["steps"]) == 4
+            fitting.test(module, DATA, ckpt_path="best", verbose=False)
+
+
+class Through(Module):
+    """Whose forward does not pass through all layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[0](x)
+
+
+def test_projections_that_the_example_does_not_make_are_refused() -> None:
+    module = Through()
+    with pytest.raises(RuntimeError, match="in evaluation mode, to pass through all of 'net.0', 'net.1', since"):
+        trainer(SFRCallback(LAYERS, channel_mode="project")).fit(module, DATA)
+    assert is_clean(module)
+
+
+def test_projections_of_a_module_that_is_compiled_in_place() -> None:
+    modules = Module(), Module()
+    modules[0].compile(backend="eager")
+    for module in modules:
+        torch.manual_seed(0)
+        trainer(SFRCallback(LAYERS, channel_mode="project")).fit(module, DATA)
+    torch.testing.assert_close(modules[0].state_dict(), modules[1].state_dict())
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_a_further_fit_in_another_precision(precision: Any) -> None:
+    """The first one leaves the module converted."""
+    module, callback = Module(), SFRCallback(LAYERS, channel_mode="project")
+    for _ in range(2):
+        trainer(callback, precision=precision).fit(module, DATA)
+    assert int(callback.state_dict()["steps"]) == 8
+
+
+class Decorated(Module):
+    @torch.autocast("cpu", dtype=torch.bfloat16)
+    def training_step(self, batch: Any) -> Tensor:  # type: ignore[override]
+        return self.smooth(self.net(batch[0]), batch[1])
+
+
+def test_a_step_under_a_decorator() -> None:
+    """Lightning asks what arguments it has."""
+    assert len(losses(Decorated(), SFRCallback(LAYERS))) == 4
+
+
+class Iterating(Module):
+    def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
+        (images, labels), _, _ = next(dataloader_iter)
+        return self.smooth(self.net(images), labels)
+
+
+def test_a_step_that_is_given_the_iterator() -> None:
+    module = Iterating()
+    trainer(SFRCallback(LAYERS, warmup_steps=8)).fit(module, DATA)
+    torch.testing.assert_close(dict(module.net.state_dict()), dict(plain().net.state_dict()))
+
+
+class Validated(Module):
+    """By the step of training."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("validation", self.training_step(batch, batch_idx))
+
+
+def test_a_validation_by_the_step_of_training_has_no_loss_of_sfr() -> None:
+    module = Validated()
+    fitting = trainer(SFRCallback(LAYERS))
+    fitting.fit(module, DATA, DATA)
+    module.smooth.steps.fill_(4)
+    within = fitting.callback_metrics["validation"]
+    (after,) = trainer().validate(module, DATA, verbose=False)
+    assert float(within) == pytest.approx(after["validation"], rel=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [lambda loss: loss.detach(), lambda loss: {"loss": float(loss)}, lambda loss: {}])
+def test_what_lightning_refuses_is_refused(wrong: Any) -> None:
+    class Wrong(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return wrong(super().training_step(batch, batch_idx))
+
+    found = []
+    for callbacks in ([], [SFRCallback(LAYERS)]):
+        with pytest.raises(Exception, match=r".") as caught:
+            trainer(*callbacks).fit(Wrong(), DATA)
+        found.append((type(caught.value), str(caught.value)))
+    assert found[0] == found[1]
+
+
+def test_a_step_that_is_replaced_in_fit_is_warned_of() -> None:
+    class Replacing(Module):
+        def on_train_start(self) -> None:
+            own = super().training_step
+            self.training_step = lambda batch, batch_idx: own(batch, batch_idx)  # type: ignore[method-assign]
+
+    with pytest.warns(UserWarning, match="training_step was replaced after fit had begun"):
+        trainer(SFRCallback(LAYERS)).fit(Replacing(), DATA)
+
+
+def test_a_module_that_another_trainer_is_fitting_is_refused() -> None:
+    class Inner(L.Callback):
+        def on_train_batch_end(self, trainer_, pl_module, *args):
+            trainer(SFRCallback(LAYERS)).fit(pl_module, DATA)
+
+    module = Module()
+    with pytest.raises(RuntimeError, match="expected a module that no other Trainer is fitting"):
+        trainer(SFRCallback(LAYERS), Inner()).fit(module, DATA)
+    assert is_clean(module)
+
+
+def test_a_learning_rate_is_found_with_the_loss_of_sfr() -> None:
+    """Lightning tries rates before callbacks are told that fit starts."""
+    calls = []
+
+    class Counting(SelfFeatureRegularizer):
+        def loss(self) -> Tensor:
+            calls.append(1)
+            return super().loss()
+
+    finder = L.pytorch.callbacks.LearningRateFinder(num_training_steps=3, update_attr=False)
+    callback = SFRCallback(LAYERS, warmup_steps=8)
+    module = Module()
+    module.lr = 0.1  # type: ignore[assignment]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sfr_ext.lightning.SelfFeatureRegularizer", Counting)
+        trainer(finder, callback).fit(module, DATA)
+    assert len(calls) == 3 + 4
+    torch.testing.assert_close(dict(module.net.state_dict()), dict(plain().net.state_dict()))
+    assert int(callback.state_dict()["steps"]) == 4
+
+
 @pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy"])
 def test_sharded_projections_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fitting = trainer(SFRCallback(LAYERS, channel_mode="project"))

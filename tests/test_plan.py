@@ -227,3 +227,15 @@ def test_plan_in_float32_against_float64() -> None:
     exact = gradient(F64, tol=1e-12, max_iter=50_000)
     assert error(gradient(torch.float32, tol=1e-6), exact) < 1e-4
     assert error(gradient(torch.float32), exact) < 1e-1
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_what_a_result_returns_may_be_changed_in_place(solver: str) -> None:
+    torch.manual_seed(0)
+    cost = torch.rand(3, 5, 6)
+    wanted = solve(cost, solver=solver)
+    result = solve(cost, solver=solver)
+    for name in ("eps", "marginal_error", "dual_gap", "f", "g", "n_iter"):
+        getattr(result, name).mul_(5).add_(1)
+    assert torch.equal(result.plan, wanted.plan) and torch.equal(result.converged, wanted.converged)
+    assert torch.equal(result.rounded_plan, wanted.rounded_plan)

@@ -284,6 +284,16 @@ def test_runs_of_other_options_in_one_arm_are_refused(tmp_path):
         report(folder)
 
 
+def test_metrics_that_lack_epochs_are_named(tmp_path):
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=2)
+    metrics = folder / "one" / "a" / "seed-1" / "metrics.csv"
+    whole = metrics.read_text().splitlines(keepends=True)
+    for lines in (whole[:-1], [*whole, whole[-1]], [*whole[:-1], whole[-1].replace(",", ",1,", 1)]):
+        metrics.write_text("".join(lines))
+        with pytest.raises(TrainError, match="seed-1/metrics.csv is damaged"):
+            report(folder)
+
+
 def test_a_run_that_diverged_is_told(tmp_path):
     """Its loss is no number; its accuracy is one."""
     folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=3)
@@ -310,6 +320,11 @@ def test_a_run_that_diverged_is_told(tmp_path):
         {"test_loss": "low"},
         {"probe_accuracy": {"stem": "x"}},
         {"probe_accuracy": [1]},
+        {"probe_accuracy": {"stem": None}},
+        {"test_accuracy": True},
+        {"seconds": -1},
+        {"epochs": 0},
+        {"epochs": "4"},
     ],
 )
 def test_results_that_are_none_are_named(tmp_path, values):
@@ -329,6 +344,10 @@ def test_results_that_are_none_are_named(tmp_path, values):
         {"judged_by": "taste"},
         {"name": None},
         {"references": None},
+        {"references": "ce"},
+        {"references": ["nobody"]},
+        {"settings": {"one": {"about": "", "arms": ["ce", "ce"], "seeds": [0, 1]}}},
+        {"settings": {"one": {"about": "", "arms": ["ce"], "seeds": [0, 0, 1]}}},
     ],
 )
 def test_outlines_that_are_none_are_named(tmp_path, values):

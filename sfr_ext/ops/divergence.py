@@ -138,9 +138,16 @@ def _solve_itself(
     return Solved(*solved), cost
 
 
-def _dual(potential: Tensor, reach: float) -> Tensor:
-    """What a unit of mass adds to the dual value."""
-    return -reach * torch.expm1(-potential / reach) if reach else potential
+def _dual(potential: Tensor, weight: Tensor | None, reach: float, most: Tensor | float) -> Tensor:
+    """What a unit of mass adds to the dual value.
+
+    With a reach, a potential says that ``exp(-potential / reach)`` of its mass is moved. A reach far below the rounding
+    of potentials makes anything of that; but no more can be moved than there is, ``most``.
+    """
+    if not reach:
+        return potential
+    moved = torch.expm1(-potential / reach)
+    return -reach * torch.minimum(moved, most / marginal(weight, potential, reach))
 
 
 def _sum(weight: Tensor | None, dual: Tensor, reach: float) -> Tensor:
@@ -159,7 +166,8 @@ def _potential(solved: Solved, *, of_columns: bool = False) -> Tensor:
 
 def _of_itself(solved: Solved, weight: Tensor | None, reach: float) -> Tensor:
     """The entropic value of a problem with itself, in float64."""
-    dual = _dual(_potential(solved), reach)
+    most = 1.0 if weight is None else total(weight)[..., None].double().clamp(min=1.0).square()
+    dual = _dual(_potential(solved), weight, reach, most)
     return 2 * _sum(weight, dual, reach) - solved.eps.double() * solved.excess.double()
 
 
@@ -167,11 +175,14 @@ def _debiased(
     pair: Pair, options: SolverOptions, between: Solved, with_x: Solved, with_y: Solved, given: Tensor | None
 ) -> Tensor:
     """``E(x, y)`` less half of both self terms, in float64; ``given``: that of ``y``."""
-    rows = _dual(_potential(between), options.reach_a) - _dual(_potential(with_x), options.reach_a)
-    columns = _dual(_potential(between, of_columns=True), options.reach_b)
+    most = _most(pair, options, between.eps)
+    of_rows = functools.partial(_dual, weight=pair.a, reach=options.reach_a, most=most)
+    of_columns = functools.partial(_dual, weight=pair.b, reach=options.reach_b, most=most)
+    rows = of_rows(_potential(between)) - of_rows(_potential(with_x))
+    columns = of_columns(_potential(between, of_columns=True))
     excess = between.excess.double() - with_x.excess.double() / 2
     if given is None:
-        columns = columns - _dual(_potential(with_y), options.reach_b)
+        columns = columns - of_columns(_potential(with_y))
         excess = excess - with_y.excess.double() / 2
     value = _sum(pair.a, rows, options.reach_a) + _sum(pair.b, columns, options.reach_b)
     value = value - between.eps.double() * excess
@@ -192,14 +203,28 @@ def _for_each_group(x: Tensor, lead: tuple[int, ...]) -> Tensor:
     return x[:, None].expand(*lead, *x.shape[1:]) if len(lead) == 2 else x
 
 
-def _masses(pair: Pair, options: SolverOptions, lead: tuple[int, ...]) -> Tensor | None:
-    """|a| - |b|, where weights are given and not normalised."""
+def _mass_of_sides(pair: Pair, options: SolverOptions, lead: tuple[int, ...]) -> list[Tensor | None]:
+    """|a| and |b|; None for 1, where no weights are given or they are normalised."""
     sides = (pair.a, options.reach_a), (pair.b, options.reach_b)
     sums = [total(w) if w is not None and reach else None for w, reach in sides]
-    if all(s is None for s in sums):
+    return [s if s is None or s.dim() == len(lead) else s[:, None] for s in sums]
+
+
+def _masses(pair: Pair, options: SolverOptions, lead: tuple[int, ...]) -> Tensor | None:
+    """|a| - |b|, where weights are given and not normalised."""
+    mass_a, mass_b = _mass_of_sides(pair, options, lead)
+    if mass_a is None and mass_b is None:
         return None
-    mass_a, mass_b = (1 if s is None else s if s.dim() == len(lead) else s[:, None] for s in sums)
-    return torch.as_tensor(mass_a - mass_b)
+    return torch.as_tensor((1 if mass_a is None else mass_a) - (1 if mass_b is None else mass_b))
+
+
+def _most(pair: Pair, options: SolverOptions, like: Tensor) -> Tensor:
+    """No plan has more mass than the larger side, or the product of both, ``[..., 1]`` in float64."""
+    most = torch.ones_like(like, dtype=torch.float64)
+    for mass in _mass_of_sides(pair, options, tuple(like.shape)):
+        if mass is not None:
+            most = torch.maximum(most, mass.double())
+    return most.square()[..., None]
 
 
 def _empty(pair: Pair, lead: tuple[int, ...]) -> Tensor | None:
