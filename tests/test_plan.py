@@ -238,4 +238,4 @@ def test_what_a_result_returns_may_be_changed_in_place(solver: str) -> None:
     for name in ("eps", "marginal_error", "dual_gap", "f", "g", "n_iter"):
         getattr(result, name).mul_(5).add_(1)
     assert torch.equal(result.plan, wanted.plan) and torch.equal(result.converged, wanted.converged)
-    assert torch.equal(result.rounded_plan, wanted.rounded_plan)
+    assert torch.equal(result.rounded_plan(), wanted.rounded_plan())
