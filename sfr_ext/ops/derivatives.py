@@ -100,7 +100,7 @@ def differentiable(
             return transformed.apply(*inputs)
         if torch._C._len_torch_dispatch_stack() or not _plain(inputs):
             return registered(*map(_unwrapped, inputs))
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in inputs[:tensors]):
             return operator.function(*operator.split(inputs))
         others: list[Tensor] = []
         output = eager.apply(*inputs[:tensors], (inputs, others))
