@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import operator
 import types
 import warnings
@@ -11,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from . import checks
@@ -86,6 +87,7 @@ class SFRCallback(L.Callback):
         self._state_of: Callable[[], nn.Module | None] | None = None  # the module that it is of; None: of any
         self._module: Callable[[], nn.Module | None] = _nobody  # of the fit
         self._trainer: Callable[[], L.Trainer | None] = _nobody
+        self._hooked: list[nn.Module] = []  # the layers, as they were then
         self._lent: _Lent | None = None
         self._step: _TrainingStep | None = None
 
@@ -113,6 +115,9 @@ class SFRCallback(L.Callback):
             return
         if not pl_module.automatic_optimization:
             raise ValueError(f"{_WHERE}: expected automatic optimisation; a manual one adds regularizer.loss() itself")
+        other = self._trainer()
+        if other is not None and other is not trainer and other.state.status == "running":
+            raise RuntimeError(f"{_WHERE}: expected a callback of its own for a Trainer within the fit of another")
         _undo_left(trainer, pl_module)
         self._end()
         self._module, self._trainer = weakref.ref(pl_module), weakref.ref(trainer)
@@ -120,11 +125,20 @@ class SFRCallback(L.Callback):
             self._state = {}
         if self._projects:  # as parameters that configure_optimizers finds
             self._check_projects(trainer)
-        self._begin(pl_module, late=False)
+        late = _makes_layers(pl_module) if self._missing(pl_module) else None
+        if late and self._projects:
+            raise ValueError(
+                f"{_WHERE}: expected the layers {self._missing(pl_module)} to be there before {late}, since the "
+                'parameters of channel_mode="project" come first'
+            )
+        if not late:
+            self._begin(trainer, pl_module)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.regularizer is None:
-            self._begin(pl_module, late=True)
+            self._begin(trainer, pl_module)
+        elif [pl_module.get_submodule(name) for name in self.regularizer.layers] != self._hooked:
+            self._hook_again(pl_module)  # the module's setup or configure_model, or the strategy, has made others
         assert self.regularizer is not None
         self.regularizer.to(pl_module.device)
 
@@ -178,30 +192,39 @@ class SFRCallback(L.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy: what a checkpoint has."""
-        live: dict[str, Any] = dict.fromkeys(("regularizer", "_state_of", "_lent", "_step"))
+        live: dict[str, Any] = dict.fromkeys(("regularizer", "_state_of", "_lent", "_step")) | {"_hooked": []}
         live |= dict.fromkeys(("_module", "_trainer"), _nobody)
         return {**self.__dict__, **live, "_state": self.state_dict()}
 
-    def _begin(self, module: L.LightningModule, *, late: bool) -> None:
-        """``late``: the module's own ``setup`` and ``configure_model`` have made their layers."""
-        try:
-            self.regularizer = SelfFeatureRegularizer(module, self.layers, **self.options)
-        except ValueError as error:
-            method = _makes_layers(module)
-            if late or method is None:
-                raise
-            if not self._projects:
-                return
-            raise ValueError(
-                f'{error}. With channel_mode="project", layers must be there before {method}, since the parameters '
-                "of the projections come first"
-            ) from None
+    def _missing(self, module: L.LightningModule) -> list[str]:
+        """Names of layers that the module does not have, or not yet."""
+        named = dict(module.named_modules())
+        names = self.layers if isinstance(self.layers, (Mapping, Sequence)) else ()
+        return [name for name in names if name not in named]
+
+    def _begin(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._hook(module)
+        assert self.regularizer is not None
         if self.regularizer.projections is not None:
-            _make_projections(module, self.regularizer)
+            _make_projections(trainer, module, self.regularizer)
             self._lent = _Lent(module, Unsaved(self.regularizer.projections))
         self._load(self._state)
         self._step = _TrainingStep.of(module)
         self._step.join(self)
+
+    def _hook(self, module: L.LightningModule) -> None:
+        self.regularizer = SelfFeatureRegularizer(module, self.layers, **self.options)
+        self._hooked = [module.get_submodule(name) for name in self.regularizer.layers]
+
+    def _hook_again(self, module: L.LightningModule) -> None:
+        """On the layers that there are now; the counter and the projections go on."""
+        before = self.regularizer
+        assert before is not None
+        before.remove()
+        self._hook(module)
+        assert self.regularizer is not None
+        self.regularizer.projections = before.projections
+        self.regularizer.load_state_dict(before.state_dict())
 
     def _load(self, state: dict[str, Any]) -> None:
         if self.regularizer is not None and state:
@@ -218,6 +241,7 @@ class SFRCallback(L.Callback):
         if self._lent is not None:
             self._lent.take_back()
         self.regularizer = self._lent = self._step = None
+        self._hooked = []
         self._module = self._trainer = _nobody
 
     def _check_projects(self, trainer: L.Trainer) -> None:
@@ -245,10 +269,16 @@ class _TrainingStep:
         self.callbacks: list[SFRCallback] = []
         self.logged: dict[str, Tensor] = {}
         self.optimizer_steps = 0
-        functools.update_wrapper(self, self.plain)
+        self.called = False  # in this batch
+        functools.update_wrapper(self, self.plain, updated=())
         # Lightning reads the arguments of what one wrapper wraps: of the module's own one, where it has one.
         self.__wrapped__ = getattr(self.plain, "__wrapped__", self.plain)
         setattr(module, _STEP, self)
+
+    @property
+    def __code__(self) -> types.CodeType:
+        """Lightning asks a wrapper of this one whether it is LightningModule's own."""
+        return inspect.unwrap(self.plain).__code__
 
     @staticmethod
     def of(module: L.LightningModule) -> _TrainingStep:
@@ -271,10 +301,15 @@ class _TrainingStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.plain(*args, **kwargs)
         self.logged = {}
-        regularizers = [each for callback in self.callbacks if (each := callback.regularizer) is not None]
+        trainer = self.module.trainer
+        if not trainer.training:  # a validation by the step of training
+            return output
+        self.called = True
+        # Not of a Trainer around this one, or before it.
+        regularizers = [each for c in self.callbacks if (each := c.regularizer) is not None and c._trainer() is trainer]
         loss = output.get("loss") if isinstance(output, Mapping) else output
-        # A batch that is left out, a validation by the step of training, or what Lightning says more about.
-        if not (isinstance(loss, Tensor) and loss.requires_grad and regularizers and self.module.trainer.training):
+        # A batch that is left out, or what Lightning says more about.
+        if not (isinstance(loss, Tensor) and loss.requires_grad and regularizers):
             return output
         extra = functools.reduce(operator.add, [each.loss() for each in regularizers])
         for n, each in enumerate(regularizers, 1):
@@ -285,12 +320,13 @@ class _TrainingStep:
         return {**output, "loss": loss + extra} if isinstance(output, Mapping) else loss + extra
 
     def after_batch(self, optimizer_steps: int) -> None:
-        if vars(self.module).get(_STEP) is not self:
+        if not self.called:
             warnings.warn(
                 f"{_WHERE}: the module's training_step was replaced after fit had begun, and no loss of SFR is added; "
                 "replace it before",
                 stacklevel=2,
             )
+        self.called = False
         self.module.log_dict(self.logged, batch_size=1)
         if optimizer_steps == self.optimizer_steps:
             return  # the batch was only accumulated
@@ -356,16 +392,15 @@ def _as_lists(pairs: Any) -> Any:
     return [_as_lists(each) for each in pairs] if isinstance(pairs, (list, tuple)) else pairs
 
 
-def _make_projections(module: L.LightningModule, regularizer: SelfFeatureRegularizer) -> None:
+def _make_projections(trainer: L.Trainer, module: L.LightningModule, regularizer: SelfFeatureRegularizer) -> None:
     example = module.example_input_array
     if example is None:
         raise ValueError(f'{_WHERE}: expected the module to have example_input_array for channel_mode="project"')
-    example = apply_to_collection(example, Tensor, functools.partial(_as_parameters, next(module.parameters())))
     modes = {each: each.training for each in module.modules()}
     module.eval()  # running statistics stay
     try:
         with torch.no_grad():
-            _forward(module, example)
+            _forward(trainer, module, example)
     finally:
         for each, training in modes.items():  # parts that are frozen stay in evaluation
             each.training = training
@@ -378,14 +413,22 @@ def _make_projections(module: L.LightningModule, regularizer: SelfFeatureRegular
         )
 
 
-def _forward(module: L.LightningModule, example: Any) -> None:
-    call = module._call_impl  # not compiled, as the module itself may be: no hook makes anything in a graph
-    if isinstance(example, Mapping):
-        call(**example)
-    else:
-        call(*example) if isinstance(example, tuple) else call(example)
+def _forward(trainer: L.Trainer, module: L.LightningModule, example: Any) -> None:
+    """As it is; and if it cannot be, as batches are: an earlier fit may have converted the module."""
 
+    def call(example: Any) -> None:
+        call = module._call_impl  # not compiled, as the module itself may be: no hook makes anything in a graph
+        if isinstance(example, Mapping):
+            call(**example)
+        else:
+            call(*example) if isinstance(example, (list, tuple)) else call(example)
 
-def _as_parameters(like: Tensor, x: Tensor) -> Tensor:
-    """As the parameters are, which an earlier fit may have converted."""
-    return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+    try:
+        call(example)
+    except Exception as error:
+        precision: Any = trainer.precision_plugin
+        with contextlib.suppress(Exception), precision.forward_context():
+            batch = module._apply_batch_transfer_handler(module._on_before_batch_transfer(example))
+            call(precision.convert_input(batch))
+            return
+        raise error

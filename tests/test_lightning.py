@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -448,7 +449,7 @@ def test_layers_that_are_made_when_fit_begins(hook: str) -> None:
     fitted = module()
     trainer(SFRCallback(LAYERS, warmup_steps=8)).fit(fitted, DATA)
     torch.testing.assert_close(dict(fitted.net.state_dict()), dict(plain().net.state_dict()))
-    with pytest.raises(ValueError, match=f"layers must be there before {hook}, since"):
+    with pytest.raises(ValueError, match=f"to be there before {hook}, since"):
         trainer(SFRCallback(LAYERS, channel_mode="project")).fit(module(), DATA)
 
 
@@ -473,6 +474,118 @@ def test_a_further_fit(mode: str) -> None:
     again = pickle.loads(pickle.dumps(callback))  # as processes are given it
     trainer(again).fit(Module(), DATA)
     assert int(again.state_dict()["steps"]) == 8
+
+
+class Remade(Module):
+    """``setup`` makes its layers each time."""
+
+    def setup(self, stage: str) -> None:
+        self.net = Module().net
+
+
+@pytest.mark.parametrize("mode", ["match", "project"])
+def test_layers_that_are_made_anew_when_fit_begins(mode: str) -> None:
+    module, plain_module = Remade(), Module()
+    for each in (module, plain_module):
+        torch.manual_seed(0)
+        trainer(SFRCallback(LAYERS, warmup_steps=8, channel_mode=mode, max_grid=2)).fit(each, DATA)
+    for again in range(2):
+        assert is_clean(module)
+        if mode == "match":
+            torch.testing.assert_close(dict(module.net.state_dict()), dict(plain_module.net.state_dict()))
+        module.smooth.steps.zero_()
+        if not again:
+            trainer(SFRCallback(LAYERS, warmup_steps=8, channel_mode=mode, max_grid=2)).fit(module, DATA)
+
+
+class Wrapping(L.Callback):
+    """Puts a wrapper around the step, as profilers do."""
+
+    def __init__(self, hook: str, undo: bool) -> None:
+        self.undo = undo
+        setattr(self, hook, self.wrap)
+
+    def wrap(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        self.before = before = pl_module.training_step
+
+        @functools.wraps(before)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            return before(*args, **kwargs)
+
+        pl_module.training_step = step  # type: ignore[method-assign]
+
+
+@pytest.mark.filterwarnings("error:.*training_step was replaced")
+@pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_train_start"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_callback_that_wraps_the_step(hook: str, first: bool) -> None:
+    module = Module()
+    callbacks = [SFRCallback(LAYERS, warmup_steps=8), Wrapping(hook, True)]
+    trainer(*(callbacks if first else reversed(callbacks))).fit(module, DATA)
+    torch.testing.assert_close(dict(module.net.state_dict()), dict(plain().net.state_dict()))
+
+
+@pytest.mark.parametrize("what", ["alone", "in a list", "another type", "from its batch"])
+def test_examples_of_other_kinds(what: str) -> None:
+    """What Lightning's summary takes is taken."""
+    module = Module()
+    if what == "in a list":
+        module.example_input_array = [torch.zeros(1, 1, 8, 8)]
+    if what == "another type":
+        module.scale = nn.Parameter(torch.ones((), dtype=torch.float64), requires_grad=False)
+        module._parameters = dict(reversed(module._parameters.items()))
+    if what == "from its batch":
+        module.example_input_array = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        module.on_after_batch_transfer = lambda batch, n: (  # type: ignore[method-assign]
+            batch.float() if isinstance(batch, Tensor) else batch
+        )
+    callback = SFRCallback(LAYERS, channel_mode="project")
+    trainer(callback).fit(module, DATA)
+    assert callback.state_dict()["projections.pair0"].shape == (8, 4, 1, 1)
+
+
+def test_a_callback_of_a_fit_that_is_running_is_refused_by_another() -> None:
+    class Inner(L.Callback):
+        def on_train_batch_end(self, trainer_, pl_module, *args):
+            trainer(trainer_.callbacks[0]).fit(Module(), DATA)
+
+    module = Module()
+    with pytest.raises(RuntimeError, match="expected a callback of its own for a Trainer within the fit of another"):
+        trainer(SFRCallback(LAYERS), Inner()).fit(module, DATA)
+    assert is_clean(module)
+
+
+def test_a_trainer_without_the_callback_trains_without_it() -> None:
+    """On the same module, within the fit of another."""
+    seen = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, *args):
+            seen.append(float(outputs["loss"]))
+
+    class Inner(L.Callback):
+        def on_train_start(self, trainer_, pl_module):
+            before = copy.deepcopy(pl_module.net.state_dict())
+            trainer(Look()).fit(pl_module, DATA)
+            pl_module.net.load_state_dict(before)
+            pl_module.smooth.steps.zero_()
+            pl_module.trainer = trainer_
+
+    callback = SFRCallback(LAYERS)
+    trainer(callback, Inner()).fit(Module(), DATA)
+    assert seen == losses(Module()) and int(callback.state_dict()["steps"]) == 4
+
+
+def test_attributes_of_the_step_are_its_own() -> None:
+    class Marked(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx)
+
+    for name in ("callbacks", "module", "plain", "before"):
+        setattr(Marked.training_step, name, "mine")
+    module = Marked()
+    trainer(SFRCallback(LAYERS, warmup_steps=8)).fit(module, DATA)
+    torch.testing.assert_close(dict(module.net.state_dict()), dict(plain().net.state_dict()))
 
 
 def test_folds(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ SFR_LANES int64_t match_ties(const Lanes& lanes, const Assignment<S>& work, int6
                              int64_t& searches) {
   const int64_t n = work.cost.n;
   const TightPairs pairs(work.spare, n, work.cost.width);  // span may have a word more, which nothing marks
-  const int64_t few = n / 64;  // for these a search each is quicker
+  const int64_t few = n / 64;                              // for these a search each is quicker
   if (waiting <= few) return waiting;
   lanes.each(n, [&](int64_t i) { pairs.next[i] = -1; });
   for (int64_t reached = n;;) {
