@@ -134,7 +134,7 @@ def emd_options(where: str, options: dict[str, Any]) -> dict[str, Any]:
     given = solver_options(where, **{name: options.get(name, value) for name, value in usual.items()})
     plain: dict[str, Any] = {"patch_size": size, "eps": given.eps, "tol": given.tol, "max_iter": given.max_iter}
     if (reach := options.get("reach")) is not None:
-        pair = reaches(where, reach)
+        pair = given.reach_a or None, given.reach_b or None
         plain["reach"] = pair if isinstance(reach, (tuple, list)) else pair[0]
     return {name: plain.get(name, value) for name, value in options.items()}
 

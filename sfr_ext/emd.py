@@ -162,7 +162,7 @@ def emd_l2(
             _check_convergence(error, n_iter, options, value.dim())
     if reduction == "none":
         return value
-    if value.shape == (1,):  # a view, which takes autograd a fifth of the time
+    if value.shape == (1,):  # a view, which takes autograd less time than a mean
         return value.squeeze(0)
     return value.mean() if reduction == "mean" else value.sum()
 

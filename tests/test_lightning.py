@@ -501,8 +501,7 @@ def test_layers_that_are_made_anew_when_fit_begins(mode: str) -> None:
 class Wrapping(L.Callback):
     """Puts a wrapper around the step, as profilers do."""
 
-    def __init__(self, hook: str, undo: bool) -> None:
-        self.undo = undo
+    def __init__(self, hook: str) -> None:
         setattr(self, hook, self.wrap)
 
     def wrap(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
@@ -520,7 +519,7 @@ class Wrapping(L.Callback):
 @pytest.mark.parametrize("first", [True, False])
 def test_a_callback_that_wraps_the_step(hook: str, first: bool) -> None:
     module = Module()
-    callbacks = [SFRCallback(LAYERS, warmup_steps=8), Wrapping(hook, True)]
+    callbacks = [SFRCallback(LAYERS, warmup_steps=8), Wrapping(hook)]
     trainer(*(callbacks if first else reversed(callbacks))).fit(module, DATA)
     torch.testing.assert_close(dict(module.net.state_dict()), dict(plain().net.state_dict()))
 
