@@ -74,15 +74,16 @@ SFR_LANES int64_t start_from_minima(const Lanes& lanes, const Assignment<S>& wor
 }
 
 // A row that only one column wanted can lower that column's v by what its second choice costs more: nobody comes off
-// worse.
+// worse. Returns whether one did.
 template <class S>
-SFR_LANES void transfer(const Lanes& lanes, const Assignment<S>& work) {
+SFR_LANES bool transfer(const Lanes& lanes, const Assignment<S>& work) {
   const int64_t n = work.cost.n;
   int32_t* wanted = work.reached;  // by how many columns; the array is not needed yet
   lanes.each(n, [&](int64_t i) { wanted[i] = 0; });
   if (lanes.first)
     for (int64_t j = 0; j < n; ++j) ++wanted[work.from[j]];
   lanes.sync();
+  bool lowered = false;
   for (int64_t i = 0; i < n && n > 1; ++i) {
     if (wanted[i] != 1) continue;
     const int64_t j = work.column[i];
@@ -90,20 +91,24 @@ SFR_LANES void transfer(const Lanes& lanes, const Assignment<S>& work) {
     const double other = choice.column == j ? choice.second : choice.value;
     if (lanes.first && other < infinity) work.v[j] -= other - (work.cost.at(i, j) - work.v[j]);
     lanes.sync();
+    lowered = true;
   }
+  return lowered;
 }
 
 struct Bids {
   int64_t waiting, made, ties;
+  bool lowered;  // some v
 };
 
 // A waiting row takes its first choice and lowers that column's v to where the second is as good; the row it turned
-// out bids next. On some costs two rows outbid each other for ever so little, hence a limit. Returns how many wait, and
-// how many bids were of rows that other columns suited as well.
+// out bids next. On some costs two rows outbid each other for ever so little, hence a limit. Returns how many wait,
+// how many bids there were, and how many of rows that other columns suited as well.
 template <class S>
 SFR_LANES Bids outbid(const Lanes& lanes, const Assignment<S>& work, int64_t count) {
   const int64_t m = work.cost.m;
   int64_t bids = 2 * work.cost.n, next = 0, left = 0, made = 0, ties = 0;
+  bool lowered = false;
   while (next < count) {
     const int64_t i = work.waiting[next++];
     const TwoNearest choice = two_nearest(lanes, work.cost.row(i), work.v, work.cost.width);
@@ -119,6 +124,7 @@ SFR_LANES Bids outbid(const Lanes& lanes, const Assignment<S>& work, int64_t cou
     int64_t j = choice.column;
     const double lower = choice.second < infinity ? work.v[j] - (choice.second - choice.value) : work.v[j];
     const bool strictly = lower < work.v[j];
+    lowered |= strictly;
     if (!strictly && work.row[j] >= 0 && choice.second == choice.value)
       for (int64_t k = j + 1; k < m; ++k)
         if (work.row[k] < 0 && work.cost.at(i, k) - work.v[k] == choice.value) {
@@ -140,7 +146,7 @@ SFR_LANES Bids outbid(const Lanes& lanes, const Assignment<S>& work, int64_t cou
     lanes.sync();
     if (out >= 0 && !again) ++left;
   }
-  return {left, made, ties};
+  return {left, made, ties, lowered};
 }
 
 // Lists the free columns; returns their number.

@@ -37,8 +37,14 @@ SFR_LANES Apart look_for_order(const Costs<S>& cost) {
     const double more = grows[gap][k] - grows[gap][l];
     return fabs(more) <= noise * largest ? 0 : more > 0 ? 1 : -1;
   };
-  int most = 0, widest = 0;
+  int most = 0, first = 0, last = 0;
   for (int gap = 0; gap < gaps; ++gap) {
+    int least = 0, greatest = 0;
+    for (int k = 1; k < rows; ++k) {
+      if (grows[gap][k] < grows[gap][least]) least = k;
+      if (grows[gap][k] > grows[gap][greatest]) greatest = k;
+    }
+    if (compare(gap, greatest, least) == 0) continue;  // all alike, as constant costs are
     int differ = 0, along = 0, against = 0;
     for (int k = 1; k < rows; ++k)
       for (int l = 0; l < k; ++l) {
@@ -48,15 +54,10 @@ SFR_LANES Apart look_for_order(const Costs<S>& cost) {
         against += there < 0;
         if (along > 0 && against > 0) return {};
       }
-    if (differ > most) most = differ, widest = gap;
+    if (differ > most) most = differ, first = greatest, last = least;
   }
   if (2 * most < pairs) return {};
-  int least = 0, greatest = 0;
-  for (int k = 1; k < rows; ++k) {
-    if (grows[widest][k] < grows[widest][least]) least = k;
-    if (grows[widest][k] > grows[widest][greatest]) greatest = k;
-  }
-  return {true, row(greatest), row(least)};
+  return {true, row(first), row(last)};
 }
 
 // Rows and columns in order. False: there is none.

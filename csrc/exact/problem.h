@@ -188,7 +188,7 @@ SFR_LANES double marginal_error(const Lanes& lanes, const WeightView& view, int6
   const T* w = static_cast<const T*>(view.data);
   if (w) w += b * view.stride_b + g * view.stride_g;
   const auto weight = [&](int64_t i) { return w ? double(w[side.index(i) * view.stride_n]) : 1.0; };
-  const double total = normalised || !w ? lanes.sum(side.count, weight) : 1.0;
+  const double total = !w ? double(side.count) : normalised ? lanes.sum(side.count, weight) : 1.0;
   return lanes.sum(side.count, [&](int64_t i) { return fabs(sum[i] - weight(i) / total); });
 }
 

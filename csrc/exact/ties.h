@@ -171,6 +171,7 @@ SFR_LANES Matched assign(const Lanes& lanes, Assignment<S>& work, int64_t scans,
   clear(lanes, work);
   waiting = n;
   work.closed = nullptr;
+  bool lowered = false;
   if (n == m) {
     waiting = start_from_minima(lanes, work);
     if (lanes.find(m, [&](int64_t j) { return !(work.v[j] < infinity); }) < m) return Matched::impossible;
@@ -178,7 +179,7 @@ SFR_LANES Matched assign(const Lanes& lanes, Assignment<S>& work, int64_t scans,
       lanes.each(n, [&](int64_t i) { work.u[i] = 0; });
       return Matched::all;
     }
-    transfer(lanes, work);
+    lowered = transfer(lanes, work);
   }
   const Bids bids = outbid(lanes, work, waiting);
   waiting = bids.waiting;
@@ -193,7 +194,11 @@ SFR_LANES Matched assign(const Lanes& lanes, Assignment<S>& work, int64_t scans,
     scans -= search.reached + 1;
     if (scans < 0) break;
   }
-  row_minima(lanes, work.cost, work.v, work.u);
+  // Where no v was lowered every row is at its least already.
+  if (waiting == 0 && !lowered && !bids.lowered && searches == 0)
+    lanes.each(n, [&](int64_t i) { work.u[i] = work.cost.at(i, work.column[i]) - work.v[work.column[i]]; });
+  else
+    row_minima(lanes, work.cost, work.v, work.u);
   return waiting == 0 ? Matched::all : Matched::some;
 }
 
