@@ -39,6 +39,7 @@ using simt::load_vector;
 using simt::shared_memory;
 using simt::shuffle;
 using simt::shuffle_xor;
+using simt::store_vector;
 using simt::sync_block;
 using simt::sync_threads;
 using simt::sync_warp;
@@ -158,6 +159,10 @@ SFR_DEVICE float quotient(float x, float y) {
 template <class V>
 SFR_DEVICE V load_vector(const void* address) {
   return *static_cast<const V*>(address);
+}
+template <class V>
+SFR_DEVICE void store_vector(void* address, const V& value) {
+  *static_cast<V*>(address) = value;
 }
 
 #endif

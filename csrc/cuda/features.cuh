@@ -2,7 +2,8 @@
 // type in shared memory, a block of channels at a time, and gradients back.
 //
 // Where memory lies so that 16 bytes can be read at a time, a panel is filled in two steps: `fetch` asks for the bits,
-// `commit` converts them once they have come, and arithmetic on the panel before hides their way.
+// `commit` converts them once they have come, and arithmetic on the panel before hides their way. A panel that lies as
+// memory does is copied as it is, 16 bytes at a time; the rows of others are cut where they belong.
 #pragma once
 
 #include "team.cuh"
@@ -77,7 +78,7 @@ SFR_DEVICE Order order_of(const FeatureView& v) {
   return v.stride_c == 1 && v.stride_w != 1 ? Order::channels : Order::pixels;
 }
 
-// How panels of a region are read; the same for the whole team.
+// How panels of a region are read, and written; the same for the whole team.
 struct Reader {
   Region region;
   const uint8_t* used;  // of all pixels of the map; 0: reads as 0; null: all are used
@@ -92,7 +93,8 @@ struct Reader {
     const bool start = (reinterpret_cast<uintptr_t>(v.data) + size_t(of.map) * (16 / run)) % 16 == 0;
     if (order == Order::pixels) {
       const bool whole = of.first == 0 && of.count == v.H * v.W;
-      wide = whole && start && of.flat && v.stride_w == 1 && v.stride_c == of.count && channels * of.count % run == 0;
+      wide = whole && start && of.flat && v.stride_w == 1 && v.stride_c == of.count && channels * of.count % run == 0 &&
+             of.count >= run;
     } else {
       wide = start && v.stride_w % run == 0 && (of.flat || v.stride_h % run == 0) && channels % run == 0;
     }
@@ -102,6 +104,8 @@ struct Reader {
   SFR_DEVICE bool in_runs(int channels) const {
     return wide && (order == Order::pixels ? region.count * channels : channels) % run == 0;
   }
+  // Whether a panel with rows of `ld` lies as memory does.
+  SFR_DEVICE bool copies(int ld) const { return order == Order::pixels && ld == region.count; }
   SFR_DEVICE int64_t offset(PanelEntry at, int c0) const {
     return region.offset(at.pixel) + (c0 + at.channel) * region.view->stride_c;
   }
@@ -120,16 +124,96 @@ struct Walk {
     if (order == Order::pixels) return {quotient, e - quotient * pixels};
     return {e - quotient * channels, quotient};
   }
-  // The place after this one, within a run of 16 bytes.
-  SFR_DEVICE PanelEntry next(PanelEntry at) const {
-    if (order == Order::channels) return {at.channel + 1, at.pixel};
-    return at.pixel + 1 < pixels ? PanelEntry{at.channel, at.pixel + 1} : PanelEntry{at.channel + 1, 0};
-  }
 };
+
+constexpr int most_in_run = 8;
+
+// The places in a panel of 16 bytes of elements. Of pixels they go on in the next row once; of channels each lies in a
+// row of its own.
+template <class T>
+struct Run {
+  T *first, *after;  // where it begins, and where those from element `left` on would
+  int step, left;
+
+  SFR_DEVICE Run(const Walk& walk, int e, T* panel, int ld) {
+    const PanelEntry at = walk(e);
+    const bool by_pixels = walk.order == Order::pixels;
+    first = panel + at.channel * ld + at.pixel;
+    after = first + (ld - walk.pixels);
+    step = by_pixels ? 1 : ld;
+    left = by_pixels ? walk.pixels - at.pixel : most_in_run;
+  }
+  SFR_DEVICE T& operator[](int k) const { return (k < left ? first : after)[k * step]; }
+};
+
+// 16 bytes of a panel.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int count = 16 / int(sizeof(T));
+  T at[count];
+};
+// Packs that the widest run becomes.
+template <class T>
+constexpr int most_packs = most_in_run / Pack<T>::count;
+
+// Pack q of a run.
+template <class T>
+SFR_DEVICE Pack<T> unpacked(DType dtype, const Word16& word, int q) {
+  Pack<T> out;
+#pragma unroll
+  for (int k = 0; k < Pack<T>::count; ++k) {
+    const int e = q * Pack<T>::count + k;
+    if (dtype == DType::float32) {
+      out.at[k] = T(bits_float(word.part[e % 4]));
+    } else if (sizeof(T) == 8 && dtype == DType::float64) {
+      const int low = 2 * (e % 2);
+      out.at[k] = T(bits_double(uint64_t(word.part[low]) | uint64_t(word.part[low + 1]) << 32));
+    } else {
+      const uint16_t bits = uint16_t(word.part[e / 2] >> 16 * (e % 2));
+      out.at[k] = T(dtype == DType::float16 ? to_float(Half{bits}) : to_float(Bfloat{bits}));
+    }
+  }
+  return out;
+}
+
+// The other way: puts pack q into a run.
+template <class T>
+SFR_DEVICE void pack_into(DType dtype, const Pack<T>& pack, int q, Word16& word) {
+#pragma unroll
+  for (int k = 0; k < Pack<T>::count; ++k) {
+    const int e = q * Pack<T>::count + k;
+    if (dtype == DType::float32) {
+      word.part[e % 4] = float_bits(float(pack.at[k]));
+    } else if (sizeof(T) == 8 && dtype == DType::float64) {
+      const uint64_t bits = double_bits(double(pack.at[k]));
+      word.part[2 * (e % 2)] = uint32_t(bits), word.part[2 * (e % 2) + 1] = uint32_t(bits >> 32);
+    } else {
+      uint32_t bits;
+      if (dtype == DType::float16) {
+        Half half;
+        from_float(pack.at[k], half);
+        bits = half.bits;
+      } else {
+        Bfloat half;
+        from_float(pack.at[k], half);
+        bits = half.bits;
+      }
+      word.part[e / 2] = e % 2 == 0 ? bits : word.part[e / 2] | bits << 16;
+    }
+  }
+}
 
 // First element of word k of a round.
 SFR_DEVICE int first_element(const Team& team, const Reader& reader, int round, int k) {
   return ((round * (fetched_elements / reader.run) + k) * team.size + team.rank) * reader.run;
+}
+
+// Where the run that begins with element e of a panel lies.
+SFR_DEVICE int64_t offset_of_run(const Reader& reader, const Walk& walk, int c0, int e) {
+  const Region& region = reader.region;
+  const int64_t element =
+      reader.order == Order::pixels ? region.map + int64_t(c0) * region.count + e : reader.offset(walk(e), c0);
+  return element * (16 / reader.run);
 }
 
 template <class T>
@@ -142,28 +226,22 @@ SFR_DEVICE void fetch(const Team& team, const Reader& reader, int c0, int channe
   for (int k = 0; k < Fetched<T>::words; ++k) {
     const int e = first_element(team, reader, round, k);
     if (k < fetched_elements / reader.run && e < total)  // mutant: a later word is one of the next round's, read twice
-      out.word[k] = load16(data + reader.offset(walk(e), c0) * (16 / reader.run));
+      out.word[k] = load16(data + offset_of_run(reader, walk, c0, e));
   }
 }
 
-// Calls put(x) for each element of 16 bytes, in order.
-template <class T, class Put>
-SFR_DEVICE void each_element(DType dtype, const Word16& word, Put&& put) {
-  if (dtype == DType::float32) {
+// In pack q of the run that begins with element e of a panel, of pixels that are not used.
+template <class T>
+SFR_DEVICE void clear_unused(const Reader& reader, const Walk& walk, int e, int q, Pack<T>& pack) {
+  const int first = walk(e).pixel;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) put(T(bits_float(word.part[k])));
-  } else if (dtype == DType::float64) {
-    put(T(bits_double(uint64_t(word.part[0]) | uint64_t(word.part[1]) << 32)));
-    put(T(bits_double(uint64_t(word.part[2]) | uint64_t(word.part[3]) << 32)));
-  } else {
-    const auto of = [&](uint32_t bits) {
-      return T(dtype == DType::float16 ? to_float(Half{uint16_t(bits)}) : to_float(Bfloat{uint16_t(bits)}));
-    };
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      put(of(word.part[k]));
-      put(of(word.part[k] >> 16));
+  for (int i = 0; i < Pack<T>::count; ++i) {
+    int pixel = first;
+    if (walk.order == Order::pixels) {
+      pixel += q * Pack<T>::count + i;
+      if (pixel >= walk.pixels) pixel -= walk.pixels;
     }
+    if (!reader.used[reader.region.first + pixel]) pack.at[i] = 0;
   }
 }
 
@@ -175,10 +253,7 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
   const Region& region = reader.region;
   const int total = region.count * channels;
   const Walk walk(reader.order, region.count, channels);
-  const auto put = [&](PanelEntry at, T x) {
-    const bool used = !reader.used || reader.used[region.first + at.pixel];
-    panel[at.channel * ld + at.pixel] = used ? x : T(0);
-  };
+  const auto used = [&](int pixel) { return !reader.used || reader.used[region.first + pixel]; };
   if (!reader.in_runs(channels)) {
     with_element(region.view->dtype, [&](auto kind) {
       using E = decltype(kind);
@@ -187,12 +262,13 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
 #pragma unroll 4
         for (int e = team.rank; e < total; e += team.size) {
           const PanelEntry at = walk(e);
-          put(at, T(to_float(data[reader.offset(at, c0)])));
+          panel[at.channel * ld + at.pixel] = used(at.pixel) ? T(to_float(data[reader.offset(at, c0)])) : T(0);
         }
       }
     });
     return;
   }
+  const bool copies = reader.copies(ld);
   const int each = team.size * fetched_elements;
   Fetched<T> now = first;
 #pragma unroll 1
@@ -201,12 +277,19 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
 #pragma unroll
     for (int k = 0; k < Fetched<T>::words; ++k) {
       const int e = first_element(team, reader, round, k);
-      if (k < fetched_elements / reader.run && e < total) {  // mutant: the next round puts it right
-        PanelEntry at = walk(e);
-        each_element<T>(region.view->dtype, now.word[k], [&](T x) {
-          put(at, x);
-          at = walk.next(at);
-        });
+      if (k >= fetched_elements / reader.run || e >= total) continue;  // mutant: the next round puts it right
+#pragma unroll
+      for (int q = 0; q < most_packs<T>; ++q) {
+        if (q * Pack<T>::count >= reader.run) break;
+        Pack<T> pack = unpacked<T>(region.view->dtype, now.word[k], q);
+        if (reader.used) clear_unused(reader, walk, e, q, pack);
+        if (copies) {
+          store_vector(panel + e + q * Pack<T>::count, pack);  // hot: panel copied
+          continue;
+        }
+        const Run<T> run(walk, e, panel, ld);
+#pragma unroll
+        for (int i = 0; i < Pack<T>::count; ++i) run[q * Pack<T>::count + i] = pack.at[i];  // hot: panel cut
       }
     }
   }
@@ -214,21 +297,44 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
 
 // A panel of the gradient to where it belongs, in the order of memory.
 template <class T>
-SFR_DEVICE void store_panel(const Team& team, const Region& region, int c0, int channels, const T* panel, int ld) {
-  const FeatureView& view = *region.view;
-  const Walk walk(order_of(view), region.count, channels);
-  with_element(view.dtype, [&](auto kind) {
-    using E = decltype(kind);
-    if constexpr (sizeof(T) >= sizeof(E)) {
-      E* data = static_cast<E*>(view.data);
+SFR_DEVICE void store_panel(const Team& team, const Reader& to, int c0, int channels, const T* panel, int ld) {
+  const FeatureView& view = *to.region.view;
+  const int total = to.region.count * channels;
+  const Walk walk(to.order, to.region.count, channels);
+  if (!to.in_runs(channels)) {
+    with_element(view.dtype, [&](auto kind) {
+      using E = decltype(kind);
+      if constexpr (sizeof(T) >= sizeof(E)) {
+        E* data = static_cast<E*>(view.data);
 #pragma unroll 4
-      for (int e = team.rank; e < region.count * channels; e += team.size) {
-        const PanelEntry at = walk(e);
-        from_float(panel[at.channel * ld + at.pixel],
-                   data[region.offset(at.pixel) + (c0 + at.channel) * view.stride_c]);
+        for (int e = team.rank; e < total; e += team.size) {
+          const PanelEntry at = walk(e);
+          from_float(panel[at.channel * ld + at.pixel], data[to.offset(at, c0)]);
+        }
       }
+    });
+    return;
+  }
+  const bool copies = to.copies(ld);
+  char* data = static_cast<char*>(view.data);
+#pragma unroll 1
+  for (int e = team.rank * to.run; e < total; e += team.size * to.run) {
+    Word16 word;
+#pragma unroll
+    for (int q = 0; q < most_packs<T>; ++q) {
+      if (q * Pack<T>::count >= to.run) break;
+      Pack<T> pack;
+      if (copies) {
+        pack = load_vector<Pack<T>>(panel + e + q * Pack<T>::count);  // hot: gradient copied
+      } else {
+        const Run<const T> run(walk, e, panel, ld);
+#pragma unroll
+        for (int i = 0; i < Pack<T>::count; ++i) pack.at[i] = run[q * Pack<T>::count + i];  // hot: gradient cut
+      }
+      pack_into(view.dtype, pack, q, word);
     }
-  });
+    store_vector(data + offset_of_run(to, walk, c0, e), word);
+  }
 }
 
 }  // namespace sfr::cuda

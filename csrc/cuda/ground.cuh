@@ -442,13 +442,13 @@ SFR_DEVICE void pull_features(Ground<T, place>& ground, const PairWeights<T>& W,
         }
       if (leaves) {
         if (sum) team.sync();
-        store_panel(team, Region(grad_x, map_offset(grad_x, ground.b, 0), x_first, nx), c, channels, panels.grad_x,
-                    panels.x_row);
+        store_panel(team, Reader(Region(grad_x, map_offset(grad_x, ground.b, 0), x_first, nx), nullptr, width), c,
+                    channels, panels.grad_x, panels.x_row);
       }
     }
     if (now.to_y && now.last())
-      store_panel(team, Region(grad_y, map_offset(grad_y, ground.b, ground.g), y_first, ny), c, channels, panels.grad_y,
-                  panels.y_row);
+      store_panel(team, Reader(Region(grad_y, map_offset(grad_y, ground.b, ground.g), y_first, ny), nullptr, width), c,
+                  channels, panels.grad_y, panels.y_row);
     now = next;
   }
 }

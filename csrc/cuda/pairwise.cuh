@@ -31,10 +31,9 @@ SFR_BOTH int part_of(int pixels, int first, int tile) {
   return pixels - first < tile ? pixels - first : tile;
 }
 
-// Row length of a panel: whole tiles, whole 16 bytes.
+// Row length of a panel: whole tiles, which of 4 pixels are read 16 bytes at a time.
 SFR_BOTH int panel_row(int pixels, int edge) {
-  const int padded = (pixels + edge - 1) / edge * edge;
-  return (padded + 3) / 4 * 4;
+  return (pixels + edge - 1) / edge * edge;
 }
 
 // Four neighbours, the first at a multiple of 16 bytes.
@@ -85,7 +84,10 @@ struct Panels {
   SFR_DEVICE int entries() const { return 2 * step; }
 
   static SFR_BOTH int64_t bytes(int channels, int x_row, int y_row) {
-    return 2 * int64_t(channels) * (x_row + y_row) * int64_t(sizeof(T));
+    Arena one;
+    one.take<T>(int64_t(channels) * x_row);
+    one.take<T>(int64_t(channels) * y_row);
+    return 2 * int64_t(one.used);
   }
 
   SFR_DEVICE Panels(Arena arena, int of_channels, int x_length, int y_length)

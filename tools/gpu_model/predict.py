@@ -23,8 +23,9 @@ from .timing import BARRIER, Latencies
 ITERATIONS, SAMPLED, STEPS, EVALUATIONS = 28, 7, 22, 4.5
 OTHER_PASSES = 4  # over the costs: their spread, the update of the rows, what is saved
 STORE, RESULT = 4, 120  # clocks of a store beside others, and to find out where a result belongs
-COPY = 24  # instructions to bring one element of a panel to its place
-FETCHED = 8  # elements of a thread that are on their way at once
+COPY = 24  # instructions to write a cost for backward, or to read it
+FETCHED = 8  # elements of a thread that are on their way at once, which is a pass of the loop over a panel
+STORED = 4  # elements of a gradient in a pass of the loop that stores them
 REGISTERS = 256  # of a thread: one block of 8 warps fills a multiprocessor
 SHARED_BANKS = 128  # bytes of shared memory in a clock
 
@@ -40,8 +41,9 @@ ASSUMED = f"""\
 * Phases follow each other. Within one, warps hide each other's latencies as far as the longest path allows.
 * A block of 8 warps takes {REGISTERS} registers a thread, so that one is on a multiprocessor; of one warp's
   problems, as many as fit.
-* {COPY} instructions for each element that comes into a panel, as long each as those of an update of the rows;
-  {FETCHED} elements of a thread are on their way at a time.
+* {FETCHED} elements of a panel are on their way to each thread at a time, and no arithmetic hides that; maps lie as
+  panels do where their rows need no padding.
+* {COPY} instructions for each cost that is kept for backward, as long each as those of an update of the rows.
 * A result takes {STORE} clocks to store, and where slices are added up {RESULT} more to find its place.
 * Other blocks' sums are read one after the other, a latency of the L2 cache each; a meeting takes three of them.
 * Weights of pairs are read with the bank conflicts that their addresses have; from global memory, 32 bytes for 16.
@@ -243,15 +245,30 @@ class Model:
             clocks += added * (RESULT + (s.tile_slices - 1) / 4 * slice_.clocks) + 2 * BARRIER
         self.add("slices", work, clocks, 0, 0, self.all)
         pixels = min(self.rows, s.compare_x) + min(self.n, s.compare_y)
-        self.copies(work * math.ceil(C / s.panel_channels), s.panel_channels * pixels)
+        self.panels(work * math.ceil(C / s.panel_channels), s.panel_channels * pixels, self.n % s.edge == 0)
 
-    def copies(self, panels: float, elements: float) -> None:
-        """Of panels with so many elements each."""
+    def panels(self, count: float, elements: float, copied: bool) -> None:
+        """So many of features, with so many elements each, that lie as memory does or are cut into longer rows."""
+        figures = self.figures("panel copied" if copied else "panel cut")
+        passes = elements / self.layout.threads / FETCHED
+        latency = math.ceil(passes) * (Latencies().global_load + BARRIER) + passes * figures.clocks
+        l2 = elements * self.workload.element
+        self.add("panels", count, latency, passes * figures.instructions, 0, self.all, l2=l2)
+
+    def gradients(self, count: float, elements: float, copied: bool) -> None:
+        """Panels of gradients that leave."""
+        figures = self.figures("gradient copied" if copied else "gradient cut")
+        passes = elements / self.layout.threads / STORED
+        l2 = elements * self.workload.element
+        self.add("gradients", count, passes * figures.clocks, passes * figures.instructions, 0, self.all, l2=l2)
+
+    def copies(self, elements: float) -> None:
+        """Of costs, which are kept for backward or come from there."""
         usual = self.figures("row update")
         of_thread = elements / self.layout.threads
-        rounds = math.ceil(of_thread / FETCHED)
-        latency = rounds * (Latencies().global_load + BARRIER) + of_thread * COPY * usual.clocks / usual.instructions
-        self.add("panels", panels, latency, of_thread * COPY, 0, self.all, l2=elements * self.workload.element)
+        latency = math.ceil(of_thread / FETCHED) * (Latencies().global_load + BARRIER)
+        latency += of_thread * COPY * usual.clocks / usual.instructions
+        self.add("costs", 1, latency, of_thread * COPY, 0, self.all, l2=elements * 4)
 
     def over_entries(self, name: str, times: float, loop: str) -> None:
         """A pass over the costs, a warp to a row."""
@@ -295,7 +312,9 @@ class Model:
         else:
             l2 = 4 * 32 * min(units, s.threads) * (1 + 0.5) / 2
         self.add("pull", steps, loop.clocks, loop.instructions, loop.multiply_adds, self.all, shared=shared, l2=l2)
-        self.copies(panels, s.pull_channels * self.n * 4)  # both maps in, both gradients out
+        elements, copied = s.pull_channels * self.n * 2, self.n % 4 == 0
+        self.panels(panels, elements, copied)
+        self.gradients(panels, elements, copied)
 
     def tile(self, name: str, times: float, loop: str) -> None:
         """A pass over a plan in registers."""
@@ -318,7 +337,7 @@ class Model:
             return self.distances()
         if not self.backward:
             self.distances()
-        self.copies(1, self.rows * self.n)
+        self.copies(self.rows * self.n)
         return None
 
     def run(self) -> Prediction:

@@ -92,6 +92,17 @@ inline __attribute__((always_inline)) V load_vector(const void* address) {
   return to;
 }
 
+template <class V>
+inline __attribute__((always_inline)) void store_vector(void* address, const V& value) {
+  typedef int Words __attribute__((vector_size(16), may_alias));
+  static_assert(sizeof(V) % sizeof(Words) == 0, "whole words of 16 bytes");
+  for (unsigned k = 0; k < sizeof(V) / sizeof(Words); ++k) {
+    Words words;
+    std::memcpy(&words, reinterpret_cast<const char*>(&value) + k * sizeof(Words), sizeof(Words));
+    static_cast<Words*>(address)[k] = words;
+  }
+}
+
 inline float half_to_float(uint16_t half) {
   const uint32_t sign = uint32_t(half & 0x8000u) << 16, exponent = (half >> 10) & 31u, fraction = half & 1023u;
   if (exponent == 31) return bit_cast<float>(sign | 0x7f800000u | fraction << 13);
