@@ -56,6 +56,7 @@ class Solution(NamedTuple):
     eps: Tensor  # [...]
     a: Tensor  # [..., N]  as the solver saw them: normalised unless the side has a reach
     b: Tensor  # [..., M]
+    kept: Tensor  # [..., N, M]  pairs that may be matched
 
 
 def solution(
@@ -95,14 +96,14 @@ def solution(
     plan = _plan(p, q, exponent, kept)
     f = torch.where(a > 0, per_side * (p - log_a) + centre_f, 0.0)
     g = torch.where(b > 0, per_side * (q - log_b) + centre_g, 0.0)
-    return Solution(plan, f, g, eps, a, b)
+    return Solution(plan, f, g, eps, a, b, kept)
 
 
 def values(
     cost: Tensor, a: Tensor | None, b: Tensor | None, solved: tuple[Tensor, ...], problem: Problem
 ) -> tuple[Tensor, Tensor]:
     """(transport, entropic) of csrc/contracts/sinkhorn.h, ``[...]``, as `solution` takes its arguments."""
-    plan, f, g, eps, a, b = solution(cost, a, b, solved, problem)
+    plan, f, g, eps, a, b, _ = solution(cost, a, b, solved, problem)
     transport = (plan * torch.where(plan > 0, cost.double(), 0.0)).sum((-2, -1))
     slack = a.sum(-1) * b.sum(-1) - plan.sum((-2, -1))
     return transport, _dual(a, f, problem.reach_a) + _dual(b, g, problem.reach_b) + eps * slack

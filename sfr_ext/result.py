@@ -21,6 +21,7 @@ class Coupling(NamedTuple):
     plan: Tensor  # [..., N, M]
     a: Tensor  # [..., N]
     b: Tensor  # [..., M]
+    allowed: Tensor | None  # [..., N, M] pairs that are not forbidden; None: all
 
 
 class OTResult:
@@ -106,7 +107,8 @@ class OTResult:
 
         Differentiable in everything that the costs are, by the implicit function theorem: a dense system of the size
         of the smaller side, in float64, solved in backward. For ``solver="exact"`` it is a vertex, with at most
-        ``N + M - 1`` entries, which moves nowhere but jumps: it has no gradient.
+        ``N + M - 1`` entries, and has no gradient: with the costs it moves nowhere but jumps, and how it moves with the
+        weights is not computed.
 
         Raises:
             RuntimeError: an input was changed in place since the problem was solved and before the plan was asked
@@ -139,6 +141,9 @@ class OTResult:
         (algorithm 2 of Altschuler, Weed, Rigollet 2017): no further than twice ``marginal_error`` in all entries
         together. Differentiable as `plan` is.
 
+        Forbidden pairs, of cost +inf, stay 0. What the rank 1 matrix would add there is left out, so that sums may be
+        short, by ``marginal_error`` at most in all of a side together: solve with a small ``tol``.
+
         Raises:
             ValueError: the problem has a reach, so that its plan need not meet its marginals.
 
@@ -150,14 +155,17 @@ class OTResult:
         """
         if not self._balanced:
             checks.refuse(ValueError, "OTResult.rounded_plan", "a balanced problem", "(reach=None)", "one with a reach")
-        plan, a, b = self._coupled("rounded_plan")
+        plan, a, b, allowed = self._coupled("rounded_plan")
         plan = plan.double()
         plan = plan * _at_most_one(a, plan.sum(-1))[..., :, None]
         plan = plan * _at_most_one(b, plan.sum(-2))[..., None, :]
         missing_a, missing_b = (a - plan.sum(-1)).clamp_min(0), (b - plan.sum(-2)).clamp_min(0)
         total = missing_a.sum(-1, keepdim=True)
         share = missing_a / torch.where(total > 0, total, 1.0)
-        return (plan + share[..., :, None] * missing_b[..., None, :]).to(self.f.dtype)
+        added = share[..., :, None] * missing_b[..., None, :]
+        if allowed is not None:
+            added = torch.where(allowed, added, 0.0)
+        return (plan + added).to(self.f.dtype)
 
     def barycentric(self, y: Tensor) -> Tensor:
         """What each student patch is matched with: the mean of ``y`` under its row of the plan, ``(P y) / (P 1)``.
@@ -183,7 +191,7 @@ class OTResult:
         (torch.Size([2, 8, 4, 4]), True)
         """
         where = "OTResult.barycentric"
-        plan, _, b = self._coupled("barycentric")
+        plan, _, b, _ = self._coupled("barycentric")
         checks.tensor(where, "y", y, plan)
         lead, m = tuple(plan.shape[:-2]), plan.shape[-1]
         student, teacher = self._grids
@@ -228,7 +236,7 @@ def of_sinkhorn(
     def couple(*now: Tensor | None) -> Coupling:
         saved = ops.Saved(*map(shaped, ops.saved(solved)))
         found = implicit.solution(*as_solved(*now), saved, options)
-        return Coupling(found.plan.to(solved.f.dtype), found.a, found.b)
+        return Coupling(found.plan.to(solved.f.dtype), found.a, found.b, found.kept)
 
     # The solver's potentials are those of the centred costs, without what both sides exchange. Where there is no plan,
     # the centre is inf, and they are 0.
@@ -264,12 +272,12 @@ def of_exact(
     lead: tuple[int, ...],
     options: ops.SolverOptions,
     inputs: Inputs,
-    weights_as_solved: Callable[..., tuple[Tensor | None, Tensor | None]],
+    as_solved: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]],
     grids: tuple[Grid, Grid],
 ) -> OTResult:
     """Of what `ops.exact_forward` returned, for problems of any leading axes.
 
-    ``weights_as_solved`` makes both sides' weights of the inputs.
+    ``as_solved`` makes costs (None: those of features, all of which are finite) and both sides' weights of the inputs.
     """
     n, m = solved.f.shape[-1], solved.g.shape[-1]
     value = solved.value.view(lead)
@@ -284,9 +292,10 @@ def of_exact(
         return certified(solved, options.tol).view(lead)
 
     def couple(*now: Tensor | None) -> Coupling:
-        a, b = weights_as_solved(*now)
+        cost, a, b = (None if given is None else given.detach() for given in as_solved(*now))
         plan = ops.exact_plan(solved.rows, solved.columns, solved.mass, n, m).view(*lead, n, m)
-        return Coupling(plan, implicit.marginal(a, f().double()), implicit.marginal(b, g().double()))
+        sides = implicit.marginal(a, f().double()), implicit.marginal(b, g().double())
+        return Coupling(plan, *sides, None if cost is None else cost != math.inf)
 
     return OTResult(
         transport_cost=value,

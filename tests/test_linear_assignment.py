@@ -110,6 +110,17 @@ def test_rows_that_compete_take_the_cheapest_columns() -> None:
     assert linear_assignment(cost, max_cost=-(10**400)).tolist() == [-1, -1, -1, -1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("limit", [0.1, 0.2, 0.3, 0.6, 0.7, 1 / 3, 6e-8, 65_519.0])
+def test_gate_is_of_the_type_of_the_costs(dtype: torch.dtype, limit: float) -> None:
+    """A cost of 0.1 is not above 0.1."""
+    at = torch.tensor([[limit]], dtype=dtype)
+    above = at.nextafter(torch.full_like(at, math.inf))
+    for cost, column in ((at, 0), (above, -1)):
+        assert linear_assignment(cost, max_cost=limit).tolist() == [column]
+        assert linear_assignment(-cost, max_cost=-limit, maximize=True).tolist() == [column]
+
+
 @pytest.mark.parametrize("shape", [(70, 70), (200, 200), (150, 151), (90, 260), (260, 90)])
 @pytest.mark.parametrize("zeros", [0.3, 1.0, 3.0, 10.0])
 def test_equal_costs(shape: tuple[int, int], zeros: float) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from cases import EPS_SCALES, METRICS, error, features, weights
@@ -239,3 +242,25 @@ def test_what_a_result_returns_may_be_changed_in_place(solver: str) -> None:
         getattr(result, name).mul_(5).add_(1)
     assert torch.equal(result.plan, wanted.plan) and torch.equal(result.converged, wanted.converged)
     assert torch.equal(result.rounded_plan(), wanted.rounded_plan())
+
+
+FORBIDDEN = [[0.1, 0.5, math.inf], [0.4, 0.2, 0.7], [math.inf, 0.6, 0.3]]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_iter": 20}, {"max_iter": 1}, {"solver": "exact"}], ids=str)
+def test_rounded_plan_leaves_forbidden_pairs_empty(options: dict[str, Any]) -> None:
+    cost = torch.tensor(FORBIDDEN)
+    result = solve(cost, eps=0.3, **options)
+    plan = result.rounded_plan()
+    assert (plan[cost == math.inf] == 0).all()
+    for sums in (plan.sum(-1), plan.sum(-2)):
+        short = 1 / 3 - sums
+        assert short.min() > -1e-7 and short.sum() <= result.marginal_error + 1e-6
+    assert not solve(torch.tensor([[math.inf, math.inf], [0.0, 1.0]]), **options).rounded_plan()[0].any()
+
+
+def test_no_part_of_an_exact_plan_has_a_gradient() -> None:
+    a = torch.tensor([0.3, 0.7], requires_grad=True)
+    result = solve(torch.rand(2, 2, requires_grad=True), a, solver="exact")
+    assert result.transport_cost.requires_grad
+    assert not (result.plan.requires_grad or result.rounded_plan().requires_grad)

@@ -96,7 +96,7 @@ def coupling_of(where: str, result: Any, problem: int) -> tuple[np.ndarray, np.n
         checks.refuse(TypeError, where, "result", "of sfr_ext.solve or solve_sample", type(result).__name__)
     problem = checks.an_int(where, "problem", problem)
     with torch.no_grad():
-        plan, a, b = (x.detach().double() for x in result._coupled("plan"))
+        plan, a, b = (x.detach().double() for x in result._coupled("plan")[:3])
         f, g, eps = (x.detach().double() for x in (result.f, result.g, result.eps))
         weights = a[..., :, None] * b[..., None, :]
         some = (plan > 0) & (weights > 0)

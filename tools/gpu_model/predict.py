@@ -266,8 +266,8 @@ class Model:
         """Of costs, which are kept for backward or come from there."""
         usual = self.figures("row update")
         of_thread = elements / self.layout.threads
-        latency = math.ceil(of_thread / FETCHED) * (Latencies().global_load + BARRIER)
-        latency += of_thread * COPY * usual.clocks / usual.instructions
+        waits = math.ceil(of_thread / FETCHED) * (Latencies().global_load + BARRIER)
+        latency = waits + of_thread * COPY * usual.clocks / usual.instructions
         self.add("costs", 1, latency, of_thread * COPY, 0, self.all, l2=elements * 4)
 
     def over_entries(self, name: str, times: float, loop: str) -> None:
