@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from . import checks
 from .layouts import Transform
 from .regularizer import SelfFeatureRegularizer
+from .sfr.hooks import named_parts
 from .sfr.unsaved import Unsaved
 from .smoothing import DynamicLabelSmoothing
 from .train.engine import L
@@ -29,6 +30,7 @@ _STEP = "training_step"
 _NAME = "self_feature_regularizer"  # of the submodule that has the projections
 # What spreads parameters over processes, where projections were never tried.
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy")
+_OF_LIGHTNING = ("log", "log_dict")  # methods of the module, which Lightning makes attributes of each callback
 _Method = Callable[..., Any]
 
 
@@ -56,8 +58,9 @@ class SFRCallback(L.Callback):
             (``load_from_checkpoint``).
 
     A further ``fit`` of the same module goes on with the counter and the projections, one of another module begins
-    anew, and one with ``ckpt_path`` goes on with what the checkpoint has. A copy of the module that is made during
-    ``fit`` is one without the callback.
+    anew, and one with ``ckpt_path`` goes on with what the checkpoint has. One that fails before it begins changes
+    nothing. A copy of the module that is made during ``fit`` is one without the callback, and a copy of the callback
+    has nothing of the module.
 
     Attributes:
         regularizer: the `SelfFeatureRegularizer`, during ``fit``; else None.
@@ -65,8 +68,9 @@ class SFRCallback(L.Callback):
     Raises:
         TypeError, ValueError, RuntimeError: as `SelfFeatureRegularizer`, when ``fit`` begins.
         ValueError: the module optimises manually (add ``regularizer.loss()`` yourself); "project" without
-            ``example_input_array``, for layers that ``setup`` or ``configure_model`` makes, after a callback that
-            averages weights, with a strategy that shards parameters, or from a checkpoint without projections.
+            ``example_input_array``, for layers that ``setup`` or ``configure_model`` makes, or makes anew with other
+            channels, after a callback that averages weights, with a strategy that shards parameters, or from a
+            checkpoint without projections.
         RuntimeError: no optimiser has the parameters of "project", the forward of the example does not pass through
             all layers, or another Trainer is fitting the module.
 
@@ -87,7 +91,7 @@ class SFRCallback(L.Callback):
         self._state_of: Callable[[], nn.Module | None] | None = None  # the module that it is of; None: of any
         self._module: Callable[[], nn.Module | None] = _nobody  # of the fit
         self._trainer: Callable[[], L.Trainer | None] = _nobody
-        self._hooked: list[nn.Module] = []  # the layers, as they were then
+        self._hooked: list[nn.Module | None] = []  # the layers, as they were then
         self._lent: _Lent | None = None
         self._step: _TrainingStep | None = None
 
@@ -137,7 +141,7 @@ class SFRCallback(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.regularizer is None:
             self._begin(trainer, pl_module)
-        elif [pl_module.get_submodule(name) for name in self.regularizer.layers] != self._hooked:
+        elif _layers(pl_module, self.regularizer) != self._hooked:
             self._hook_again(pl_module)  # the module's setup or configure_model, or the strategy, has made others
         assert self.regularizer is not None
         self.regularizer.to(pl_module.device)
@@ -159,7 +163,7 @@ class SFRCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._step is not None and self._step.callbacks[0] is self:  # the first acts for all
-            self._step.after_batch(trainer.global_step)
+            self._step.after_batch(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.regularizer is None or self._trainer() is trainer:
@@ -169,7 +173,8 @@ class SFRCallback(L.Callback):
         self.teardown(trainer, pl_module, "")  # Lightning tears no callback down then
 
     def state_dict(self) -> dict[str, Any]:
-        return self._state if self.regularizer is None else dict(self.regularizer.state_dict())
+        regularizer = self.regularizer if self._step is not None else None  # not one that fails as it begins
+        return self._state if regularizer is None else dict(regularizer.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = dict(state_dict)
@@ -181,7 +186,8 @@ class SFRCallback(L.Callback):
             checkpoint["callbacks"].pop(self.state_key, None)
             return
         prefix = f"{_NAME}."
-        older = {k.removeprefix(prefix): x for k, x in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        weights = checkpoint.get("state_dict", {})  # a sharded checkpoint has them elsewhere
+        older = {k.removeprefix(prefix): x for k, x in weights.items() if k.startswith(prefix)}
         if older and isinstance(getattr(pl_module, _NAME, None), Unsaved):  # version 0.2.0 had it in the module's
             self.load_state_dict(older)
         elif self._projects and self.regularizer is not None and self.state_key not in checkpoint["callbacks"]:
@@ -194,11 +200,12 @@ class SFRCallback(L.Callback):
         """Of a copy: what a checkpoint has."""
         live: dict[str, Any] = dict.fromkeys(("regularizer", "_state_of", "_lent", "_step")) | {"_hooked": []}
         live |= dict.fromkeys(("_module", "_trainer"), _nobody)
-        return {**self.__dict__, **live, "_state": self.state_dict()}
+        state = {**self.__dict__, **live, "_state": self.state_dict()}
+        return {name: value for name, value in state.items() if name not in _OF_LIGHTNING}
 
     def _missing(self, module: L.LightningModule) -> list[str]:
         """Names of layers that the module does not have, or not yet."""
-        named = dict(module.named_modules())
+        named = named_parts(module)
         names = self.layers if isinstance(self.layers, (Mapping, Sequence)) else ()
         return [name for name in names if name not in named]
 
@@ -214,7 +221,7 @@ class SFRCallback(L.Callback):
 
     def _hook(self, module: L.LightningModule) -> None:
         self.regularizer = SelfFeatureRegularizer(module, self.layers, **self.options)
-        self._hooked = [module.get_submodule(name) for name in self.regularizer.layers]
+        self._hooked = _layers(module, self.regularizer)
 
     def _hook_again(self, module: L.LightningModule) -> None:
         """On the layers that there are now; the counter and the projections go on."""
@@ -232,11 +239,11 @@ class SFRCallback(L.Callback):
 
     def _end(self) -> None:
         """The module as it was before. Calling it again does nothing."""
-        if self._step is not None:
-            self._step.leave(self)
-        if self.regularizer is not None:
+        if self._step is not None:  # the last thing that a fit begins with
             self._state = self.state_dict()
             self._state_of = self._module
+            self._step.leave(self)
+        if self.regularizer is not None:
             self.regularizer.remove()
         if self._lent is not None:
             self._lent.take_back()
@@ -301,10 +308,12 @@ class _TrainingStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.plain(*args, **kwargs)
         self.logged = {}
-        trainer = self.module.trainer
+        trainer = self._caller()
         if not trainer.training:  # a validation by the step of training
             return output
         self.called = True
+        if _skips_backward(trainer):
+            return output
         # Not of a Trainer around this one, or before it.
         regularizers = [each for c in self.callbacks if (each := c.regularizer) is not None and c._trainer() is trainer]
         loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -319,7 +328,13 @@ class _TrainingStep:
         self.logged["sfr/loss"] = extra.detach()
         return {**output, "loss": loss + extra} if isinstance(output, Mapping) else loss + extra
 
-    def after_batch(self, optimizer_steps: int) -> None:
+    def _caller(self) -> L.Trainer:
+        """The module's Trainer; where that is one within the fit that has ended and left itself there, the fit's."""
+        trainer = self.module.trainer
+        fitting = self.callbacks[0]._trainer() if self.callbacks else None
+        return trainer if fitting is None or trainer.state.status == "running" else fitting
+
+    def after_batch(self, trainer: L.Trainer) -> None:
         if not self.called:
             warnings.warn(
                 f"{_WHERE}: the module's training_step was replaced after fit had begun, and no loss of SFR is added; "
@@ -327,10 +342,12 @@ class _TrainingStep:
                 stacklevel=2,
             )
         self.called = False
+        if self.module.trainer is not trainer:  # see _caller; nothing can be logged to one that has ended
+            self.module.trainer = trainer
         self.module.log_dict(self.logged, batch_size=1)
-        if optimizer_steps == self.optimizer_steps:
-            return  # the batch was only accumulated
-        self.optimizer_steps = optimizer_steps
+        if trainer.global_step == self.optimizer_steps or _skips_backward(trainer):
+            return  # the batch was only accumulated, or nothing was trained by it
+        self.optimizer_steps = trainer.global_step
         if any(callback.step_smoothing for callback in self.callbacks):
             for module in self.module.modules():
                 if isinstance(module, DynamicLabelSmoothing):
@@ -360,6 +377,11 @@ class _Lent:
             delattr(module, self.name)
 
 
+def _skips_backward(trainer: L.Trainer) -> bool:
+    """Whether it runs an epoch for the statistics of BatchNorm alone, as StochasticWeightAveraging has it."""
+    return bool(getattr(trainer.fit_loop, "_skip_backward", False))
+
+
 def _undo_left(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Takes off what callbacks have left on a module after a fit whose end they were not told, or on the copied one."""
     step = vars(module).get(_STEP)
@@ -373,6 +395,12 @@ def _undo_left(trainer: L.Trainer, module: L.LightningModule) -> None:
     for name, part in list(module.named_children()):
         if isinstance(part, Unsaved) and part.ended:
             delattr(module, name)
+
+
+def _layers(module: L.LightningModule, regularizer: SelfFeatureRegularizer) -> list[nn.Module | None]:
+    """Those that there are now."""
+    named = named_parts(module)
+    return [named.get(name) for name in regularizer.layers]
 
 
 def _makes_layers(module: L.LightningModule) -> str | None:
