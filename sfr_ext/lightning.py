@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import inspect
-import operator
-import types
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import checks
 from .layouts import Transform
+from .lightning_projections import NAME, Lent, check_trainer, make_projections
+from .lightning_step import STEP, WHERE, TrainingStep
 from .regularizer import SelfFeatureRegularizer
+from .sfr.hooks import named_parts
 from .sfr.unsaved import Unsaved
-from .smoothing import DynamicLabelSmoothing
 from .train.engine import L
 
 __all__ = ["SFRCallback"]
 
-_WHERE = "sfr_ext.lightning.SFRCallback"
-_STEP = "training_step"
-_NAME = "self_feature_regularizer"  # of the submodule that has the projections
-# What spreads parameters over processes, where projections were never tried.
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy")
-_Method = Callable[..., Any]
+_OF_LIGHTNING = ("log", "log_dict")  # methods of the module, which Lightning makes attributes of each callback
 
 
 class SFRCallback(L.Callback):
@@ -56,8 +46,9 @@ class SFRCallback(L.Callback):
             (``load_from_checkpoint``).
 
     A further ``fit`` of the same module goes on with the counter and the projections, one of another module begins
-    anew, and one with ``ckpt_path`` goes on with what the checkpoint has. A copy of the module that is made during
-    ``fit`` is one without the callback.
+    anew, and one with ``ckpt_path`` goes on with what the checkpoint has. One that fails before it begins changes
+    nothing. A copy of the module that is made during ``fit`` is one without the callback, and a copy of the callback
+    has nothing of the module.
 
     Attributes:
         regularizer: the `SelfFeatureRegularizer`, during ``fit``; else None.
@@ -65,8 +56,9 @@ class SFRCallback(L.Callback):
     Raises:
         TypeError, ValueError, RuntimeError: as `SelfFeatureRegularizer`, when ``fit`` begins.
         ValueError: the module optimises manually (add ``regularizer.loss()`` yourself); "project" without
-            ``example_input_array``, for layers that ``setup`` or ``configure_model`` makes, after a callback that
-            averages weights, with a strategy that shards parameters, or from a checkpoint without projections.
+            ``example_input_array``, for layers that ``setup`` or ``configure_model`` makes, or makes anew with other
+            channels, after a callback that averages weights, with a strategy that shards parameters, or from a
+            checkpoint without projections.
         RuntimeError: no optimiser has the parameters of "project", the forward of the example does not pass through
             all layers, or another Trainer is fitting the module.
 
@@ -87,9 +79,9 @@ class SFRCallback(L.Callback):
         self._state_of: Callable[[], nn.Module | None] | None = None  # the module that it is of; None: of any
         self._module: Callable[[], nn.Module | None] = _nobody  # of the fit
         self._trainer: Callable[[], L.Trainer | None] = _nobody
-        self._hooked: list[nn.Module] = []  # the layers, as they were then
-        self._lent: _Lent | None = None
-        self._step: _TrainingStep | None = None
+        self._hooked: list[nn.Module | None] = []  # the layers, as they were then
+        self._lent: Lent | None = None
+        self._step: TrainingStep | None = None
 
     @property
     def state_key(self) -> str:
@@ -111,24 +103,24 @@ class SFRCallback(L.Callback):
             if self.regularizer is None:  # a Trainer within a fit may have the same callback
                 self._module = weakref.ref(pl_module)
                 if self._lent is None and (self._projects or self._attaches):
-                    self._lent = _Lent(pl_module, Unsaved())  # takes what a checkpoint of version 0.2.0 has
+                    self._lent = Lent(pl_module, Unsaved())  # takes what a checkpoint of version 0.2.0 has
             return
         if not pl_module.automatic_optimization:
-            raise ValueError(f"{_WHERE}: expected automatic optimisation; a manual one adds regularizer.loss() itself")
+            raise ValueError(f"{WHERE}: expected automatic optimisation; a manual one adds regularizer.loss() itself")
         other = self._trainer()
         if other is not None and other is not trainer and other.state.status == "running":
-            raise RuntimeError(f"{_WHERE}: expected a callback of its own for a Trainer within the fit of another")
+            raise RuntimeError(f"{WHERE}: expected a callback of its own for a Trainer within the fit of another")
         _undo_left(trainer, pl_module)
         self._end()
         self._module, self._trainer = weakref.ref(pl_module), weakref.ref(trainer)
         if self._state_of is not None and self._state_of() is not pl_module:
             self._state = {}
         if self._projects:  # as parameters that configure_optimizers finds
-            self._check_projects(trainer)
+            check_trainer(trainer, self)
         late = _makes_layers(pl_module) if self._missing(pl_module) else None
         if late and self._projects:
             raise ValueError(
-                f"{_WHERE}: expected the layers {self._missing(pl_module)} to be there before {late}, since the "
+                f"{WHERE}: expected the layers {self._missing(pl_module)} to be there before {late}, since the "
                 'parameters of channel_mode="project" come first'
             )
         if not late:
@@ -137,7 +129,7 @@ class SFRCallback(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.regularizer is None:
             self._begin(trainer, pl_module)
-        elif [pl_module.get_submodule(name) for name in self.regularizer.layers] != self._hooked:
+        elif _layers(pl_module, self.regularizer) != self._hooked:
             self._hook_again(pl_module)  # the module's setup or configure_model, or the strategy, has made others
         assert self.regularizer is not None
         self.regularizer.to(pl_module.device)
@@ -151,7 +143,7 @@ class SFRCallback(L.Callback):
             not projections.made or any(id(p) not in known for p in projections.parameters())
         ):
             raise RuntimeError(
-                f"{_WHERE}: expected configure_optimizers to take the parameters of the projections as well, as "
+                f"{WHERE}: expected configure_optimizers to take the parameters of the projections as well, as "
                 "self.parameters() has them"
             )
 
@@ -159,7 +151,7 @@ class SFRCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._step is not None and self._step.callbacks[0] is self:  # the first acts for all
-            self._step.after_batch(trainer.global_step)
+            self._step.after_batch(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.regularizer is None or self._trainer() is trainer:
@@ -169,7 +161,8 @@ class SFRCallback(L.Callback):
         self.teardown(trainer, pl_module, "")  # Lightning tears no callback down then
 
     def state_dict(self) -> dict[str, Any]:
-        return self._state if self.regularizer is None else dict(self.regularizer.state_dict())
+        regularizer = self.regularizer if self._step is not None else None  # not one that fails as it begins
+        return self._state if regularizer is None else dict(regularizer.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = dict(state_dict)
@@ -180,13 +173,14 @@ class SFRCallback(L.Callback):
         if self.regularizer is not None and self._trainer() is not trainer:  # of a Trainer within the fit
             checkpoint["callbacks"].pop(self.state_key, None)
             return
-        prefix = f"{_NAME}."
-        older = {k.removeprefix(prefix): x for k, x in checkpoint["state_dict"].items() if k.startswith(prefix)}
-        if older and isinstance(getattr(pl_module, _NAME, None), Unsaved):  # version 0.2.0 had it in the module's
+        prefix = f"{NAME}."
+        weights = checkpoint.get("state_dict", {})  # a sharded checkpoint has them elsewhere
+        older = {k.removeprefix(prefix): x for k, x in weights.items() if k.startswith(prefix)}
+        if older and isinstance(getattr(pl_module, NAME, None), Unsaved):  # version 0.2.0 had it in the module's
             self.load_state_dict(older)
         elif self._projects and self.regularizer is not None and self.state_key not in checkpoint["callbacks"]:
             raise ValueError(
-                f'{_WHERE}: expected a checkpoint of a fit with these layers, pairs and channel_mode="project", got '
+                f'{WHERE}: expected a checkpoint of a fit with these layers, pairs and channel_mode="project", got '
                 "one without projections; load_from_checkpoint loads its weights alone, for a fit without ckpt_path"
             )
 
@@ -194,11 +188,12 @@ class SFRCallback(L.Callback):
         """Of a copy: what a checkpoint has."""
         live: dict[str, Any] = dict.fromkeys(("regularizer", "_state_of", "_lent", "_step")) | {"_hooked": []}
         live |= dict.fromkeys(("_module", "_trainer"), _nobody)
-        return {**self.__dict__, **live, "_state": self.state_dict()}
+        state = {**self.__dict__, **live, "_state": self.state_dict()}
+        return {name: value for name, value in state.items() if name not in _OF_LIGHTNING}
 
     def _missing(self, module: L.LightningModule) -> list[str]:
         """Names of layers that the module does not have, or not yet."""
-        named = dict(module.named_modules())
+        named = named_parts(module)
         names = self.layers if isinstance(self.layers, (Mapping, Sequence)) else ()
         return [name for name in names if name not in named]
 
@@ -206,15 +201,15 @@ class SFRCallback(L.Callback):
         self._hook(module)
         assert self.regularizer is not None
         if self.regularizer.projections is not None:
-            _make_projections(trainer, module, self.regularizer)
-            self._lent = _Lent(module, Unsaved(self.regularizer.projections))
+            make_projections(trainer, module, self.regularizer)
+            self._lent = Lent(module, Unsaved(self.regularizer.projections))
         self._load(self._state)
-        self._step = _TrainingStep.of(module)
+        self._step = TrainingStep.of(module)
         self._step.join(self)
 
     def _hook(self, module: L.LightningModule) -> None:
         self.regularizer = SelfFeatureRegularizer(module, self.layers, **self.options)
-        self._hooked = [module.get_submodule(name) for name in self.regularizer.layers]
+        self._hooked = _layers(module, self.regularizer)
 
     def _hook_again(self, module: L.LightningModule) -> None:
         """On the layers that there are now; the counter and the projections go on."""
@@ -232,11 +227,11 @@ class SFRCallback(L.Callback):
 
     def _end(self) -> None:
         """The module as it was before. Calling it again does nothing."""
-        if self._step is not None:
-            self._step.leave(self)
-        if self.regularizer is not None:
+        if self._step is not None:  # the last thing that a fit begins with
             self._state = self.state_dict()
             self._state_of = self._module
+            self._step.leave(self)
+        if self.regularizer is not None:
             self.regularizer.remove()
         if self._lent is not None:
             self._lent.take_back()
@@ -244,135 +239,26 @@ class SFRCallback(L.Callback):
         self._hooked = []
         self._module = self._trainer = _nobody
 
-    def _check_projects(self, trainer: L.Trainer) -> None:
-        kind = type(trainer.strategy).__name__
-        if kind in _SHARDED:
-            raise ValueError(f'{_WHERE}: expected one device or DDP for channel_mode="project", got {kind}')
-        averaging = getattr(L.pytorch.callbacks, "WeightAveraging", ())  # newer than the oldest that is supported
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        for callback in callbacks[: callbacks.index(self) if self in callbacks else 0]:
-            if isinstance(callback, averaging):
-                name = type(callback).__name__
-                raise ValueError(
-                    f"{_WHERE}: expected to come before {name} in callbacks, since that copies the module when fit "
-                    "begins and the copy would lack the projections, got it after"
-                )
-
-
-class _TrainingStep:
-    """The ``training_step`` of a module, with the losses of callbacks. A copy of the module has the plain one."""
-
-    def __init__(self, module: L.LightningModule) -> None:
-        self.module = module
-        self.before: _Method | None = vars(module).get(_STEP)
-        self.plain: _Method = getattr(module, _STEP)
-        self.callbacks: list[SFRCallback] = []
-        self.logged: dict[str, Tensor] = {}
-        self.optimizer_steps = 0
-        self.called = False  # in this batch
-        functools.update_wrapper(self, self.plain, updated=())
-        # Lightning reads the arguments of what one wrapper wraps: of the module's own one, where it has one.
-        self.__wrapped__ = getattr(self.plain, "__wrapped__", self.plain)
-        setattr(module, _STEP, self)
-
-    @property
-    def __code__(self) -> types.CodeType:
-        """Lightning asks a wrapper of this one whether it is LightningModule's own."""
-        return inspect.unwrap(self.plain).__code__
-
-    @staticmethod
-    def of(module: L.LightningModule) -> _TrainingStep:
-        """The one that is there, or a new one."""
-        present = vars(module).get(_STEP)
-        return present if isinstance(present, _TrainingStep) else _TrainingStep(module)
-
-    def join(self, callback: SFRCallback) -> None:
-        self.callbacks.append(callback)
-
-    def leave(self, callback: SFRCallback) -> None:
-        self.callbacks.remove(callback)
-        if self.callbacks or vars(self.module).get(_STEP) is not self:
-            return
-        if self.before is None:
-            delattr(self.module, _STEP)
-        else:
-            setattr(self.module, _STEP, self.before)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.plain(*args, **kwargs)
-        self.logged = {}
-        trainer = self.module.trainer
-        if not trainer.training:  # a validation by the step of training
-            return output
-        self.called = True
-        # Not of a Trainer around this one, or before it.
-        regularizers = [each for c in self.callbacks if (each := c.regularizer) is not None and c._trainer() is trainer]
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        # A batch that is left out, or what Lightning says more about.
-        if not (isinstance(loss, Tensor) and loss.requires_grad and regularizers):
-            return output
-        extra = functools.reduce(operator.add, [each.loss() for each in regularizers])
-        for n, each in enumerate(regularizers, 1):
-            for (shallow, deep), value in each.values().items():
-                name = f"sfr/{shallow}-{deep}"
-                self.logged[f"{name}-{n}" if name in self.logged else name] = value
-        self.logged["sfr/loss"] = extra.detach()
-        return {**output, "loss": loss + extra} if isinstance(output, Mapping) else loss + extra
-
-    def after_batch(self, optimizer_steps: int) -> None:
-        if not self.called:
-            warnings.warn(
-                f"{_WHERE}: the module's training_step was replaced after fit had begun, and no loss of SFR is added; "
-                "replace it before",
-                stacklevel=2,
-            )
-        self.called = False
-        self.module.log_dict(self.logged, batch_size=1)
-        if optimizer_steps == self.optimizer_steps:
-            return  # the batch was only accumulated
-        self.optimizer_steps = optimizer_steps
-        if any(callback.step_smoothing for callback in self.callbacks):
-            for module in self.module.modules():
-                if isinstance(module, DynamicLabelSmoothing):
-                    module.step()
-
-    def __reduce__(self) -> tuple[_Method, tuple[Any, ...]]:
-        return (_plain_step, (self.module, self.before))
-
-
-def _plain_step(module: L.LightningModule, before: _Method | None) -> _Method:
-    return types.MethodType(type(module).training_step, module) if before is None else before
-
-
-class _Lent:
-    """A submodule, under the first name that is free, until it is taken back."""
-
-    def __init__(self, module: L.LightningModule, part: Unsaved) -> None:
-        names = (_NAME if n == 1 else f"{_NAME}_{n}" for n in range(1, 1000))
-        self.name = next(name for name in names if not hasattr(module, name))
-        self._module, self._part = weakref.ref(module), part
-        module.add_module(self.name, part)
-
-    def take_back(self) -> None:
-        self._part.end()
-        module = self._module()
-        if module is not None and getattr(module, self.name, None) is self._part:
-            delattr(module, self.name)
-
 
 def _undo_left(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Takes off what callbacks have left on a module after a fit whose end they were not told, or on the copied one."""
-    step = vars(module).get(_STEP)
-    for callback in list(step.callbacks) if isinstance(step, _TrainingStep) else []:
+    step = vars(module).get(STEP)
+    for callback in list(step.callbacks) if isinstance(step, TrainingStep) else []:
         other = callback._trainer()
         if other is trainer:
             continue
         if other is not None and other.state.status == "running":
-            raise RuntimeError(f"{_WHERE}: expected a module that no other Trainer is fitting; fit a deepcopy of it")
+            raise RuntimeError(f"{WHERE}: expected a module that no other Trainer is fitting; fit a deepcopy of it")
         callback._end()
     for name, part in list(module.named_children()):
         if isinstance(part, Unsaved) and part.ended:
             delattr(module, name)
+
+
+def _layers(module: L.LightningModule, regularizer: SelfFeatureRegularizer) -> list[nn.Module | None]:
+    """Those that there are now."""
+    named = named_parts(module)
+    return [named.get(name) for name in regularizer.layers]
 
 
 def _makes_layers(module: L.LightningModule) -> str | None:
@@ -390,45 +276,3 @@ def _nobody() -> None:
 def _as_lists(pairs: Any) -> Any:
     """The same for tuples and lists."""
     return [_as_lists(each) for each in pairs] if isinstance(pairs, (list, tuple)) else pairs
-
-
-def _make_projections(trainer: L.Trainer, module: L.LightningModule, regularizer: SelfFeatureRegularizer) -> None:
-    example = module.example_input_array
-    if example is None:
-        raise ValueError(f'{_WHERE}: expected the module to have example_input_array for channel_mode="project"')
-    modes = {each: each.training for each in module.modules()}
-    module.eval()  # running statistics stay
-    try:
-        with torch.no_grad():
-            _forward(trainer, module, example)
-    finally:
-        for each, training in modes.items():  # parts that are frozen stay in evaluation
-            each.training = training
-    assert regularizer.projections is not None
-    if not regularizer.projections.made:
-        regularizer.remove()
-        raise RuntimeError(
-            f"{_WHERE}: expected the module's forward of example_input_array, in evaluation mode, to pass through all "
-            f'of {", ".join(map(repr, regularizer.layers))}, since it makes the projections of channel_mode="project"'
-        )
-
-
-def _forward(trainer: L.Trainer, module: L.LightningModule, example: Any) -> None:
-    """As it is; and if it cannot be, as batches are: an earlier fit may have converted the module."""
-
-    def call(example: Any) -> None:
-        call = module._call_impl  # not compiled, as the module itself may be: no hook makes anything in a graph
-        if isinstance(example, Mapping):
-            call(**example)
-        else:
-            call(*example) if isinstance(example, (list, tuple)) else call(example)
-
-    try:
-        call(example)
-    except Exception as error:
-        precision: Any = trainer.precision_plugin
-        with contextlib.suppress(Exception), precision.forward_context():
-            batch = module._apply_batch_transfer_handler(module._on_before_batch_transfer(example))
-            call(precision.convert_input(batch))
-            return
-        raise error

@@ -35,9 +35,10 @@ class SelfFeatureRegularizer(HookedLoss):
 
     Args:
         model: the network; also one wrapped by ``torch.compile`` or ``DistributedDataParallel``.
-        layers: names of modules of ``model`` (as in ``named_modules()``, without the prefix of a wrapper),
-            from shallow to deep. Each must return one tensor ``[B, C, H, W]``. Or a dict from such names to
-            transforms (None: none), for layers that return something else: `sfr_ext.layouts`.
+        layers: names of modules of ``model`` (as in ``named_modules()``, without the prefix of a wrapper, be it of the
+            model or of a part that is compiled), from shallow to deep. Each must return one tensor ``[B, C, H, W]``.
+            Or a dict from such names to transforms (None: none), for layers that return something else:
+            `sfr_ext.layouts`.
         pairs: "all" (every shallow layer with every deeper one) | "last" (every layer with the last one) |
             a list of ``(shallow, deep)`` names.
         weight: factor on the loss, >= 0.
@@ -81,7 +82,8 @@ class SelfFeatureRegularizer(HookedLoss):
     Raises:
         TypeError: an argument of the wrong kind, an option that ``emd_l2`` does not have.
         ValueError: an unknown layer (close names are listed), an impossible pair or value; from :meth:`loss`,
-            features of a wrong shape, maps that look like ``[B, H, W, C]``, channel counts that do not divide.
+            features of a wrong shape, maps that look like ``[B, H, W, C]``, channel counts that do not divide or are
+            others than projections were made for.
         RuntimeError: :meth:`loss` with no forward since the last one, after :meth:`remove`, after a forward in copies
             (``nn.DataParallel``), with projections that have not been made, or where gradients are on, the forward was
             in training mode and no shallow map requires a gradient, or one does not though one before it does, or a

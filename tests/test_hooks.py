@@ -456,6 +456,16 @@ def test_a_traced_graph_and_a_copy_never_run_the_layers(images):
             sfr.loss()
 
 
+@pytest.mark.parametrize("prefix", ["net", "net._orig_mod"])
+def test_names_of_layers_of_a_part_that_is_compiled(images, prefix):
+    owner = nn.Module()
+    owner.net = torch.compile(Net(), backend="eager")
+    with SelfFeatureRegularizer(owner, [f"{prefix}.{name}" for name in LAYERS]) as sfr:
+        found = gradients(owner.net, owner.net(images).sum() + sfr.loss())
+    torch.testing.assert_close(found, plain(images))
+    assert not any("__prepare_scriptable__" in vars(module) for module in owner.modules())
+
+
 def test_another_model_of_the_class_that_was_compiled_before(images):
     """Its graph, which has no hooks, is taken for this one's where torch.compile looks at no hooks (after 2.4)."""
     try:

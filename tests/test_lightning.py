@@ -17,6 +17,7 @@ from sfr_ext import DynamicLabelSmoothing, SelfFeatureRegularizer
 pytest.importorskip("lightning")
 
 import lightning as L
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from sfr_ext.lightning import SFRCallback
 
@@ -294,6 +295,33 @@ def test_a_checkpoint_without_projections_is_refused(tmp_path: Path) -> None:
     assert is_clean(module)
 
 
+class Sharding(SingleDeviceStrategy):
+    """Takes the weights out of what it has loaded, as those do that save a file for each process."""
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(*args, **kwargs)
+        assert self.lightning_module is not None
+        self.lightning_module.load_state_dict(checkpoint.pop("state_dict"))
+        return checkpoint
+
+    def load_model_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("mode", ["match", "project"])
+def test_a_sharded_checkpoint(mode: str, tmp_path: Path) -> None:
+    options = {"warmup_steps": 12, "channel_mode": mode}
+    fitting = trainer(SFRCallback(LAYERS, **options))
+    fitting.fit(Module(), DATA)
+    fitting.save_checkpoint(tmp_path / "last.ckpt")
+    whole, sharded = Module(), Module()
+    for module, strategy in ((whole, "auto"), (sharded, Sharding("cpu"))):
+        trainer(SFRCallback(LAYERS, **options), max_epochs=2, strategy=strategy).fit(
+            module, DATA, ckpt_path=tmp_path / "last.ckpt"
+        )
+    torch.testing.assert_close(sharded.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["WeightAveraging", "EMAWeightAveraging"])
 def test_weight_averaging(name: str, tmp_path: Path) -> None:
     """Its copy of the module must have the projections."""
@@ -354,6 +382,26 @@ def test_after_a_fit_with_an_average_of_weights(name: str, tmp_path: Path) -> No
     assert is_clean(module)
 
 
+class Normalised(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0] = nn.Sequential(self.net[0], nn.BatchNorm2d(4))
+
+
+def test_an_epoch_for_the_statistics_of_batch_norm_does_not_count() -> None:
+    module, callback = Normalised(), SFRCallback(LAYERS)
+    average = L.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)
+    seen = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            seen.append(trainer.current_epoch)
+
+    trainer(callback, average, Look(), max_epochs=3).fit(module, DATA)
+    assert seen.count(3) == 4  # one epoch more
+    assert int(callback.state_dict()["steps"]) == int(module.smooth.steps) == 12
+
+
 def copies(module: L.LightningModule) -> dict[str, L.LightningModule]:
     return {"deepcopy": copy.deepcopy(module), "pickle": pickle.loads(pickle.dumps(module))}
 
@@ -406,6 +454,24 @@ def test_a_trainer_within_a_fit(what: str, mode: str) -> None:
     judged = fit(Look())
     assert is_clean(judged)
     torch.testing.assert_close(judged.state_dict(), fit().state_dict(), rtol=0, atol=0)
+
+
+def test_a_trainer_within_a_fit_that_leaves_itself_on_the_module() -> None:
+    class Inner(L.Callback):
+        def on_train_epoch_end(self, trainer_, pl_module):
+            trainer().test(pl_module, DATA, verbose=False)
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    seen = []
+    for inner in ([], [Inner()]):
+        module, rows = Judged(), []
+        trainer(SFRCallback(LAYERS), *inner, Look(), max_epochs=2).fit(module, DATA)
+        assert len(rows) == 8 and all(row["sfr/loss"] > 0 for row in rows)
+        seen.append((module.state_dict(), rows))
+    torch.testing.assert_close(seen[1], seen[0], rtol=0, atol=0)
 
 
 def test_a_callback_within_a_callback() -> None:
@@ -476,11 +542,77 @@ def test_a_further_fit(mode: str) -> None:
     assert int(again.state_dict()["steps"]) == 8
 
 
+@pytest.mark.parametrize("example", [None, torch.zeros(1, 3, 8, 8)])
+def test_a_fit_that_does_not_begin_leaves_the_callback_as_it_was(example: Tensor | None) -> None:
+    """Before the first one, and after it."""
+    module, callback = Module(), SFRCallback(LAYERS, channel_mode="project")
+    right = module.example_input_array
+    before: dict[str, Any] = {}
+    for fits in range(2):
+        module.example_input_array = example
+        with pytest.raises((ValueError, RuntimeError)):
+            trainer(callback).fit(module, DATA)
+        assert is_clean(module)
+        torch.testing.assert_close(dict(callback.state_dict()), before, rtol=0, atol=0)
+        module.example_input_array = right
+        trainer(callback).fit(module, DATA)
+        assert int(callback.state_dict()["steps"]) == 4 * (fits + 1)
+        before = copy.deepcopy(dict(callback.state_dict()))
+
+
+@pytest.mark.parametrize("when", ["after", "in"])
+def test_a_copy_of_the_callback_has_nothing_of_the_module(when: str) -> None:
+    class Copy(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            made.append(pickle.dumps(callback))
+
+    made: list[bytes] = []
+    module, callback = Module(), SFRCallback(LAYERS)
+    module.unpicklable = lambda: None  # type: ignore[assignment]
+    trainer(callback, *([Copy()] if when == "in" else [])).fit(module, DATA)
+    made.append(pickle.dumps(callback))
+    assert all(b"Module" not in each for each in made)
+    trainer(pickle.loads(made[-1])).fit(Module(), DATA)
+    assert not any(isinstance(getattr(x, "__self__", x), nn.Module) for x in vars(copy.deepcopy(callback)).values())
+
+
+@pytest.mark.parametrize("mode", ["match", "project"])
+def test_a_further_fit_of_a_network_that_configure_model_has_compiled(mode: str) -> None:
+    class Compiled(Module):
+        def configure_model(self) -> None:
+            if not isinstance(self.net, torch._dynamo.OptimizedModule):
+                self.net = torch.compile(self.net, backend="eager")  # type: ignore[assignment]
+
+    fitted = []
+    for module in (Compiled(), Module()):
+        torch.manual_seed(0)
+        callback = SFRCallback(LAYERS, warmup_steps=12, channel_mode=mode)
+        for _ in range(2):
+            trainer(callback).fit(module, DATA)
+            assert is_clean(module)
+        assert int(callback.state_dict()["steps"]) == 8
+        fitted.append({name.replace("._orig_mod", ""): x for name, x in module.state_dict().items()})
+    torch.testing.assert_close(fitted[0], fitted[1])
+
+
 class Remade(Module):
     """``setup`` makes its layers each time."""
 
     def setup(self, stage: str) -> None:
         self.net = Module().net
+
+
+def test_projections_are_of_as_many_channels_as_they_were_made_for() -> None:
+    class Wider(Module):
+        def setup(self, stage: str) -> None:
+            self.net[0], self.net[1] = nn.Conv2d(1, 6, 3, 1, 1), nn.Conv2d(6, 8, 3, 2, 1)
+
+    module = Wider()
+    with pytest.raises(
+        ValueError, match=r"'net.0' with the 4 channels and 'net.1' with the 8 .* made for, got 6 and 8"
+    ):
+        trainer(SFRCallback(LAYERS, channel_mode="project")).fit(module, DATA)
+    assert is_clean(module)
 
 
 @pytest.mark.parametrize("mode", ["match", "project"])

@@ -18,7 +18,7 @@ from .comparison import Comparison, distance
 from .hooks import Hook, Hooks
 from .options import Options
 from .pairs import Pair
-from .projections import Projections
+from .projections import Projections, channels
 
 Self = TypeVar("Self", bound="HookedLoss")
 _PATIENCE = 100  # calls of loss() until projections that nothing changes are noticed: more than one step accumulates
@@ -148,6 +148,8 @@ class HookedLoss(nn.Module):
     def _compare(self, students: Features, teachers: Features | None) -> Tensor:
         """The mean over the pairs."""
         comparison = Comparison(self.options, students, teachers)
+        if self.projections is not None:
+            self._check_channels(students, students if teachers is None else teachers)
         losses = []
         for i, (shallow, deep) in enumerate(self.pairs):
             project = None if self.projections is None else self.projections.of_pair(i)
@@ -188,6 +190,18 @@ class HookedLoss(nn.Module):
                 "its own, which nothing keeps alike. Give attach=True, and call the model before it is wrapped",
                 stacklevel=4,
             )
+
+    def _check_channels(self, students: Features, teachers: Features) -> None:
+        """The projections are made once; layers may be replaced later."""
+        assert self.projections is not None
+        for i, (shallow, deep) in enumerate(self.pairs):
+            came = channels(students[shallow]), channels(teachers[deep])
+            if came != (wanted := self.projections.channels_of_pair(i)):
+                raise ValueError(
+                    f"{self.options.at_loss}: expected {shallow!r} with the {wanted[0]} channels and {deep!r} with the "
+                    f"{wanted[1]} that their projection was made for, got {came[0]} and {came[1]}; layers that are "
+                    "replaced (as by a LightningModule's setup or configure_model) are to keep their channels"
+                )
 
     def _ramp(self) -> Tensor:
         return (counters.read(self.steps) / self.warmup_steps).clamp(max=1.0)

@@ -249,15 +249,15 @@ class _Scriptable:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = weakref.ref(module)
-        if not hasattr(module, _SCRIPT):
-            setattr(module, _SCRIPT, _Twin(module))
+        if not hasattr(module, _SCRIPT):  # of its own: what torch.compile returns sets attributes of what it wraps
+            vars(module)[_SCRIPT] = _Twin(module)
 
     def remove(self) -> None:
         module = self._module()
         if module is None or any(isinstance(hook, Hook) for hook in _hooks_of(module)):
             return
-        if isinstance(getattr(module, _SCRIPT, None), _Twin):
-            delattr(module, _SCRIPT)
+        if isinstance(vars(module).get(_SCRIPT), _Twin):
+            del vars(module)[_SCRIPT]
 
     def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
         return (_Nothing, ())
@@ -370,7 +370,7 @@ def _find_modules(
             model = model._orig_mod  # type: ignore[assignment]
         else:
             break
-    modules = dict(model.named_modules())
+    modules = named_parts(model)
     modules.pop("")
     whose = "" if role == "model" else f"the {role}, "
     for name in layers:
@@ -380,6 +380,12 @@ def _find_modules(
                 f"{_what_there_is(name, list(modules))}"
             )
     return model, [modules[name] for name in layers]
+
+
+def named_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """As ``named_modules()`` has them; those of a compiled part also without the prefix of ``torch.compile``."""
+    modules = dict(model.named_modules())
+    return {name.replace("._orig_mod", ""): module for name, module in modules.items()} | modules
 
 
 def _what_there_is(name: str, modules: list[str]) -> str:

@@ -32,11 +32,15 @@ class Projections(nn.Module):
         """For the shallow and deep features of each pair, ``[B, C, H, W]`` or ``[B, N, C]``."""
         with torch.inference_mode(False):
             for i, (shallow, deep) in enumerate(pairs):
-                channels = [x.shape[1 if x.dim() == 4 else 2] for x in (deep, shallow)]
                 dtype = torch.promote_types(shallow.dtype, torch.float32)
-                weight = torch.empty(*channels, 1, 1, device=shallow.device, dtype=dtype)
+                weight = torch.empty(channels(deep), channels(shallow), 1, 1, device=shallow.device, dtype=dtype)
                 nn.init.kaiming_normal_(weight, nonlinearity="linear")
                 self.register_parameter(f"pair{i}", nn.Parameter(weight))
+
+    def channels_of_pair(self, i: int) -> tuple[int, int]:
+        """Shallow and deep."""
+        deep, shallow, _, _ = getattr(self, f"pair{i}").shape
+        return shallow, deep
 
     def of_pair(self, i: int) -> Callable[[Tensor], Tensor]:
         """From a student ``[B, C_shallow, h, w]`` to ``[B, C_deep, h, w]``."""
@@ -53,3 +57,8 @@ class Projections(nn.Module):
             if weight is None and isinstance(saved, Tensor):
                 self.register_parameter(name, nn.Parameter(torch.empty_like(saved)))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def channels(x: Tensor) -> int:
+    """Of a map ``[B, C, H, W]`` or tokens ``[B, N, C]``."""
+    return x.shape[1 if x.dim() == 4 else 2]
