@@ -853,7 +853,7 @@ def test_a_learning_rate_is_found_with_the_loss_of_sfr() -> None:
     module = Module()
     module.lr = 0.1  # type: ignore[assignment]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sfr_ext.lightning.SelfFeatureRegularizer", Counting)
+        patch.setattr("sfr_ext.lightning.callback.SelfFeatureRegularizer", Counting)
         trainer(finder, callback).fit(module, DATA)
     assert len(calls) == 3 + 4
     torch.testing.assert_close(dict(module.net.state_dict()), dict(plain().net.state_dict()))

@@ -160,47 +160,54 @@ constexpr int most_packs = most_in_run / Pack<T>::count;
 template <class T>
 SFR_DEVICE Pack<T> unpacked(DType dtype, const Word16& word, int q) {
   Pack<T> out;
+  const auto fill = [&](auto element) {
 #pragma unroll
-  for (int k = 0; k < Pack<T>::count; ++k) {
-    const int e = q * Pack<T>::count + k;
-    if (dtype == DType::float32) {
-      out.at[k] = T(bits_float(word.part[e % 4]));
-    } else if (sizeof(T) == 8 && dtype == DType::float64) {
+    for (int k = 0; k < Pack<T>::count; ++k) out.at[k] = element(q * Pack<T>::count + k);
+  };
+  const auto half = [&](int e) { return uint16_t(word.part[e / 2] >> 16 * (e % 2)); };
+  if (dtype == DType::float32)
+    fill([&](int e) { return T(bits_float(word.part[e % 4])); });
+  else if (sizeof(T) == 8 && dtype == DType::float64)
+    fill([&](int e) {
       const int low = 2 * (e % 2);
-      out.at[k] = T(bits_double(uint64_t(word.part[low]) | uint64_t(word.part[low + 1]) << 32));
-    } else {
-      const uint16_t bits = uint16_t(word.part[e / 2] >> 16 * (e % 2));
-      out.at[k] = T(dtype == DType::float16 ? to_float(Half{bits}) : to_float(Bfloat{bits}));
-    }
-  }
+      return T(bits_double(uint64_t(word.part[low]) | uint64_t(word.part[low + 1]) << 32));
+    });
+  else if (dtype == DType::float16)
+    fill([&](int e) { return T(to_float(Half{half(e)})); });
+  else
+    fill([&](int e) { return T(to_float(Bfloat{half(e)})); });
   return out;
 }
 
 // The other way: puts pack q into a run.
 template <class T>
 SFR_DEVICE void pack_into(DType dtype, const Pack<T>& pack, int q, Word16& word) {
+  const auto each = [&](auto put) {
 #pragma unroll
-  for (int k = 0; k < Pack<T>::count; ++k) {
-    const int e = q * Pack<T>::count + k;
-    if (dtype == DType::float32) {
-      word.part[e % 4] = float_bits(float(pack.at[k]));
-    } else if (sizeof(T) == 8 && dtype == DType::float64) {
-      const uint64_t bits = double_bits(double(pack.at[k]));
+    for (int k = 0; k < Pack<T>::count; ++k) put(q * Pack<T>::count + k, pack.at[k]);
+  };
+  const auto put_half = [&](int e, auto half) {
+    word.part[e / 2] = e % 2 == 0 ? half.bits : word.part[e / 2] | uint32_t(half.bits) << 16;
+  };
+  if (dtype == DType::float32)
+    each([&](int e, T x) { word.part[e % 4] = float_bits(float(x)); });
+  else if (sizeof(T) == 8 && dtype == DType::float64)
+    each([&](int e, T x) {
+      const uint64_t bits = double_bits(double(x));
       word.part[2 * (e % 2)] = uint32_t(bits), word.part[2 * (e % 2) + 1] = uint32_t(bits >> 32);
-    } else {
-      uint32_t bits;
-      if (dtype == DType::float16) {
-        Half half;
-        from_float(pack.at[k], half);
-        bits = half.bits;
-      } else {
-        Bfloat half;
-        from_float(pack.at[k], half);
-        bits = half.bits;
-      }
-      word.part[e / 2] = e % 2 == 0 ? bits : word.part[e / 2] | bits << 16;
-    }
-  }
+    });
+  else if (dtype == DType::float16)
+    each([&](int e, T x) {
+      Half half;
+      from_float(x, half);
+      put_half(e, half);
+    });
+  else
+    each([&](int e, T x) {
+      Bfloat half;
+      from_float(x, half);
+      put_half(e, half);
+    });
 }
 
 // First element of word k of a round.

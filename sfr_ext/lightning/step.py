@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .smoothing import DynamicLabelSmoothing
-from .train.engine import L
+from ..smoothing import DynamicLabelSmoothing
+from ..train.engine import L
 
 if TYPE_CHECKING:
-    from .lightning import SFRCallback
-    from .regularizer import SelfFeatureRegularizer
+    from ..regularizer import SelfFeatureRegularizer
+    from .callback import SFRCallback
 
 WHERE = "sfr_ext.lightning.SFRCallback"  # for messages
 STEP = "training_step"

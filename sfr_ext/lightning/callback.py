@@ -1,4 +1,4 @@
-"""SFR in the training of any LightningModule: ``Trainer(callbacks=[SFRCallback([...])])``."""
+"""The callback: what joins a fit, and when; what is saved and loaded."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from . import checks
-from .layouts import Transform
-from .lightning_projections import NAME, Lent, check_trainer, make_projections
-from .lightning_step import STEP, WHERE, TrainingStep
-from .regularizer import SelfFeatureRegularizer
-from .sfr.hooks import named_parts
-from .sfr.unsaved import Unsaved
-from .train.engine import L
-
-__all__ = ["SFRCallback"]
+from .. import checks
+from ..layouts import Transform
+from ..regularizer import SelfFeatureRegularizer
+from ..sfr.hooks import named_parts
+from ..sfr.unsaved import Unsaved
+from ..train.engine import L
+from .projections import NAME, Lent, check_trainer, make_projections
+from .step import STEP, WHERE, TrainingStep
 
 _OF_LIGHTNING = ("log", "log_dict")  # methods of the module, which Lightning makes attributes of each callback
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from .lightning_step import WHERE
-from .regularizer import SelfFeatureRegularizer
-from .sfr.unsaved import Unsaved
-from .train.engine import L
+from ..regularizer import SelfFeatureRegularizer
+from ..sfr.unsaved import Unsaved
+from ..train.engine import L
+from .step import WHERE
 
 NAME = "self_feature_regularizer"  # of the submodule that has them
 # What spreads parameters over processes, where projections were never tried.
