@@ -402,7 +402,7 @@ NO_FIELDS = [
 ]
 
 
-@pytest.mark.parametrize(("where", "value", "told"), NO_FIELDS)
+@pytest.mark.parametrize(("where", "value", "told"), NO_FIELDS, ids=[" ".join(where) for where, *_ in NO_FIELDS])
 def test_fields_of_results_that_no_run_writes_are_named(tmp_path, where, value, told):
     folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=3)
     path = folder / "one" / "a" / "seed-0" / "result.json"

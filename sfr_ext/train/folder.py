@@ -64,7 +64,8 @@ class Files:
 def find_files(folder: Path) -> tuple[Files, tuple[str, ...]]:
     """All images below ``folder/<class>/``, sorted by class and name, and the names of the classes.
 
-    Hidden files and folders are those of programs, such as ``.ipynb_checkpoints``, and are passed over.
+    Hidden files and folders are those of programs, such as ``.ipynb_checkpoints``, and are passed over. Links are
+    followed, to each folder once in a class.
 
     Raises:
         TrainError: a folder that cannot be read, without classes, or with a class without images.
