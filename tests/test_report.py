@@ -635,8 +635,10 @@ def test_runs_that_are_missing(tmp_path):
         ("one/ce/seed-0/metrics.csv", None, "ce/seed-0/metrics.csv cannot be read: No such file"),
         ("one/ce/seed-0/metrics.csv", "", "ce/seed-0/metrics.csv is damaged"),
         ("one/ce/seed-0/metrics.csv", "seconds\n1\n", "ce/seed-0/metrics.csv is damaged"),
-        ("one/ce/seed-0/metrics.csv", "epoch,seconds\n1,one\n", "ce/seed-0/metrics.csv is damaged"),
-        ("one/ce/seed-0/metrics.csv", "epoch,seconds\n1\n", "ce/seed-0/metrics.csv is damaged"),
+        ("one/ce/seed-0/metrics.csv", "epoch,seconds\n1,one\n", "metrics.csv is damaged: row 1: seconds must be a num"),
+        ("one/ce/seed-0/metrics.csv", "epoch,seconds\n1\n", "metrics.csv is damaged: row 1 has fewer fields"),
+        ("one/ce/seed-0/metrics.csv", "epoch\n1,2\n", "metrics.csv is damaged: row 1 has more fields"),
+        ("one/ce/seed-0/metrics.csv", "epoch\n" + 200_000 * "1", "metrics.csv is damaged: field larger than"),
     ],
 )
 def test_damaged_files_are_named(name, content, told, tmp_path, capsys):

@@ -217,7 +217,7 @@ def _rows(path: Path) -> list[dict[str, float]]:
             f"{path} cannot be read: {error.strerror or error}; it belongs to the result beside it"
         ) from error
     except _DAMAGE as error:
-        raise TrainError(f"{path} is damaged: it is not what sfr-ext train writes") from error
+        raise TrainError(f"{path} is damaged: {error}") from error
 
 
 def _from_lines(path: Path) -> Iterator[Outcome]:
