@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import shutil
 import sys
 import types
@@ -20,7 +21,7 @@ from sfr_ext.train.config import TrainConfig
 from sfr_ext.train.data import load_data
 from sfr_ext.train.errors import TrainError
 from sfr_ext.train.files import atomic_write
-from sfr_ext.train.folder import Names, centre_box, random_box
+from sfr_ext.train.folder import Names, centre_box, find_files, random_box
 from sfr_ext.train.images import read_image
 
 IMAGES = "train-images-idx3-ubyte.gz"
@@ -271,6 +272,39 @@ def test_image_folder(folders, tmp_path):
         load_data(TrainConfig(data="imagefolder", data_dir=tmp_path / "empty"))
 
 
+def test_each_folder_of_a_class_is_walked_once(folders, tmp_path):
+    """Twelve classes that link to one another have 1.3e9 ways through them; each is seen from each."""
+    classes = "abcdefghijkl"
+    for name in classes:
+        folders(f"{name}/one.png", (0, 0, 0))
+        for other in classes.replace(name, ""):
+            (tmp_path / name / f"to-{other}").symlink_to(tmp_path / other)
+    files, found = find_files(tmp_path)
+    assert found == tuple(classes)
+    assert torch.bincount(files.labels).tolist() == [len(classes)] * len(classes)
+    names = [files.names[i] for i in range(len(files.names))]
+    assert names[:3] == ["a/one.png", "a/to-b/one.png", "a/to-b/to-c/one.png"]  # in order
+    assert len({os.path.realpath(tmp_path / name) for name in names}) == len(classes)
+
+
+def test_folders_may_lie_deep(folders, tmp_path):
+    folders("data/a/one.png", (0, 0, 0))
+    deepest = tmp_path / "data" / "a"
+    depth = sys.getrecursionlimit() + 100
+    below = [f"{deepest}{'/n' * i}" for i in range(1, depth + 1)]
+    for place in below:
+        os.mkdir(place)
+    os.link(deepest / "one.png", f"{below[-1]}/two.png")
+    try:
+        files, _ = find_files(tmp_path / "data")
+        assert [files.names[i] for i in range(2)] == ["a/one.png", f"a{'/n' * depth}/two.png"]
+        assert files.image(1).size == (20, 10)
+    finally:  # what removes temporary folders may not go as deep
+        os.remove(f"{below[-1]}/two.png")
+        for place in reversed(below):
+            os.rmdir(place)
+
+
 def test_the_same_images_whoever_reads_them(folders, tmp_path):
     """What is random of an image depends on seed, epoch and place; not on the number of workers."""
     for i in range(12):
@@ -366,6 +400,11 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     for name in ("text.png", "empty.png", "nowhere.png"):
         with pytest.raises(TrainError, match=f"{name} cannot be read"):
+            read_image(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.png")  # would be waited for without end
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "folder.png"):
+        with pytest.raises(TrainError, match=f"{name} cannot be read: it is no regular file"):
             read_image(tmp_path / name)
     image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(TrainError, match="float.tiff has levels of no known range"):

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +285,43 @@ def test_runs_of_other_options_in_one_arm_are_refused(tmp_path):
         report(folder)
 
 
+def kept_lines(folder):
+    """The lines of a study of which nothing else is left, and how to change the fourth of them."""
+    read_results(folder).save(folder)
+    shutil.rmtree(folder / "one")
+    path = folder / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def write(where, value):
+        changed = json.loads(json.dumps(lines))
+        place = changed[3]
+        for name in where[:-1]:
+            place = place[name]
+        if value is MISSING:
+            del place[where[-1]]
+        else:
+            place[where[-1]] = value
+        path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+
+    return write
+
+
+MISSING = object()
+
+
+def test_lines_of_other_options_in_one_arm_are_refused(tmp_path):
+    """As where their folders are there; not those of an arm that the study does not ask for."""
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=3)
+    write = kept_lines(folder)
+    write(("result", "options", "batch_size"), 64)  # of one/a/seed-0
+    with pytest.raises(TrainError, match="runs of one/a to have .* got --batch-size 64 for seed 0 and 128 for seed 1"):
+        report(folder)
+    outline = json.loads((folder / "study.json").read_text())
+    outline["settings"]["one"]["arms"] = ["ce"]
+    (folder / "study.json").write_text(json.dumps(outline))
+    assert "of 3 runs" in report(folder)
+
+
 def test_metrics_that_lack_epochs_are_named(tmp_path):
     folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=2)
     metrics = folder / "one" / "a" / "seed-1" / "metrics.csv"
@@ -294,15 +332,18 @@ def test_metrics_that_lack_epochs_are_named(tmp_path):
             report(folder)
 
 
-def test_a_run_that_diverged_is_told(tmp_path):
+@pytest.mark.parametrize("diverged", [math.nan, math.inf])
+def test_a_run_that_diverged_is_told(tmp_path, diverged):
     """Its loss is no number; its accuracy is one."""
     folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=3)
     results = [folder / "one" / "a" / f"seed-{seed}" / "result.json" for seed in range(3)]
-    for result, loss in zip(results, (0.5, math.nan, 0.7), strict=True):
+    for result, loss in zip(results, (0.5, diverged, 0.7), strict=True):
         change(result, test_loss=loss, test_calibration_error=0.1)
+    metrics = results[1].with_name("metrics.csv")
+    write_rows(metrics, [row | {"train_feature_loss": diverged} for row in read_rows(metrics)])
     report(folder)
     kept = [o.result["test_loss"] for o in read_results(folder).of("one", "a").values()]
-    assert kept[0] == 0.5 and math.isnan(kept[1])
+    assert kept[0] == 0.5 and not math.isfinite(kept[1])
     shutil.rmtree(folder / "one" / "a")
     assert [o.figure("test_loss") for o in read_results(folder).of("one", "a").values()] == [0.5, None, 0.7]
     assert "0.600" in (folder / "report.md").read_text()
@@ -334,9 +375,122 @@ def test_results_that_are_none_are_named(tmp_path, values):
         report(folder)
 
 
+INFINITY, NONE = math.inf, math.nan
+# Where in a result, what stands there, and what is said of it.
+NO_FIELDS = [
+    (("seconds",), INFINITY, r"seconds must be in \[0, 1e\+10\], got inf"),
+    (("emd_seconds",), 9.0, "emd_seconds must be at most the seconds, 4.0, got 9.0"),
+    (("test_accuracy",), -INFINITY, r"test_accuracy must be in \[0, 1\], got -inf"),
+    (("test_accuracy",), MISSING, "test_accuracy is missing"),
+    (("train_accuracy",), INFINITY, r"train_accuracy must be in \[0, 1\], got inf"),
+    (("test_calibration_error",), 1e308, r"test_calibration_error must be in \[0, 1\], got 1e\+308"),
+    (("test_loss",), 10**400, "test_loss must be a number, got 1000"),
+    (("probe_accuracy", "layer1"), NONE, r"probe_accuracy: layer1 must be in \[0, 1\], got nan"),
+    (("probe_accuracy",), [], r"probe_accuracy must be a mapping, got \[\]"),
+    (("parameters",), INFINITY, "parameters must be finite, got inf"),
+    (("versions",), {"torch": [NONE]}, "versions: torch: 0 must be finite, got nan"),
+    (("options", "lr"), INFINITY, "options: lr must be finite, got inf"),
+    (("options", "batch_size"), MISSING, "options: batch_size is missing"),
+    (("options", "batch_size"), "128", "options: batch_size must be a whole number, got '128'"),
+    (("options", "label_noise"), [0.2], "options: label_noise must be a number, got"),
+    (("threads",), [1], r"threads must be a whole number, got \[1\]"),
+    (("data",), None, "data must be a word, got None"),
+    (("arch",), "a\n# b", "arch must be a word, got 'a"),
+    (("arch",), "\ud800", "arch must be a word, got "),
+    (("train_images",), 0, "train_images must be at least 1, got 0"),
+    (("options",), None, "options must be a mapping, got None"),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "told"), NO_FIELDS, ids=[" ".join(where) for where, *_ in NO_FIELDS])
+def test_fields_of_results_that_no_run_writes_are_named(tmp_path, where, value, told):
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=3)
+    path = folder / "one" / "a" / "seed-0" / "result.json"
+    whole = json.loads(path.read_text())
+    *outer, last = where
+    place = whole
+    for name in outer:
+        place = place[name]
+    if value is MISSING:
+        del place[last]
+    else:
+        place[last] = value
+    before = path.read_text()
+    path.write_text(json.dumps(whole))
+    with pytest.raises(TrainError, match=f"a/seed-0/result.json does not hold the result of a run.*: {told}"):
+        report(folder)
+    path.write_text(before)
+    kept_lines(folder)(("result", *where), value)
+    with pytest.raises(TrainError, match=f"results.jsonl: line 4 is not what sfr-ext report writes: {told}"):
+        report(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("test_accuracy", INFINITY, r"epoch 2: test_accuracy must be in \[0, 1\], got inf"),
+        ("test_accuracy", 1e308, r"epoch 2: test_accuracy must be in \[0, 1\], got 1e\+308"),
+        ("train_accuracy", -INFINITY, r"epoch 2: train_accuracy must be in \[0, 1\], got -inf"),
+        ("seconds", INFINITY, r"epoch 2: seconds must be in \[0, 1e\+10\], got inf"),
+        ("seconds", NONE, r"epoch 2: seconds must be in \[0, 1e\+10\], got nan"),
+        ("seconds", -1.0, r"epoch 2: seconds must be in \[0, 1e\+10\], got -1.0"),
+        ("epoch", INFINITY, "it does not have the 4 epochs of the result, one a row: 2 is not there"),
+    ],
+)
+def test_numbers_of_epochs_that_no_run_writes_are_named(tmp_path, name, value, told):
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=3)
+    path = folder / "one" / "a" / "seed-0" / "metrics.csv"
+    rows, before = read_rows(path), path.read_text()
+    write_rows(path, [row | {name: value} if row["epoch"] == 2 else row for row in rows])
+    with pytest.raises(TrainError, match=f"a/seed-0/metrics.csv is damaged: {told}"):
+        report(folder)
+    path.write_text(before)
+    kept_lines(folder)(("curves", name, 1), value)
+    with pytest.raises(TrainError, match=f"results.jsonl: line 4 is not what sfr-ext report writes: {told}"):
+        report(folder)
+
+
+def test_lines_that_no_report_writes_are_named(tmp_path):
+    write = kept_lines(planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=3))
+    cases = [
+        (("curves", name, 1), x, f"epoch 2: {name} must be ")
+        for name in ("epoch", "test_accuracy", "seconds")
+        for x in ("x", "", [1], {}, True)
+    ]
+    for name in ("setting", "arm"):
+        for value in (None, 3, [], ["a"], {"a": 1}, "", "..", "a/b", "a\nb", 256 * "a"):
+            cases.append(((name,), value, f"{name} must be the name of a folder, got "))
+    cases += [((name,), MISSING, f"{name} is missing") for name in ("setting", "arm", "seed", "result", "curves")]
+    cases += [(("seed",), x, "seed must be ") for x in (True, -1, 1.0, "0", None)]
+    cases += [(("curves", "seconds"), x, "curves: seconds must be a list, got ") for x in (None, "1234", {"a": 1})]
+    cases += [(("curves", "seconds"), x, "curves must be columns of one length") for x in ([], [1.0])]
+    cases += [(("curves", "seconds"), MISSING, "epoch 1: seconds is missing")]
+    cases += [(("curves",), x, "curves must be a") for x in ([], None)]
+    for where, value, told in cases:
+        write(where, value)
+        with pytest.raises(TrainError, match=f"results.jsonl: line 4 is not what sfr-ext report writes: {told}"):
+            report(tmp_path)
+
+
+def test_a_number_of_epochs_is_no_list_of_them(tmp_path):
+    folder = planted(tmp_path, {"ce": 0, "a": 1.0}, seeds=2)
+    change(folder / "one" / "a" / "seed-1" / "result.json", epochs=10_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TrainError, match="metrics.csv is damaged: it does not have the 10000000 epochs"):
+            report(folder)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     "values",
     [
+        {"name": "\ud800"},
+        {"settings": {"one": {"about": "", "arms": ["ce"], "seeds": [0, 1.5]}}},
+        {"settings": {"one": {"about": "", "arms": ["ce"], "seeds": [True]}}},
+        {"settings": {"a/b": {"about": "", "arms": ["ce"], "seeds": [0, 1]}}},
         {"settings": {}},
         {"settings": []},
         {"settings": {"one": {}}},
@@ -481,8 +635,10 @@ def test_runs_that_are_missing(tmp_path):
         ("one/ce/seed-0/metrics.csv", None, "ce/seed-0/metrics.csv cannot be read: No such file"),
         ("one/ce/seed-0/metrics.csv", "", "ce/seed-0/metrics.csv is damaged"),
         ("one/ce/seed-0/metrics.csv", "seconds\n1\n", "ce/seed-0/metrics.csv is damaged"),
-        ("one/ce/seed-0/metrics.csv", "epoch,seconds\n1,one\n", "ce/seed-0/metrics.csv is damaged"),
-        ("one/ce/seed-0/metrics.csv", "epoch,seconds\n1\n", "ce/seed-0/metrics.csv is damaged"),
+        ("one/ce/seed-0/metrics.csv", "epoch,seconds\n1,one\n", "metrics.csv is damaged: row 1: seconds must be a num"),
+        ("one/ce/seed-0/metrics.csv", "epoch,seconds\n1\n", "metrics.csv is damaged: row 1 has fewer fields"),
+        ("one/ce/seed-0/metrics.csv", "epoch\n1,2\n", "metrics.csv is damaged: row 1 has more fields"),
+        ("one/ce/seed-0/metrics.csv", "epoch\n" + 200_000 * "1", "metrics.csv is damaged: field larger than"),
     ],
 )
 def test_damaged_files_are_named(name, content, told, tmp_path, capsys):

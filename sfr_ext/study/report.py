@@ -171,7 +171,7 @@ class _Setting:
     def _threads(self) -> str:
         """Where runs had different numbers of threads."""
         runs = [o for outcomes in self.outcomes.values() for o in outcomes.values()]
-        counts = sorted({o.result["threads"] for o in runs if "threads" in o.result})
+        counts = sorted({o.result["threads"] for o in runs if o.result.get("threads") is not None})
         if len(counts) < 2:
             return ""
         return (
@@ -389,7 +389,7 @@ def _values(outcomes: Mapping[int, Outcome], name: str) -> list[float]:
 
 def _seconds_per_epoch(outcomes: Mapping[int, Outcome]) -> tuple[float, float] | None:
     """The median over all epochs and seeds, and the mean part of the feature loss in it."""
-    each = [row["seconds"] for o in outcomes.values() for row in o.epochs if "seconds" in row]
+    each = [row["seconds"] for o in outcomes.values() for row in o.epochs]
     if not each:
         return None
     total = sum(o.result["seconds"] for o in outcomes.values())

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..train.config import SAME, flag, options
+from ..train.config import LARGEST_SEED, SAME, flag, options, whole
 from ..train.errors import TrainError
 from ..train.files import atomic_write
 from ..train.records import read_rows
+from .checks import name_of_folder, refuse_line, refuse_result, refuse_rows, refuse_run
 from .names import LINES, OUTLINE
 from .plan import JUDGES
 from .work import RESULT
 
-_SECONDS = ("seconds", "emd_seconds")
-_FIGURES = ("val_accuracy", "test_loss", "test_calibration_error")
-# What JSON that is not ours ends in.
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_METRICS = "metrics.csv"
+# What a file that is not ours ends in.
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error)
 _CURVES = ("epoch", "test_accuracy", "val_accuracy", "train_accuracy", "train_feature_loss", "seconds")
 
 
@@ -35,23 +36,15 @@ class Outcome:
     epochs: list[dict[str, float]]  # of its metrics.csv
 
     def __post_init__(self) -> None:
-        """Raises ValueError, TypeError or KeyError where the result is not that of a run."""
-        counts = self.result["epochs"], self.result["options"]["epochs"], self.result["train_images"]
-        if not all(type(count) is int and count > 0 for count in counts) or type(self.seed) is not int:
-            raise TypeError
-        probes = self.result.get("probe_accuracy") or {}
-        shares = [self.result["test_accuracy"], *probes.values()]
-        if not all(type(x) in (int, float) and 0 <= x <= 1 for x in shares):
-            raise ValueError
-        if not all(type(self.result[name]) in (int, float) and self.result[name] >= 0 for name in _SECONDS):
-            raise ValueError
-        if not all(type(self.result.get(name)) in (int, float, type(None)) for name in _FIGURES):
-            raise TypeError
+        """Raises ValueError where this is not a run that has finished; it names the field."""
+        refuse_run(self.setting, self.arm, self.seed)
+        refuse_result(self.result)
+        refuse_rows(self.epochs, self.result["epochs"])
 
     def figure(self, name: str) -> float | None:
         """None where there is none, or no number: a run may have diverged."""
         value = self.result.get(name)
-        return None if value is None or math.isnan(value) else float(value)
+        return float(value) if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -100,9 +93,7 @@ class Results:
                 result = {name: value for name, value in o.result.items() if name != "class_names"}
                 result |= {name: _number(x) for name, x in result.items() if isinstance(x, float)}
                 result["options"] = {name: x for name, x in result["options"].items() if name not in ("out", "resume")}
-                curves = {
-                    name: [_number(row[name]) for row in o.epochs] for name in _CURVES if name in (o.epochs or [{}])[0]
-                }
+                curves = {name: [_number(row[name]) for row in o.epochs] for name in _CURVES if name in o.epochs[0]}
                 line = {"setting": o.setting, "arm": o.arm, "seed": o.seed, "result": result, "curves": curves}
                 file.write(json.dumps(line, allow_nan=False) + "\n")
 
@@ -130,8 +121,10 @@ def _read_outline(folder: Path) -> dict[str, Any]:
         for setting, asked in outline["settings"].items():
             words += [setting, asked["about"], *asked["arms"]]
             lists += [asked["arms"], asked["seeds"]]
-            sum(asked["seeds"])
-        if not all(isinstance(word, str) for word in words) or not set(outline["references"]) <= set(words):
+            if any(map(name_of_folder, (setting, *asked["arms"]))) or any(map(whole(0, LARGEST_SEED), asked["seeds"])):
+                raise ValueError
+        "".join(words).encode()
+        if not set(outline["references"]) <= set(words):
             raise ValueError
         if not all(isinstance(each, list) and len(set(each)) == len(each) for each in lists):
             raise ValueError
@@ -148,7 +141,6 @@ def _read_outline(folder: Path) -> dict[str, Any]:
 
 def _merged(outline: dict[str, Any], runs: list[Outcome], lines: list[Outcome], folder: Path) -> Results:
     """In the study's order; a run's folder wins over its line."""
-    of_arm = {(o.setting, o.arm): o for o in reversed(runs)}
     there = {(o.setting, o.arm, o.seed) for o in runs}
     lines = [o for o in lines if (o.setting, o.arm, o.seed) not in there]
     # A folder without a result is of a run that has begun again: its line is of the earlier one.
@@ -156,9 +148,10 @@ def _merged(outline: dict[str, Any], runs: list[Outcome], lines: list[Outcome], 
     kept: list[Outcome] = []
     for o in lines:
         (begun if _folder(folder, o.setting, o.arm, o.seed).is_dir() else kept).append(o)
+    first: dict[tuple[str, str], Outcome] = {}
     for o in [*runs, *kept]:
-        if (run := of_arm.get((o.setting, o.arm))) is not None:
-            _same_options(run, o, folder)
+        if o.arm in outline["settings"].get(o.setting, {"arms": ()})["arms"]:
+            _same_options(first.setdefault((o.setting, o.arm), o), o, folder)
     places = {
         (setting, arm, seed): (i, j, k)
         for i, (setting, asked) in enumerate(outline["settings"].items())
@@ -171,17 +164,17 @@ def _merged(outline: dict[str, Any], runs: list[Outcome], lines: list[Outcome], 
     return Results(outline, ordered, others, len(ordered) - len(runs))
 
 
-def _same_options(run: Outcome, kept: Outcome, folder: Path) -> None:
+def _same_options(run: Outcome, other: Outcome, folder: Path) -> None:
     """Runs of two kinds make no arm."""
     for name, declared in options().items():
         if name == "seed" or (declared.on_resume != SAME and name != "epochs"):
             continue
-        there, then = (o.result["options"].get(name) for o in (run, kept))
-        if name in run.result["options"] and name in kept.result["options"] and there != then:
-            where = f"{kept.setting}/{kept.arm}"
+        there, then = (o.result["options"].get(name) for o in (run, other))
+        if name in run.result["options"] and name in other.result["options"] and there != then:
+            where = f"{other.setting}/{other.arm}"
             raise TrainError(
                 f"{folder}: expected the runs of {where} to have the same options, got {flag(name)} {there} for "
-                f"seed {run.seed} and {then} for seed {kept.seed}; take away the folder, or the line in {LINES}, that "
+                f"seed {run.seed} and {then} for seed {other.seed}; take away the folder, or the line in {LINES}, that "
                 "is not meant"
             )
 
@@ -193,50 +186,62 @@ def _from_runs(folder: Path, outline: dict[str, Any]) -> Iterator[Outcome]:
                 run = _folder(folder, setting, arm, seed)
                 if not (run / RESULT).is_file():
                     continue
+                result, rows = _result(run / RESULT), _rows(run / _METRICS)
                 try:
-                    result = json.loads((run / RESULT).read_text())
-                    outcome = Outcome(setting, arm, seed, result, [])
-                except (OSError, *_DAMAGE) as error:
-                    raise TrainError(f"{run / RESULT} does not hold the result of a run of sfr-ext train") from error
-                yield replace(outcome, epochs=_rows(run / "metrics.csv", result["epochs"]))
+                    outcome = Outcome(setting, arm, seed, result, rows)
+                except ValueError as error:  # the result has been looked at
+                    raise TrainError(f"{run / _METRICS} is damaged: {error}") from error
+                yield outcome
 
 
 def _folder(study: Path, setting: str, arm: str, seed: int) -> Path:
     return study / setting / arm / f"seed-{seed}"
 
 
-def _rows(path: Path, epochs: int) -> list[dict[str, float]]:
+def _result(path: Path) -> dict[str, Any]:
     try:
-        rows = read_rows(path)
+        result: dict[str, Any] = json.loads(path.read_text())
+        refuse_result(result)
+    except OSError as error:
+        raise TrainError(f"{path} cannot be read: {error.strerror or error}") from error
+    except _DAMAGE as error:
+        raise TrainError(f"{path} does not hold the result of a run of sfr-ext train: {error}") from error
+    return result
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    try:
+        return read_rows(path)
     except OSError as error:
         raise TrainError(
             f"{path} cannot be read: {error.strerror or error}; it belongs to the result beside it"
         ) from error
-    except (ValueError, TypeError) as error:
-        raise TrainError(f"{path} is damaged: it is not what sfr-ext train writes") from error
-    if not rows or not {"epoch", "seconds"} <= rows[0].keys():
-        raise TrainError(f"{path} is damaged: it lacks epochs or seconds")
-    if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
-        raise TrainError(f"{path} is damaged: it does not have the {epochs} epochs of the result beside it, one a row")
-    return rows
+    except _DAMAGE as error:
+        raise TrainError(f"{path} is damaged: {error}") from error
 
 
 def _from_lines(path: Path) -> Iterator[Outcome]:
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise TrainError(f"{path} cannot be read: {error.strerror or error}") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             kept = json.loads(line)
+            refuse_line(kept)
             curves = kept["curves"]
             columns = [[math.nan if x is None else x for x in values] for values in curves.values()]
             rows = [dict(zip(curves, values, strict=True)) for values in zip(*columns, strict=True)]
-            yield Outcome(kept["setting"], kept["arm"], kept["seed"], kept["result"], rows)
+            outcome = Outcome(kept["setting"], kept["arm"], kept["seed"], kept["result"], rows)
         except _DAMAGE as error:
-            raise TrainError(f"{path}: line {number} is not what sfr-ext report writes") from error
+            raise TrainError(f"{path}: line {number} is not what sfr-ext report writes: {error}") from error
+        yield outcome
 
 
 def _number(value: float) -> float | None:
-    """As JSON has it, without NaN."""
-    return None if math.isnan(value) else value
+    """As JSON has it, which has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None

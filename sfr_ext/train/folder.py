@@ -64,7 +64,8 @@ class Files:
 def find_files(folder: Path) -> tuple[Files, tuple[str, ...]]:
     """All images below ``folder/<class>/``, sorted by class and name, and the names of the classes.
 
-    Hidden files and folders are those of programs, such as ``.ipynb_checkpoints``, and are passed over.
+    Hidden files and folders are those of programs, such as ``.ipynb_checkpoints``, and are passed over. Links are
+    followed, to each folder once in a class.
 
     Raises:
         TrainError: a folder that cannot be read, without classes, or with a class without images.
@@ -77,8 +78,7 @@ def find_files(folder: Path) -> tuple[Files, tuple[str, ...]]:
         )
         for name in classes:
             before = len(names)
-            for place, files in _walk(folder / name, (folder.stat(),)):
-                below = os.path.relpath(place, folder)
+            for below, files in _walk(folder, name):
                 images = [file for file in files if file.lower().endswith(SUFFIXES)]
                 names += [os.path.join(below, file) for file in images]
             counts.append(len(names) - before)
@@ -92,20 +92,31 @@ def find_files(folder: Path) -> tuple[Files, tuple[str, ...]]:
     return Files(folder, Names(names), labels), classes
 
 
-def _walk(folder: Path, around: tuple[os.stat_result, ...]) -> Iterator[tuple[Path, list[str]]]:
-    """The folder and those below it, through links, with their files, all in order; not a link back to one around it.
+def _walk(folder: Path, name: str) -> Iterator[tuple[str, list[str]]]:
+    """Paths below the folder, from the one of that name down, through links, with their files, all in order.
+
+    Each folder once, by whichever way comes first, and not the one around all: the ways through links may be endless.
 
     Raises:
         OSError: one of them cannot be read.
     """
+    seen = {_identity(folder)}
+    waiting = [name]
+    while waiting:
+        below = waiting.pop()
+        here = folder / below
+        if (identity := _identity(here)) in seen:
+            continue
+        seen.add(identity)
+        with os.scandir(here) as found:
+            entries = sorted((entry for entry in found if not _hidden(entry.name)), key=lambda entry: entry.name)
+        yield below, [entry.name for entry in entries if not entry.is_dir()]
+        waiting += [os.path.join(below, entry.name) for entry in reversed(entries) if entry.is_dir()]
+
+
+def _identity(folder: Path) -> tuple[int, int]:
     here = folder.stat()
-    if any(os.path.samestat(here, each) for each in around):
-        return
-    entries = sorted((entry for entry in os.scandir(folder) if not _hidden(entry.name)), key=lambda entry: entry.name)
-    yield folder, [entry.name for entry in entries if not entry.is_dir()]
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(folder / entry.name, (*around, here))
+    return here.st_dev, here.st_ino
 
 
 def _hidden(name: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ def read_image(path: Path | str | io.BytesIO, name: str | None = None) -> Any:
 
     name = name or str(path)
     try:
+        if not isinstance(path, io.BytesIO) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise TrainError(f"{name} cannot be read: it is no regular file")  # a pipe would be waited for without end
         with Image.open(path) as image:
             if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
                 raise TrainError(f"{name} has levels of no known range (mode {image.mode}); store it with 8 or 16 bits")

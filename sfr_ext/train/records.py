@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import reprlib
 import time
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,22 @@ def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``metrics.csv``."""
+    """The rows of a ``metrics.csv``.
+
+    Raises:
+        ValueError, csv.Error: it is none; where a field is no number, that is named.
+    """
     with path.open(newline="") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        return [
+            {name: _number(number, name, text) for name, text in row.items()}
+            for number, row in enumerate(csv.DictReader(file), 1)
+        ]
+
+
+def _number(row: int, name: str | None, text: str | None) -> float:
+    if name is None or text is None:
+        raise ValueError(f"row {row} has {'more' if name is None else 'fewer'} fields than the head")
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"row {row}: {name} must be a number, got {reprlib.repr(text)}") from None
