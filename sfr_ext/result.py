@@ -21,7 +21,7 @@ class Coupling(NamedTuple):
     plan: Tensor  # [..., N, M]
     a: Tensor  # [..., N]
     b: Tensor  # [..., M]
-    allowed: Tensor | None  # [..., N, M] pairs that are not forbidden; None: all
+    allowed: Tensor | None = None  # [..., N, M] pairs that are not forbidden; None: all
 
 
 class OTResult:

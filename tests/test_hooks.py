@@ -466,6 +466,13 @@ def test_names_of_layers_of_a_part_that_is_compiled(images, prefix):
     assert not any("__prepare_scriptable__" in vars(module) for module in owner.modules())
 
 
+def test_one_layer_by_two_names():
+    owner = nn.Module()
+    owner.net = torch.compile(Net(), backend="eager")
+    with pytest.raises(ValueError, match=r"to name a module once, got 'net.layer1' and 'net._orig_mod.layer1' for one"):
+        SelfFeatureRegularizer(owner, ["net.layer1", "net._orig_mod.layer1"])
+
+
 def test_another_model_of_the_class_that_was_compiled_before(images):
     """Its graph, which has no hooks, is taken for this one's where torch.compile looks at no hooks (after 2.4)."""
     try:

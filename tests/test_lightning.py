@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -558,6 +560,67 @@ def test_a_fit_that_does_not_begin_leaves_the_callback_as_it_was(example: Tensor
         trainer(callback).fit(module, DATA)
         assert int(callback.state_dict()["steps"]) == 4 * (fits + 1)
         before = copy.deepcopy(dict(callback.state_dict()))
+
+
+@pytest.mark.parametrize("mode", ["match", "project"])
+def test_what_other_modules_do_changes_nothing_for_a_module(mode: str, tmp_path: Path) -> None:
+    """Neither a fit of one that does not begin, nor a test of one with a checkpoint, nor a fit."""
+    module, callback = Module(), SFRCallback(LAYERS, channel_mode=mode)
+    fitting = trainer(callback)
+    fitting.fit(module, DATA)
+    fitting.save_checkpoint(tmp_path / "its.ckpt")
+    other = Judged()
+    other.net = other.net[:1]
+    with pytest.raises(ValueError, match="layers"):
+        trainer(callback).fit(other, DATA)
+    assert int(callback.state_dict()["steps"]) == 4
+    trainer(callback).test(Judged(), DATA, ckpt_path=tmp_path / "its.ckpt")
+    trainer(callback).fit(module, DATA)
+    assert int(callback.state_dict()["steps"]) == 8
+    trainer(callback).fit(Module(), DATA)
+    assert int(callback.state_dict()["steps"]) == 4
+    trainer(callback).fit(module, DATA)
+    assert int(callback.state_dict()["steps"]) == 12
+
+
+def test_layers_of_other_channels_in_a_further_fit() -> None:
+    module, callback = Module(), SFRCallback(LAYERS, channel_mode="project")
+    trainer(callback).fit(module, DATA)
+    module.net[1], module.net[4] = nn.Conv2d(4, 16, 3, 2, 1), nn.Linear(16, 3)
+    with pytest.raises(ValueError, match="a new callback begins anew"):
+        trainer(callback).fit(module, DATA)
+    assert is_clean(module)
+    trainer(SFRCallback(LAYERS, channel_mode="project")).fit(module, DATA)
+
+
+def test_a_callback_that_a_trainer_within_a_fit_has_before_there_are_layers() -> None:
+    class Late(Module):
+        def setup(self, stage: str) -> None:
+            self.net = Module().net
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            trainer(callback).test(Judged(), DATA)
+            return super().configure_optimizers()
+
+    module, callback = Late(), SFRCallback(LAYERS)
+    del module.net
+    trainer(callback).fit(module, DATA)
+    assert int(callback.state_dict()["steps"]) == 4 and is_clean(module)
+
+
+def test_names_through_a_compiled_part_are_the_same_callback() -> None:
+    keys = {SFRCallback(layers).state_key for layers in (LAYERS, ["net._orig_mod.0", "net._orig_mod.1"])}
+    assert len(keys) == 1
+
+
+def test_without_lightning() -> None:
+    code = (
+        "import sys; sys.modules['lightning'] = None\n"
+        "try: from sfr_ext.lightning import SFRCallback\n"
+        "except ImportError as error: print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("sfr_ext.lightning needs lightning, not installed here: pip install lightning")
 
 
 @pytest.mark.parametrize("when", ["after", "in"])

@@ -11,7 +11,7 @@ from torch import nn
 from .. import checks
 from ..layouts import Transform
 from ..regularizer import SelfFeatureRegularizer
-from ..sfr.hooks import named_parts
+from ..sfr.hooks import named_parts, plain_name
 from ..sfr.unsaved import Unsaved
 from ..train.engine import L
 from .projections import NAME, Lent, check_trainer, make_projections
@@ -73,8 +73,9 @@ class SFRCallback(L.Callback):
         self.options = options
         self.regularizer: SelfFeatureRegularizer | None = None
         self._projects = options.get("channel_mode") == "project"
-        self._state: dict[str, Any] = {}  # that of the regulariser while there is none
-        self._state_of: Callable[[], nn.Module | None] | None = None  # the module that it is of; None: of any
+        self._state: dict[str, Any] = {}  # that of the regulariser while there is none: the last one
+        self._for_any = True  # whether that is for any module; else for those that it was learned with
+        self._states: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()  # these
         self._module: Callable[[], nn.Module | None] = _nobody  # of the fit
         self._trainer: Callable[[], L.Trainer | None] = _nobody
         self._hooked: list[nn.Module | None] = []  # the layers, as they were then
@@ -83,7 +84,11 @@ class SFRCallback(L.Callback):
 
     @property
     def state_key(self) -> str:
-        layers = list(self.layers) if isinstance(self.layers, (Mapping, Sequence)) else self.layers
+        layers = (
+            [plain_name(str(name)) for name in self.layers]
+            if isinstance(self.layers, (Mapping, Sequence))
+            else self.layers
+        )
         distance, pairs = self.options.get("distance", "emd"), self.options.get("pairs", "all")
         return self._generate_state_key(
             layers=layers,
@@ -98,21 +103,18 @@ class SFRCallback(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
-            if self.regularizer is None:  # a Trainer within a fit may have the same callback
+            if self._is_free(trainer):
                 self._module = weakref.ref(pl_module)
                 if self._lent is None and (self._projects or self._attaches):
                     self._lent = Lent(pl_module, Unsaved())  # takes what a checkpoint of version 0.2.0 has
             return
         if not pl_module.automatic_optimization:
             raise ValueError(f"{WHERE}: expected automatic optimisation; a manual one adds regularizer.loss() itself")
-        other = self._trainer()
-        if other is not None and other is not trainer and other.state.status == "running":
+        if self._is_anothers(trainer):
             raise RuntimeError(f"{WHERE}: expected a callback of its own for a Trainer within the fit of another")
         _undo_left(trainer, pl_module)
         self._end()
         self._module, self._trainer = weakref.ref(pl_module), weakref.ref(trainer)
-        if self._state_of is not None and self._state_of() is not pl_module:
-            self._state = {}
         if self._projects:  # as parameters that configure_optimizers finds
             check_trainer(trainer, self)
         late = _makes_layers(pl_module) if self._missing(pl_module) else None
@@ -152,7 +154,7 @@ class SFRCallback(L.Callback):
             self._step.after_batch(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self.regularizer is None or self._trainer() is trainer:
+        if self._trainer() is trainer or self._is_free(trainer):
             self._end()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -163,8 +165,7 @@ class SFRCallback(L.Callback):
         return self._state if regularizer is None else dict(regularizer.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._state = dict(state_dict)
-        self._state_of = None if self._module() is None else self._module
+        self._keep(dict(state_dict), self._module())
         self._load(self._state)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -184,10 +185,27 @@ class SFRCallback(L.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy: what a checkpoint has."""
-        live: dict[str, Any] = dict.fromkeys(("regularizer", "_state_of", "_lent", "_step")) | {"_hooked": []}
+        live: dict[str, Any] = dict.fromkeys(("regularizer", "_lent", "_step")) | {"_hooked": []}
         live |= dict.fromkeys(("_module", "_trainer"), _nobody)
-        state = {**self.__dict__, **live, "_state": self.state_dict()}
-        return {name: value for name, value in state.items() if name not in _OF_LIGHTNING}
+        state = {**self.__dict__, **live, "_state": self.state_dict(), "_for_any": True}
+        return {name: value for name, value in state.items() if name not in (*_OF_LIGHTNING, "_states")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _states=weakref.WeakKeyDictionary())
+
+    def _is_anothers(self, trainer: L.Trainer) -> bool:
+        """Whether a fit is going on, and this Trainer is one within it that has the same callback."""
+        other = self._trainer()
+        return other is not None and other is not trainer and other.state.status == "running"
+
+    def _is_free(self, trainer: L.Trainer) -> bool:
+        return self.regularizer is None and not self._is_anothers(trainer)
+
+    def _keep(self, state: dict[str, Any], module: nn.Module | None) -> None:
+        """For further fits of the module; without one, for the next fit of any."""
+        self._state, self._for_any = state, module is None
+        if module is not None:
+            self._states[module] = state
 
     def _missing(self, module: L.LightningModule) -> list[str]:
         """Names of layers that the module does not have, or not yet."""
@@ -201,7 +219,13 @@ class SFRCallback(L.Callback):
         if self.regularizer.projections is not None:
             make_projections(trainer, module, self.regularizer)
             self._lent = Lent(module, Unsaved(self.regularizer.projections))
-        self._load(self._state)
+        try:
+            self._load(self._states.get(module, self._state if self._for_any else {}))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{WHERE}: expected layers of the channels that this callback's projections were learned with; a new "
+                "callback begins anew"
+            ) from error
         self._step = TrainingStep.of(module)
         self._step.join(self)
 
@@ -226,8 +250,7 @@ class SFRCallback(L.Callback):
     def _end(self) -> None:
         """The module as it was before. Calling it again does nothing."""
         if self._step is not None:  # the last thing that a fit begins with
-            self._state = self.state_dict()
-            self._state_of = self._module
+            self._keep(self.state_dict(), self._module())
             self._step.leave(self)
         if self.regularizer is not None:
             self.regularizer.remove()

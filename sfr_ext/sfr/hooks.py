@@ -379,13 +379,23 @@ def _find_modules(
                 f"{where}: expected {argument} to name modules of {whose}{type(model).__name__}, got {name!r}; "
                 f"{_what_there_is(name, list(modules))}"
             )
-    return model, [modules[name] for name in layers]
+    found = [modules[name] for name in layers]
+    first = {id(module): name for module, name in zip(reversed(found), reversed(layers), strict=True)}
+    for name, module in zip(layers, found, strict=True):
+        if (other := first[id(module)]) != name:
+            raise ValueError(f"{where}: expected {argument} to name a module once, got {other!r} and {name!r} for one")
+    return model, found
 
 
 def named_parts(model: nn.Module) -> dict[str, nn.Module]:
     """As ``named_modules()`` has them; those of a compiled part also without the prefix of ``torch.compile``."""
     modules = dict(model.named_modules())
-    return {name.replace("._orig_mod", ""): module for name, module in modules.items()} | modules
+    return {plain_name(name): module for name, module in modules.items()} | modules
+
+
+def plain_name(name: str) -> str:
+    """Of a part, without what ``torch.compile`` puts between."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _what_there_is(name: str, modules: list[str]) -> str:
