@@ -40,6 +40,8 @@ ALLOWED: dict[str, str] = {
     "solve_and_write<float, float> *": "the exact solver in one; its scans have no local access (budgets.toml)",
     "transport_forward<float, any> sm_120": "between phases only; the assembler needs none on any other architecture",
     "read_weights<float, any> sm_120": "a store of 4 bytes; the assembler needs none on any other architecture",
+    "ground_forward<float, any> sm_120": "between tiles of a map; the assembler needs none on sm_75",
+    "emd_gradients<float, any> sm_120": "a panel on its way, once each; the assembler needs none on sm_75",
 }
 
 

@@ -130,20 +130,19 @@ constexpr int most_in_run = 8;
 
 // The places in a panel of 16 bytes of elements. Of pixels they go on in the next row once; of channels each lies in a
 // row of its own.
-template <class T>
 struct Run {
-  T *first, *after;  // where it begins, and where those from element `left` on would
+  int first, gap;  // where it begins, and how much further those from element `left` on lie
   int step, left;
 
-  SFR_DEVICE Run(const Walk& walk, int e, T* panel, int ld) {
+  SFR_DEVICE Run(const Walk& walk, int e, int ld) {
     const PanelEntry at = walk(e);
     const bool by_pixels = walk.order == Order::pixels;
-    first = panel + at.channel * ld + at.pixel;
-    after = first + (ld - walk.pixels);
+    first = at.channel * ld + at.pixel;
+    gap = ld - walk.pixels;
     step = by_pixels ? 1 : ld;
     left = by_pixels ? walk.pixels - at.pixel : most_in_run;
   }
-  SFR_DEVICE T& operator[](int k) const { return (k < left ? first : after)[k * step]; }
+  SFR_DEVICE int operator()(int k) const { return first + k * step + (k < left ? 0 : gap); }
 };
 
 // 16 bytes of a panel.
@@ -252,6 +251,25 @@ SFR_DEVICE void clear_unused(const Reader& reader, const Walk& walk, int e, int 
   }
 }
 
+// The run that begins with element e into panel [channels][ld].
+template <class T>
+SFR_DEVICE void put_run(const Reader& reader, const Walk& walk, int e, const Word16& word, T* panel, int ld) {
+  const bool copies = reader.copies(ld);
+#pragma unroll
+  for (int q = 0; q < most_packs<T>; ++q) {
+    if (q * Pack<T>::count >= reader.run) break;
+    Pack<T> pack = unpacked<T>(reader.region.view->dtype, word, q);
+    if (reader.used) clear_unused(reader, walk, e, q, pack);
+    if (copies) {
+      store_vector(panel + e + q * Pack<T>::count, pack);  // hot: panel copied
+      continue;
+    }
+    const Run run(walk, e, ld);
+#pragma unroll
+    for (int i = 0; i < Pack<T>::count; ++i) panel[run(q * Pack<T>::count + i)] = pack.at[i];  // hot: panel cut
+  }
+}
+
 // Into panel [channels][ld]: the first round from `first`, the others now. What lies behind the pixels of a row is left
 // alone.
 template <class T>
@@ -260,7 +278,6 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
   const Region& region = reader.region;
   const int total = region.count * channels;
   const Walk walk(reader.order, region.count, channels);
-  const auto used = [&](int pixel) { return !reader.used || reader.used[region.first + pixel]; };
   if (!reader.in_runs(channels)) {
     with_element(region.view->dtype, [&](auto kind) {
       using E = decltype(kind);
@@ -269,13 +286,13 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
 #pragma unroll 4
         for (int e = team.rank; e < total; e += team.size) {
           const PanelEntry at = walk(e);
-          panel[at.channel * ld + at.pixel] = used(at.pixel) ? T(to_float(data[reader.offset(at, c0)])) : T(0);
+          const bool used = !reader.used || reader.used[region.first + at.pixel];
+          panel[at.channel * ld + at.pixel] = used ? T(to_float(data[reader.offset(at, c0)])) : T(0);
         }
       }
     });
     return;
   }
-  const bool copies = reader.copies(ld);
   const int each = team.size * fetched_elements;
   Fetched<T> now = first;
 #pragma unroll 1
@@ -284,20 +301,8 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
 #pragma unroll
     for (int k = 0; k < Fetched<T>::words; ++k) {
       const int e = first_element(team, reader, round, k);
-      if (k >= fetched_elements / reader.run || e >= total) continue;  // mutant: the next round puts it right
-#pragma unroll
-      for (int q = 0; q < most_packs<T>; ++q) {
-        if (q * Pack<T>::count >= reader.run) break;
-        Pack<T> pack = unpacked<T>(region.view->dtype, now.word[k], q);
-        if (reader.used) clear_unused(reader, walk, e, q, pack);
-        if (copies) {
-          store_vector(panel + e + q * Pack<T>::count, pack);  // hot: panel copied
-          continue;
-        }
-        const Run<T> run(walk, e, panel, ld);
-#pragma unroll
-        for (int i = 0; i < Pack<T>::count; ++i) run[q * Pack<T>::count + i] = pack.at[i];  // hot: panel cut
-      }
+      if (k < fetched_elements / reader.run && e < total)  // mutant: the next round puts it right
+        put_run(reader, walk, e, now.word[k], panel, ld);
     }
   }
 }
@@ -334,9 +339,9 @@ SFR_DEVICE void store_panel(const Team& team, const Reader& to, int c0, int chan
       if (copies) {
         pack = load_vector<Pack<T>>(panel + e + q * Pack<T>::count);  // hot: gradient copied
       } else {
-        const Run<const T> run(walk, e, panel, ld);
+        const Run run(walk, e, ld);
 #pragma unroll
-        for (int i = 0; i < Pack<T>::count; ++i) pack.at[i] = run[q * Pack<T>::count + i];  // hot: gradient cut
+        for (int i = 0; i < Pack<T>::count; ++i) pack.at[i] = panel[run(q * Pack<T>::count + i)];  // hot: gradient cut
       }
       pack_into(view.dtype, pack, q, word);
     }
