@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -78,8 +79,11 @@ def test_reference_of_groups_and_unequal_sides():
     assert row.problem == "assignments only, needs N = M"
 
 
+NAMES = ("sfr_ext, transport", "plain torch, log domain, eager")
+
+
 def test_rows_take_turns_and_slow_ones_fewer():
-    rows = [entry(peer(name)) for name in ("sfr_ext, transport", "plain torch, log domain, eager")]
+    rows = [entry(peer(name)) for name in NAMES]
     rows[1][0].warm = 1e3  # milliseconds, of 5 seconds
     set_bases([row for row, _ in rows])
     calibration = timing.time_rows(rows, CPU, 10, seconds=5, calibration=limits.Calibration(CPU))
@@ -90,6 +94,14 @@ def test_rows_take_turns_and_slow_ones_fewer():
     assert len(calibration) == 10 and set(calibration[0]) == {
         loop for loops in compare.CLOCKS.values() for loop in loops
     }
+
+
+def test_each_row_comes_first_at_times():
+    order = []
+    rows = [(row, functools.partial(order.append, row.name)) for row, _ in (entry(peer(name)) for name in NAMES)]
+    timing.time_rows(rows, CPU, 10)
+    rounds = [tuple(order[i : i + 2]) for i in range(0, 20, 2)]
+    assert set(rounds) == {NAMES, NAMES[::-1]}
 
 
 def test_missing_failing_unsuited_and_wrong_peers_are_named():

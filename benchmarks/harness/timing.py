@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 
 from .device import Device
 from .limits import Calibration
@@ -20,7 +21,8 @@ def time_rows(
     calibration: Calibration | None = None,
     clock: Clock | None = None,
 ) -> list[dict[str, float]]:
-    """A B C A B C ...: what else the machine does meanwhile meets everybody alike.
+    """A B C, B A C, ...: what else the machine does meanwhile meets everybody alike. The order is drawn for each round,
+    as who follows a large run, or the collection of garbage, finds cold caches.
 
     A run counts until the device is done, or what another ``clock`` says of it.
 
@@ -37,7 +39,7 @@ def time_rows(
         gc.collect()
         if calibration:
             calibrated.append(calibration.milliseconds())
-        for row, run, wanted in running:
+        for row, run, wanted in random.Random(round_).sample(running, len(running)):
             spent = 0.0 if row.ours else sum(row.milliseconds) / 1e3
             if round_ in wanted and spent <= (4 * seconds if len(row.milliseconds) < FEWEST else seconds):
                 device.flush()
