@@ -198,6 +198,16 @@ SFR_DEVICE Word16 load16(const void* address) {
   return load_vector<Word16>(address);
 }
 
+// Four neighbours, the first at a multiple of 16 bytes.
+template <class T>
+struct alignas(16) Four {
+  T at[4];
+};
+template <class T>
+SFR_DEVICE Four<T> load4(const T* from) {
+  return load_vector<Four<T>>(from);
+}
+
 SFR_DEVICE float to_float(Half h) {
   return half_to_float(h.bits);
 }

@@ -6,23 +6,25 @@
 namespace sfr::cuda {
 namespace {
 
-// Calls f(kept, own) for every cost of the slab of an item: its place among those that are kept, and in the workspace.
-template <class T, Place place, class F>
-SFR_DEVICE void each_cost(const Problem<T, place>& problem, int64_t item, F&& f) {
-  const ProblemLayout& s = problem.layout;
-  const Team& team = problem.team;
-#pragma unroll 1
-  for (int i = team.warp(); i < problem.rows; i += team.warps())
-#pragma unroll 1
-    for (int j = team.lane(); j < s.M; j += warp_threads)
-      f((item * s.N + problem.first + i) * s.M + j, int64_t(i) * s.ld + j);
+// Copies the costs of the slab of an item, rows of so many in either place.
+template <class T, Place place>
+SFR_DEVICE void copy_costs(const Problem<T, place>& problem, const T* from, int from_row, T* to, int to_row) {
+  each_entry(
+      problem.team, problem.rows, problem.layout.M, [&](int i) { return from + int64_t(i) * from_row; },
+      [](const T* row, int j) { return row[j]; }, [&](int i, int j, T cost) { to[int64_t(i) * to_row + j] = cost; });
+}
+
+// Where those of an item are that are kept.
+template <class T, Place place>
+SFR_DEVICE int64_t kept_place(const Problem<T, place>& problem, int64_t item) {
+  return (item * problem.layout.N + problem.first) * problem.layout.M;
 }
 
 template <class T, Place place>
 [[nodiscard]] SFR_DEVICE unsigned keep_costs(TeamContext<place> context, void* kept, int64_t item) {
   const Problem<T, place> problem(context);
-  const T* cost = problem.cost();
-  each_cost(problem, item, [&](int64_t to, int64_t from) { static_cast<T*>(kept)[to] = cost[from]; });
+  const ProblemLayout& s = problem.layout;
+  copy_costs<T>(problem, problem.cost(), s.ld, static_cast<T*>(kept) + kept_place(problem, item), s.M);
   return problem.team.epoch;
 }
 
@@ -31,8 +33,9 @@ template <class T, Place place>
 [[nodiscard]] SFR_DEVICE unsigned ground_again(TeamContext<place> context, const CostParams& p, const void* kept,
                                                int64_t b, int64_t g) {
   Ground<T, place> ground(context, p, b, g);
-  T* cost = ground.cost();
-  each_cost(ground, b * p.G + g, [&](int64_t from, int64_t to) { cost[to] = static_cast<const T*>(kept)[from]; });
+  const ProblemLayout& s = ground.layout;
+  copy_costs<T, place>(ground, static_cast<const T*>(kept) + kept_place<T, place>(ground, b * p.G + g), s.M,
+                       ground.cost(), s.ld);
   if (p.metric == Metric::cosine) invert_norms(ground);
   ground.team.sync();
   return ground.team.epoch;

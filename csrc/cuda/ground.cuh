@@ -85,7 +85,7 @@ SFR_DEVICE void invert_norms(Ground<T, place>& ground) {
           using E = decltype(element);
           if constexpr (sizeof(T) >= sizeof(E)) {
             const E* pixel = static_cast<const E*>(region.view->data) + region.offset(p);
-#pragma unroll 1
+#pragma unroll 2
             for (int64_t c = 0; c < ground.params.C; ++c) {
               const T x = T(to_float(pixel[c * region.view->stride_c]));
               sum += x * x;
@@ -117,6 +117,30 @@ SFR_DEVICE void invert_norms(Ground<T, place>& ground) {
   team.grid_barrier();
 }
 
+// From pairs of pixels to pairs of patches: the sums over both windows into out [rows][ld].
+template <class T, Place place>
+SFR_DEVICE void sum_windows(const Ground<T, place>& ground, int first, int rows, T* out, int64_t ld) {
+  const Team& team = ground.team;
+  const FeatureView &x = ground.params.x, &y = ground.params.y;
+  const int patch = ground.patch(), pixel_ld = round_up(ground.layout.y_pixels, 4);
+#pragma unroll 1
+  for (int i = team.warp(); i < rows; i += team.warps()) {
+    const int x_corner = ground.corner(x, first + i);
+#pragma unroll 1
+    for (int j = team.lane(); j < ground.layout.M; j += warp_threads) {
+      const int y_corner = ground.corner(y, j);
+      T sum = 0;
+#pragma unroll 1
+      for (int dy = 0; dy < patch; ++dy)
+#pragma unroll 1
+        for (int dx = 0; dx < patch; ++dx)
+          sum +=
+              ground.at.pixel_costs[int64_t(x_corner + dy * int(x.W) + dx) * pixel_ld + y_corner + dy * int(y.W) + dx];
+      out[i * ld + j] = sum;
+    }
+  }
+}
+
 // Costs of the rows [first, first + rows) of problem (b, g) into out [rows][ld], from the features. Ends with a barrier
 // of the block.
 template <class T, Place place>
@@ -134,7 +158,7 @@ template <class T, Place place>
   const int count = windows ? ground.share_end(layout.x_pixels) - begin : rows;
   T* of_pixels = ground.at.pixel_costs + int64_t(begin) * pixel_ld;
   const int x_tile = layout.compare_x, y_tile = layout.compare_y, edge = tile_edge<T>(x_tile, y_tile);
-  Panels<T> panels(ground.at.panels, layout.panel_channels, panel_row(x_tile, edge), panel_row(y_tile, edge));
+  Panels<T> panels(ground.at.compare_panels, layout.panel_channels, panel_row(x_tile, edge), panel_row(y_tile, edge));
 #pragma unroll 1
   for (int i = 0; i < count; i += x_tile)
 #pragma unroll 1
@@ -152,28 +176,19 @@ template <class T, Place place>
     }
   if (windows) team.grid_barrier();
 
-#pragma unroll 1
-  for (int i = team.warp(); i < rows; i += team.warps()) {
-    const int x_corner = windows ? ground.corner(p.x, first + i) : 0, x_width = int(p.x.W), y_width = int(p.y.W);
-#pragma unroll 1
-    for (int j = team.lane(); j < layout.M; j += warp_threads) {
-      T c;
-      if (windows) {
-        const int y_corner = ground.corner(p.y, j);
-        c = 0;
-#pragma unroll 1
-        for (int dy = 0; dy < ground.patch(); ++dy)
-#pragma unroll 1
-          for (int dx = 0; dx < ground.patch(); ++dx)
-            c += ground.at.pixel_costs[int64_t(x_corner + dy * x_width + dx) * pixel_ld + y_corner + dy * y_width + dx];
-      } else {
-        c = out[i * ld + j];
-      }
-      with_metric(p.metric, [&](auto metric) {
-        out[i * ld + j] = cost_of<decltype(metric)::value>(c, [&](T v) { return ground.scaled(v, first + i, j); });
-      });
-    }
+  if (windows) {
+    sum_windows(ground, first, rows, out, ld);
+    team.sync();
   }
+  with_metric(p.metric, [&](auto metric) {
+    constexpr Metric of = decltype(metric)::value;
+    if constexpr (of == Metric::l2 || of == Metric::cosine)  // of others they are the sums
+      each_entry(
+          team, rows, layout.M, [&](int i) { return out + i * ld; }, [](const T* row, int j) { return row[j]; },
+          [&](int i, int j, T sum) {
+            out[i * ld + j] = cost_of<of>(sum, [&](T v) { return ground.scaled(v, first + i, j); });
+          });
+  });
   team.sync();
   return team.epoch;
 }
@@ -189,20 +204,28 @@ SFR_DEVICE void weigh(Ground<T, place>& ground, int first, int rows, const T* gr
   const bool last = first + rows == layout.N;
   const int end = last ? round_up(layout.N, 4) - first : rows, columns = round_up(layout.M, 4);
   const T nan = T(NAN);
-#pragma unroll 1
-  for (int i = team.warp(); i < end; i += team.warps())
-#pragma unroll 1
-    for (int j = team.lane(); j < columns; j += warp_threads) {
-      T w = 0;
-      if (i < rows && j < layout.M) {
-        const T c = cost[i * ld_cost + j], d = grad[i * ld_grad + j];
-        with_metric(ground.params.metric, [&](auto metric) {
-          w = weight_of<decltype(metric)::value>(d, c, [&](T v) { return ground.scaled(v, first + i, j); });
+  struct Row {
+    const T *cost, *grad;
+    bool real;  // not one behind the last patch
+  };
+  struct Two {
+    T cost, grad;
+  };
+  with_metric(ground.params.metric, [&](auto metric) {
+    each_entry(
+        team, end, columns, [&](int i) { return Row{cost + i * ld_cost, grad + i * ld_grad, i < rows}; },
+        [&](const Row& row, int j) {
+          return row.real && j < layout.M ? Two{row.cost[j], row.grad[j]} : Two{T(0), T(0)};
+        },
+        [&](int i, int j, Two of) {
+          T w = 0;
+          if (i < rows && j < layout.M) {
+            const auto scaled = [&](T v) { return ground.scaled(v, first + i, j); };
+            w = broken ? nan : weight_of<decltype(metric)::value>(of.grad, of.cost, scaled);
+          }
+          W[i * ld + j] = w;
         });
-        if (broken) w = nan;
-      }
-      W[i * ld + j] = w;
-    }
+  });
 }
 
 // Adjoint of the windows' sums: a pair of pixels gets the weights of all pairs of patches that it is part of.
@@ -325,12 +348,13 @@ template <Pull pull, class T>
 SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T* mine, int my_row, const T* theirs,
                            int their_row, int pixels, int others, const PairWeights<T>& W, int channels, const T* own,
                            bool first, bool last, T* out) {
-  const int columns = (pixels + 3) / 4, tiles = columns * ((channels + 3) / 4);
+  const int columns = (pixels + 3) / 4, rows = (channels + 3) / 4, tiles = columns * rows;
   const int apart = pull == Pull::to_x ? columns : 1;
-  // Units are counted over both sides, so that their tiles fill the team together.
+  // Units are counted over both sides, so that their tiles fill the team together. Neighbours are at the same pixels:
+  // what they read of the weights is the same.
 #pragma unroll 1
   for (int unit = (team.rank + team.size - first_unit % team.size) % team.size; unit < tiles; unit += team.size) {
-    const int row = unit / columns, pixel = (unit - row * columns) * (pull == Pull::to_x ? 1 : 4), channel = row * 4;
+    const int tile = unit / rows, pixel = tile * (pull == Pull::to_x ? 1 : 4), channel = (unit - tile * rows) * 4;
     T sum[4][4] = {};
     if (!first)
 #pragma unroll
@@ -369,7 +393,7 @@ SFR_DEVICE void pull_features(Ground<T, place>& ground, const PairWeights<T>& W,
   const CostParams& p = ground.params;
   const Pair pair = pair_of(p.metric);
   const int C = int(p.C), width = layout.pull_channels;
-  PullPanels<T> panels(ground.at.panels, layout);
+  PullPanels<T> panels(ground.at.pull_panels, layout);
   const auto channels_at = [&](int c) { return C - c < width ? C - c : width; };
   const auto x_part = [&](const PullStep& at) {
     return part_of(layout.x_pixels, at.row * layout.pull_x, layout.pull_x);

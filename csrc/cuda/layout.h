@@ -79,7 +79,7 @@ struct ProblemMemory {
   // Shared memory always.
   T* warps;
   WeightSummary<T>* summary;
-  Arena panels;
+  Arena compare_panels, pull_panels;
   // Far: global memory of the team.
   T *blocks, *far_cost, *pixel_costs, *gathered;
   T *x_own, *y_own, *x_inverse, *y_inverse, *x_sums, *y_sums;  // cosine
@@ -90,9 +90,8 @@ struct ProblemMemory {
     const bool reach = !near_known && operation.reach;
     Arena& own = near_known || s.resident ? shared : near;
     const auto solver = [&](Arena& arena, int64_t count) { return operation.solved ? arena.take<T>(count) : nullptr; };
-    warps = solver(shared, buffer_entries);
+    warps = solver(shared, s.threads > warp_threads ? buffer_entries : 0);
     summary = reinterpret_cast<WeightSummary<T>*>(solver(shared, summary_entries));
-    P = solver(own, int64_t(rows) * s.ld);
     // Costs, or the weights of pairs; else they leave at once.
     const bool kept = operation.solved || operation.backward;
     cost = s.cost_near && kept ? own.take<T>(int64_t(rows) * s.ld) : nullptr;
@@ -100,12 +99,15 @@ struct ProblemMemory {
     column_weight = solver(own, s.ld);
     x_used = own.take<uint8_t>(operation.solved ? s.x_pixels : 0);
     y_used = own.take<uint8_t>(operation.solved ? s.y_pixels : 0);
-    // Panels of features and vectors of the solver are never needed at the same time.
-    panels = shared;
+    // Features are compared before there is a plan. When gradients are pulled, the weights of pairs are in its place,
+    // unless they are where several blocks see them. The solver's vectors are needed at neither time.
+    compare_panels = shared;
+    P = solver(own, int64_t(rows) * s.ld);
+    pull_panels = !near_known && s.blocks > 1 ? compare_panels : shared;
     if (near_known && s.in_registers) {
       row_vectors = solver(own, tiles64.row_entries<T>());
-      column_vectors = solver(own, tiles64.warps * tiles64.column_entries<T>());
-      partial = solver(own, tiles64.partial_entries());
+      column_vectors = solver(own, s.solvers / warp_threads * tiles64.column_entries<T>());
+      partial = solver(own, s.solvers > warp_threads ? tiles64.partial_entries() : 0);
     } else {
       const Cover cover = s.cover();
       row_vectors = solver(own, int64_t(Marginal<T>::of_rows + reach) * rows);
@@ -143,12 +145,28 @@ int64_t pull_bytes(const ProblemLayout& s, int channels) {
 
 constexpr int most_panel_channels = 64;  // more would gain nothing
 
-// Panels to compare within `room` bytes, of whole maps or, `tiled`, of parts of them where not one channel has room.
+// Cuts maps of n and m pixels into parts whose pairs are no more tiles of results than a block has threads: each is one
+// pass over the features. As few parts as can be, and of their kind those with the fewest pixels on both sides.
+template <class T>
+void cut_compare(ProblemLayout& s, int n, int m) {
+  const int edge = tile_edge<T>(n, m), rows = (n + edge - 1) / edge, columns = (m + edge - 1) / edge;
+  const auto parts_of = [](int count, int each) { return (count + each - 1) / each; };
+  int64_t fewest = INT64_MAX, least = INT64_MAX;
+  for (int p = parts_of(rows, s.threads); p <= rows; ++p) {
+    const int height = parts_of(rows, p), q = parts_of(columns, s.threads / height), width = parts_of(columns, q);
+    const int64_t parts = int64_t(p) * q, pixels = height + width;
+    if (parts > fewest || (parts == fewest && pixels >= least)) continue;
+    fewest = parts, least = pixels;
+    s.compare_x = std::min(n, height * edge), s.compare_y = std::min(m, width * edge);
+  }
+}
+
+// Panels to compare within `room` bytes; `tiled`: of smaller parts where not one channel has room.
 template <class T>
 int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room, bool tiled) {
-  const int n = s.compare_x = s.compared(operation.windows), m = s.compare_y = s.y_pixels;
+  const int n = s.compared(operation.windows), m = s.y_pixels;
+  cut_compare<T>(s, n, m);
   if (tiled && compare_bytes<T>(s, 1) > room) {
-    // As many tiles of results as a block has threads: then a panel is read once.
     const int edge = tile_edge<T>(n, m);
     for (int side = 16; side > 0; side /= 2) {
       s.compare_x = std::min(n, side * edge), s.compare_y = std::min(m, side * edge);
@@ -178,7 +196,10 @@ int64_t fill_pull(ProblemLayout& s, const Operation& operation, int64_t room, bo
     }
     tiles = std::max((s.pull_x + 3) / 4, (s.pull_y + 3) / 4);
   }
-  int channels = std::clamp(s.threads / tiles * 4, 4, std::min(most_panel_channels, round_up(operation.C, 4)));
+  // Weights that all blocks see are far: the more channels at once, the less often they are read.
+  const int fewest = s.blocks > 1 ? std::clamp(round_up(operation.C / s.blocks, 4), 4, 16) : 4;
+  const int most = std::min(most_panel_channels, round_up(operation.C, 4));
+  int channels = std::clamp(s.threads / tiles * 4, std::min(fewest, most), most);
   while (channels > 1 && pull_bytes<T>(s, channels) > room) channels = channels > 4 ? channels - 4 : channels / 2;
   s.pull_channels = channels;
   return pull_bytes<T>(s, channels);
@@ -188,14 +209,14 @@ int64_t fill_pull(ProblemLayout& s, const Operation& operation, int64_t room, bo
 template <class T, Place place>
 bool fill_panels(ProblemLayout& s, const Operation& operation, int64_t shared, bool tiled) {
   const ProblemMemory<T, place> places(s, operation, {}, {}, {});
-  const int64_t before = int64_t(places.panels.used);
-  int64_t panels = 0;
-  if (operation.C > 0) {
+  s.shared_bytes = int64_t(places.shared_end);
+  const auto add = [&](const Arena& panels, auto fill) {
+    const int64_t before = int64_t(panels.used);
     const int64_t room = std::min(shared - before, s.threads == warp_threads ? int64_t(16384) : shared);
-    panels = fill_compare<T>(s, operation, room, tiled);
-    if (operation.backward) panels = std::max(panels, fill_pull<T>(s, operation, room, tiled));
-  }
-  s.shared_bytes = std::max(int64_t(places.shared_end), before + panels);
+    s.shared_bytes = std::max(s.shared_bytes, before + fill(s, operation, room, tiled));
+  };
+  if (operation.C > 0) add(places.compare_panels, fill_compare<T>);
+  if (operation.C > 0 && operation.backward) add(places.pull_panels, fill_pull<T>);
   s.near_bytes = int64_t(places.near_end);
   s.far_bytes = int64_t(places.far_end);
   return s.shared_bytes <= shared;
@@ -215,11 +236,11 @@ inline int solvers_of(int64_t entries) {
   return warps * warp_threads;
 }
 
-// Whether the plan of a problem that one block solves lies in registers.
+// Whether the plan of a problem that so many warps of one block solve lies in registers.
 template <class T>
-bool holds_in_registers(const Operation& operation) {
-  return is_single<T> && operation.solved && !operation.reach && operation.N <= tiles64.rows() &&
-         operation.M <= tiles64.columns();
+bool holds_in_registers(const Operation& operation, int warps) {
+  return is_single<T> && operation.solved && !operation.reach &&
+         operation.N <= tiles64.rows() / tiles64.warps * warps && operation.M <= tiles64.columns();
 }
 
 // The first strategy that fits, with panels of whole maps or of tiles; false: none does.
@@ -240,17 +261,19 @@ bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const
   if (wanted(Strategy::warp) && longest <= 32) {
     s.threads = s.solvers = warp_threads;
     s.slab = s.N;
+    s.in_registers = holds_in_registers<T>(operation, 1);
     if (fill<T>(s, operation, shared, tiled)) {
       s.teams = int(std::clamp(shared / s.shared_bytes, int64_t(1), int64_t(4)));
       return true;
     }
+    s.in_registers = false;
   }
   s.solvers = operation.solved ? solvers_of(operation.N * operation.M) : block_threads;
   s.threads = operation.C > 0 ? block_threads : s.solvers;
   if (wanted(Strategy::block) || !operation.solved) {
     // Costs alone need no team, unless patches share pixels.
     s.slab = !operation.solved && !operation.backward && !operation.windows && s.N > 64 ? 56 : s.N;
-    if (holds_in_registers<T>(operation)) {
+    if (holds_in_registers<T>(operation, tiles64.warps)) {
       ProblemLayout held = s;
       held.in_registers = true;
       held.solvers = tiles64.threads();

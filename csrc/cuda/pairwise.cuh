@@ -36,16 +36,6 @@ SFR_BOTH int panel_row(int pixels, int edge) {
   return (pixels + edge - 1) / edge * edge;
 }
 
-// Four neighbours, the first at a multiple of 16 bytes.
-template <class T>
-struct alignas(16) Four {
-  T at[4];
-};
-template <class T>
-SFR_DEVICE Four<T> load4(const T* from) {
-  return load_vector<Four<T>>(from);
-}
-
 // An edge of 7 wastes nothing on the maps of vision networks, 7, 14, 28 and 56 pixels wide; 4 suits small and odd
 // sizes.
 template <class T>

@@ -6,22 +6,24 @@
 
 namespace sfr::cuda {
 
-template <class T>
-SFR_DEVICE T exponent(const Plan<T>& plan, T log, int i, int j) {
-  return log - plan.centred(i, j) * plan.factor;
-}
-
 // Exact update of F in the log domain: F_i = log2 a_i - log2 sum_j 2^(G_j - S_ij).
 template <class T>
 SFR_DEVICE void Plan<T>::update_rows() {
   const T* G = columns.log();
   T *most = rows.sum(), *F = rows.log();
+  const auto read = [&](const T* costs, int j) { return G[j] - (costs[j] - centre) * factor; };
   row_terms<Max>(
-      *this, [&](int i, int j) { return exponent(*this, G[j], i, j); },
+      *this, [&](int i) { return row_of(cost, i); }, read, [](int, int, T log, bool) { return log; },
       [&](int i, T x) { most[i] = vmax<T>(x, Number<T>::lowest); });
   team.sync();
+  struct Row {
+    const T* costs;
+    T most;
+  };
   row_terms<Sum>(
-      *this, [&](int i, int j) { return exp2_of(exponent(*this, G[j], i, j) - most[i]); },
+      *this, [&](int i) { return Row{row_of(cost, i), most[i]}; },
+      [&](const Row& row, int j) { return read(row.costs, j) - row.most; },
+      [](int, int, T log, bool) { return exp2_of(log); },  // hot: row updated
       [&](int i, T sum) {
         F[i] = rows.weight[i] > 0 ? rows.updated(log2_of(rows.weight[i]), most[i], sum) : Max::nothing<T>();
       });
@@ -33,11 +35,11 @@ template <class T>
 SFR_DEVICE void Plan<T>::update_columns() {
   const T* F = rows.log();
   T *most = columns.sum(), *G = columns.log();
-  column_terms<Max>(*this, [&](int i, int j) { return exponent(*this, F[i], i, j); });
+  column_terms<Max>(*this, cost, [&](int i, int, T c) { return F[i] - (c - centre) * factor; });
   exchange_columns<Max>(*this);
   each_column_sum<Max>(*this, [&](int j, T x) { most[j] = vmax<T>(x, Number<T>::lowest); });
   team.sync();
-  column_terms<Sum>(*this, [&](int i, int j) { return exp2_of(exponent(*this, F[i], i, j) - most[j]); });
+  column_terms<Sum>(*this, cost, [&](int i, int j, T c) { return exp2_of(F[i] - (c - centre) * factor - most[j]); });
   exchange_columns<Sum>(*this);
   each_column_sum<Sum>(*this, [&](int j, T sum) {
     G[j] = columns.weight[j] > 0 ? columns.updated(log2_of(columns.weight[j]), most[j], sum) : Max::nothing<T>();
@@ -112,26 +114,34 @@ SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
   const auto judge = [&](const Marginal<T>& side, int i, T sum, T log, T scale) {
     judge_sum<exact>(side, i, sum, log, scale, sums[2], sums[3], sums[4]);
   };
+  struct Row {
+    T own;  // potential or scaling
+    const T* entries;
+  };
+  struct Two {
+    T of_both, entry;  // the potentials' sum or the scalings' product, and the cost or what the plan was
+  };
   row_terms<Sum>(
-      *this,
-      [&](int i, int j) {
-        T* p = at(i, j);
+      *this, [&](int i) { return exact ? Row{F[i], row_of(cost, i)} : Row{u[i], row_of(P, i)}; },
+      [&](const Row& row, int j) { return Two{exact ? row.own + G[j] : row.own * v[j], row.entries[j]}; },
+      [&](int i, int j, Two found, bool counts) {
+        T p;
         if constexpr (exact) {
-          const T c = cost_at(i, j);
-          *p = exp2_of(F[i] + G[j] - (c - centre) * factor);  // hot: evaluated
-          if (*p > 0) sums[0] += *p * c;
+          p = exp2_of(found.of_both - (found.entry - centre) * factor);  // hot: evaluated
+          sums[0] += counts && p > 0 ? p * found.entry : T(0);
         } else {
-          *p *= u[i] * v[j];
+          p = found.entry * found.of_both;
         }
-        sums[1] += *p;
-        return *p;
+        *at(i, j) = p;
+        return p;
       },
       [&](int i, T sum) {
         rows.sum()[i] = sum;
+        sums[1] += sum;
         judge(rows, i, sum, F[i], u[i]);
       });
   team.sync();
-  column_terms<Sum>(*this, [&](int i, int j) { return *at(i, j); });
+  column_terms<Sum>(*this, P, [](int, int, T entry) { return entry; });
   exchange_columns<Sum>(*this, sums);
   const T of_rows[3] = {sums[2], sums[3], sums[4]};
   sums[2] = sums[3] = sums[4] = 0;
@@ -257,7 +267,8 @@ template <class T>
 template <class RowTerm, class ColumnTerm>
 SFR_DEVICE void Plan<T>::gather(RowTerm&& row_term, ColumnTerm&& column_term, T* of_rows, T* of_columns) {
   row_terms<Sum>(
-      *this, [&](int i, int j) { return row_term(i, j, *at(i, j)); }, [&](int i, T sum) { of_rows[i] = sum; });
+      *this, [&](int i) { return row_of(P, i); }, [](const T* row, int j) { return row[j]; },
+      [&](int i, int j, T entry, bool) { return row_term(i, j, entry); }, [&](int i, T sum) { of_rows[i] = sum; });
   team.sync();  // mutant: no column's term reads what a row's term has written
   gather_columns(column_term, of_columns);
 }
@@ -265,7 +276,7 @@ SFR_DEVICE void Plan<T>::gather(RowTerm&& row_term, ColumnTerm&& column_term, T*
 template <class T>
 template <class Term>
 SFR_DEVICE void Plan<T>::gather_columns(Term&& term, T* of_columns) {
-  column_terms<Sum>(*this, [&](int i, int j) { return term(i, j, *at(i, j)); });
+  column_terms<Sum>(*this, P, term);
   exchange_columns<Sum>(*this);
   each_column_sum<Sum>(*this, [&](int j, T sum) { of_columns[j] = sum; });
   team.sync();

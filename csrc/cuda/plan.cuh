@@ -17,18 +17,21 @@ namespace sfr::cuda {
 // How the threads of a block cover a slab; follows from its shape and the size of the team.
 struct Cover {
   int lanes;       // that share a row in products, a power of two
-  int width;       // columns in whole warps
-  int slices;      // of the rows, summed by different warps
+  int width;       // columns in whole quads: 4 neighbours, which one thread sums
+  int slices;      // of the rows, summed by different threads
   int slice_rows;  // a multiple of 4
 
   SFR_BOTH Cover(int rows, int columns, int threads, bool streamed) {
     lanes = 1;
     while (lanes < warp_threads && rows * lanes * 2 <= threads) lanes *= 2;
     if (streamed) lanes = warp_threads;  // neighbouring lanes then read neighbouring addresses
-    width = (columns + warp_threads - 1) / warp_threads * warp_threads;
-    slices = threads > width ? threads / width : 1;
+    width = (columns + 3) / 4 * 4;
+    slices = threads > quads() ? threads / quads() : 1;
     slice_rows = ((rows + slices - 1) / slices + 3) / 4 * 4;
+    slices = (rows + slice_rows - 1) / slice_rows;
   }
+
+  SFR_BOTH int quads() const { return width / 4; }
 
   // Length of a row of P: whole groups of 4 columns, runs of 16 bytes, an odd number of them for each lane, so that the
   // lanes of a warp meet in no bank of shared memory.
@@ -152,20 +155,21 @@ struct Plan : AnyPlan<T, Plan<T>> {
   T* P;           // likewise; padding 0
   T* partial;     // [slices][width]
   // This thread's place in the cover: in products by rows, and in sums over columns.
-  int row_lane, row_group, row_groups, slice, column;
+  int row_lane, row_group, row_groups, slice, quad;
 
   SFR_DEVICE Plan(Team& of, const Cover& by) : team(of), cover(by) {
     row_lane = team.rank & (cover.lanes - 1);
     row_group = team.rank / cover.lanes;
     row_groups = team.size / cover.lanes;
-    slice = cover.slices > 1 ? team.rank / cover.width : 0;
-    column = team.rank - slice * cover.width;
+    slice = cover.slices > 1 ? team.rank / cover.quads() : 0;
+    quad = team.rank - slice * cover.quads();
   }
   SFR_DEVICE void clear() const {
 #pragma unroll 1
     for (int i = team.warp(); i < rows.count; i += team.warps())
 #pragma unroll 1
       for (int j = team.lane(); j < ld; j += warp_threads) *at(i, j) = 0;
+    team.sync();
   }
   SFR_DEVICE bool has_columns() const { return team.block == 0; }
   SFR_DEVICE bool reports() const { return team.rank == 0 && team.block == 0; }
@@ -173,6 +177,7 @@ struct Plan : AnyPlan<T, Plan<T>> {
   // The plan to where others read it: it lies there.
   SFR_DEVICE void leave(T*, int) const {}
 
+  SFR_DEVICE const T* row_of(const T* matrix, int i) const { return matrix + int64_t(i) * ld; }
   SFR_DEVICE T* at(int i, int j) const { return P + int64_t(i) * ld + j; }
   SFR_DEVICE T cost_at(int i, int j) const { return cost[int64_t(i) * ld + j]; }
   SFR_DEVICE T centred(int i, int j) const { return cost_at(i, j) - centre; }
@@ -221,14 +226,22 @@ struct Plan : AnyPlan<T, Plan<T>> {
   template <class Op, int K, class F>
   SFR_DEVICE void reduce_column_products(T (&out)[K], F&& f);
 
-  // Entries with neighbouring lanes on neighbouring columns, a warp to a row.
+  // Entries with neighbouring lanes on neighbouring columns, a warp to a few rows.
   template <class Op, int K, class F>
   SFR_DEVICE void reduce_entries(T (&out)[K], F&& f) {
     Base::template clear<Op>(out);
 #pragma unroll 1
-    for (int i = team.warp(); i < rows.count; i += team.warps())
+    for (int i = team.warp() * rows_together; i < rows.count; i += team.warps() * rows_together) {
+      const int left = rows.count - i;
 #pragma unroll 1
-      for (int j = team.lane(); j < columns.count; j += warp_threads) f(i, j, out);
+      for (int j = team.lane(); j < columns.count; j += warp_threads)
+        if (left >= rows_together)
+#pragma unroll
+          for (int r = 0; r < rows_together; ++r) f(i + r, j, out);
+        else
+#pragma unroll 1
+          for (int r = 0; r < left; ++r) f(i + r, j, out);
+    }
     over_team<Op>(team, buffer, out);
   }
 };

@@ -9,21 +9,22 @@ namespace {
 template <class T, Place place>
 SFR_DEVICE void read_cost(TeamContext<place> context, const SinkhornParams& p, int64_t item) {
   const Problem<T, place> problem(context);
-  const Team& team = problem.team;
   const ProblemLayout& s = context.layout;
   T* out = problem.cost();
   with_element(p.cost.dtype, [&](auto element) {
     using E = decltype(element);
     if constexpr (sizeof(T) >= sizeof(E)) {
       const E* cost = first_of<E>(p.cost, item / p.G, item % p.G);
-#pragma unroll 1
-      for (int i = team.warp(); i < problem.rows; i += team.warps())
-#pragma unroll 4
-        for (int j = team.lane(); j < s.M; j += warp_threads) {
-          const bool kept = problem.at.row_weight[i] > 0 && problem.at.column_weight[j] > 0;
-          const E* from = cost + (problem.first + i) * p.cost.stride_n + j * p.cost.stride_m;
-          out[int64_t(i) * s.ld + j] = kept ? T(to_float(*from)) : T(0);
-        }
+      each_entry(
+          problem.team, problem.rows, s.M,
+          [&](int i) {
+            const E* row = cost + (problem.first + i) * p.cost.stride_n;
+            return problem.at.row_weight[i] > 0 ? row : nullptr;
+          },
+          [&](const E* row, int j) {
+            return row && problem.at.column_weight[j] > 0 ? T(to_float(row[j * p.cost.stride_m])) : T(0);
+          },
+          [&](int i, int j, T found) { out[int64_t(i) * s.ld + j] = found; });
     }
   });
 }
@@ -49,14 +50,12 @@ Kernels<SinkhornForwardParams> sinkhorn_forward_kernels() {
 template <class T, Place place>
 SFR_DEVICE void write_gradient(TeamContext<place> context, T* out, bool sound) {
   const Problem<T, place> problem(context);
-  const Team& team = problem.team;
   const int M = context.layout.M, ld = context.layout.ld;
   out += int64_t(problem.first) * M;
-#pragma unroll 1
-  for (int i = team.warp(); i < problem.rows; i += team.warps())
-#pragma unroll 4
-    for (int j = team.lane(); j < M; j += warp_threads)
-      out[int64_t(i) * M + j] = sound ? problem.at.P[int64_t(i) * ld + j] : T(NAN);
+  each_entry(
+      problem.team, problem.rows, M, [&](int i) { return problem.at.P + int64_t(i) * ld; },
+      [](const T* row, int j) { return row[j]; },
+      [&](int i, int j, T gradient) { out[int64_t(i) * M + j] = sound ? gradient : T(NAN); });
 }
 
 template <class T, Place place>

@@ -91,6 +91,58 @@ SFR_DEVICE T over_lanes(T x, int lanes) {
   return x;
 }
 
+// Rows of a matrix that a warp is at together: what it reads of them is on its way at the same time.
+constexpr int rows_together = 4;
+
+// Of `count` values in each of 2 * mask neighbouring lanes what one of them comes to over all: in the first 2 * mask /
+// count lanes the first, and so on. Each step halves what a lane still has to do with.
+template <class Op, int mask, int count, class T>
+SFR_DEVICE T folded(const T (&x)[count], int lane) {
+  if constexpr (count > 1) {
+    const bool upper = lane & mask;
+    T half[count / 2];
+#pragma unroll
+    for (int k = 0; k < count / 2; ++k)
+      half[k] = Op()(upper ? x[count / 2 + k] : x[k], shuffle_xor(upper ? x[k] : x[count / 2 + k], mask));
+    return folded<Op, mask / 2>(half, lane);
+  } else {
+    T own = x[0];
+#pragma unroll
+    for (int m = mask; m > 0; m /= 2) own = Op()(own, shuffle_xor(own, m));
+    return own;
+  }
+}
+
+// use(r, i, j, read(row(i), j)) for the entries of rows i = first + r, `rows_together` of them, neighbouring lanes at
+// neighbouring columns. There is no branch to wait at: in the place of rows behind the last one, that one is used
+// again, which must come to the same. `row`, all that depends on the row alone, and `read` have no effects.
+template <class Row, class Read, class Use>
+SFR_DEVICE void each_entry_of_rows(int lane, int first, int rows, int columns, Row&& row, Read&& read, Use&& use) {
+  int at[rows_together];
+  decltype(row(0)) of_row[rows_together];
+#pragma unroll
+  for (int r = 0; r < rows_together; ++r) {
+    at[r] = first + r < rows ? first + r : rows - 1;
+    of_row[r] = row(at[r]);
+  }
+#pragma unroll 1
+  for (int j = lane; j < columns; j += warp_threads) {
+    decltype(read(of_row[0], 0)) found[rows_together];
+#pragma unroll
+    for (int r = 0; r < rows_together; ++r) found[r] = read(of_row[r], j);
+#pragma unroll
+    for (int r = 0; r < rows_together; ++r) use(r, at[r], j, found[r]);
+  }
+}
+// use(i, j, read(row(i), j)) for all entries; for some of them more than once.
+template <class Row, class Read, class Use>
+SFR_DEVICE void each_entry(const Team& team, int rows, int columns, Row&& row, Read&& read, Use&& use) {
+#pragma unroll 1
+  for (int first = team.warp() * rows_together; first < rows; first += team.warps() * rows_together)
+    each_entry_of_rows(team.lane(), first, rows, columns, row, read,
+                       [&](int, int i, int j, auto found) { use(i, j, found); });
+}
+
 // What the warps of a block have to say to each other, and the blocks of a team.
 template <class T>
 struct ReductionBuffer {
@@ -143,11 +195,11 @@ SFR_DEVICE void put_scalars(const Team& team, const ReductionBuffer<T>& buffer, 
 template <class Op, int count, class T>
 SFR_DEVICE void add_scalars(const Team& team, const ReductionBuffer<T>& buffer, int turn, T (&x)[count]) {
 #pragma unroll
-  for (int k = 0; k < count; ++k) {
-    x[k] = buffer.of_block(turn, team.blocks, 0)[buffer.width + k];
-#pragma unroll 1
-    for (int b = 1; b < team.blocks; ++b) x[k] = Op()(x[k], buffer.of_block(turn, team.blocks, b)[buffer.width + k]);
-  }
+  for (int k = 0; k < count; ++k) x[k] = buffer.of_block(turn, team.blocks, 0)[buffer.width + k];
+#pragma unroll 4
+  for (int b = 1; b < team.blocks; ++b)
+#pragma unroll
+    for (int k = 0; k < count; ++k) x[k] = Op()(x[k], buffer.of_block(turn, team.blocks, b)[buffer.width + k]);
 }
 
 // The same over all blocks of the team; a barrier for all of them.

@@ -4,6 +4,7 @@
 // What blocks are to a plan in several slabs, warps are to this one: each holds some rows and all columns. It has its
 // own copy of every vector over the columns, and reads no rows but its own, so that lanes meet within their warp alone;
 // the columns' sums over all rows are exchanged, which takes one barrier, and comes to the same bits in each warp.
+// Where one warp has all rows, there is nothing to exchange.
 #pragma once
 
 #include "pairwise.cuh"
@@ -36,12 +37,13 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
   TileEntries<T>& entries;
   T* partial;
   int turn = 0;
+  bool alone;  // one warp
   int lane, warp;
   int row0, column0;  // the first of the tile
   int own_row, own_column;
 
-  SFR_DEVICE TilePlan(int rank, TileEntries<T>& of)
-      : entries(of), lane(rank % warp_threads), warp(rank / warp_threads) {
+  SFR_DEVICE TilePlan(const Team& team, TileEntries<T>& of)
+      : entries(of), alone(team.warps() == 1), lane(team.lane()), warp(team.warp()) {
     const int share = lane % row_lanes, group = lane / row_lanes;
     row0 = (warp * 4 + group) * R;
     column0 = share * 4;
@@ -71,7 +73,12 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
   SFR_DEVICE bool has_columns() const { return warp == 0; }
   SFR_DEVICE bool reports() const { return warp == 0 && lane == 0; }
   SFR_DEVICE void sync() const { sync_warp(); }
-  SFR_DEVICE void sync_solvers() const { sync_threads(solvers_barrier, shape.threads()); }
+  SFR_DEVICE void sync_solvers() const {
+    if (alone)
+      sync_warp();
+    else
+      sync_threads(solvers_barrier, shape.threads());
+  }
   SFR_DEVICE void clear() {
 #pragma unroll
     for (int r = 0; r < R; ++r)
@@ -153,15 +160,10 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
     return out;
   }
 
-  // From one value of each row of the tile to the lane's own row, over all its columns: each step halves what a lane
-  // still has to do with.
+  // From one value of each row of the tile to the lane's own row, over all its columns.
   template <class Op>
   SFR_DEVICE T of_own_row(const OfRows& x) const {
-    const bool upper = lane & 4, odd = lane & 2;
-    const T low = Op()(upper ? x.at[2] : x.at[0], shuffle_xor(upper ? x.at[0] : x.at[2], 4));
-    const T high = Op()(upper ? x.at[3] : x.at[1], shuffle_xor(upper ? x.at[1] : x.at[3], 4));
-    const T mine = Op()(odd ? high : low, shuffle_xor(odd ? low : high, 2));
-    return Op()(mine, shuffle_xor(mine, 1));
+    return folded<Op, row_lanes / 2>(x.at, lane);
   }
   // ... and what the owners have back to all.
   SFR_DEVICE OfRows to_rows(T own) const {
@@ -208,12 +210,14 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
     for (int k = 0; k < own_columns; ++k)
       entries.total[k] =
           Op()(odd ? half[own_columns + k] : half[k], shuffle_xor(odd ? half[k] : half[own_columns + k], 16));
+    add_lanes<Sum, K>(x);
+    if (alone) return sync_warp();
     T* parts = next_parts();
     Own in_warp;
 #pragma unroll
     for (int k = 0; k < own_columns; ++k) in_warp.at[k] = entries.total[k];
     *reinterpret_cast<Own*>(parts + warp * each + own_column) = in_warp;
-    put_scalars<Sum, K>(parts, x);
+    put_scalars<K>(parts, x);
     sync_solvers();
     Own of_warp[shape.warps];
 #pragma unroll
@@ -262,9 +266,8 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
     turn ^= 1;
     return parts;
   }
-  template <class Op, int K>
-  SFR_DEVICE void put_scalars(T* parts, T* x) const {
-    add_lanes<Op, K>(x);
+  template <int K>
+  SFR_DEVICE void put_scalars(T* parts, const T* x) const {
     if (lane == 0)
 #pragma unroll
       for (int k = 0; k < K; ++k) parts[warp * each + shape.columns() + k] = x[k];
@@ -280,8 +283,10 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
   }
   template <class Op, int K>
   SFR_DEVICE void over_warps(T (&x)[K]) {
+    add_lanes<Op, K>(x);
+    if (alone) return sync_warp();
     T* parts = next_parts();
-    put_scalars<Op, K>(parts, x);
+    put_scalars<K>(parts, x);
     sync_solvers();
     take_scalars<Op, K>(parts, x);
   }

@@ -175,7 +175,7 @@ SFR_DEVICE TilePlan<T> make_tile_plan(const Problem<T, place>& problem, Team& te
   const ProblemMemory<T, place>& at = problem.at;
   const ProblemLayout& s = problem.layout;
   constexpr TileShape shape = TilePlan<T>::shape;
-  TilePlan<T> plan(team.rank, entries);
+  TilePlan<T> plan(team, entries);
   describe(plan, problem, of_features);
   Marginal<T>&rows = plan.rows, &columns = plan.columns;
   T *of_rows = at.row_vectors, *of_columns = at.column_vectors + team.warp() * shape.template column_entries<T>();

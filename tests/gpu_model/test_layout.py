@@ -45,7 +45,7 @@ def test_backward_fits_wherever_forward_does(device: Device, side: int) -> None:
 
 
 def test_small_balanced_plans_lie_in_registers() -> None:
-    """Four warps hold 64 x 64; a reach and float64 have kernels that know no such plan."""
+    """Four warps hold 64 x 64, and one 16 x 32; a reach and float64 have kernels that know no such plan."""
     device = DEVICES["T4"]
 
     def in_registers(rows: int, columns: int, **options: bool) -> bool:
@@ -54,7 +54,8 @@ def test_small_balanced_plans_lie_in_registers() -> None:
     assert in_registers(49, 49) and in_registers(64, 64) and in_registers(40, 1, backward=True)
     assert not in_registers(65, 64) and not in_registers(64, 65)
     assert not in_registers(49, 49, reach=True) and not in_registers(49, 49, float64=True)
-    assert not in_registers(16, 16), "one warp solves them, in shared memory"
+    assert in_registers(16, 16) and in_registers(16, 32) and in_registers(9, 25, backward=True)
+    assert not in_registers(17, 16), "one warp solves them, in shared memory"
     for strategy in ("cooperative", "stream"):
         assert not choose(Task.of_maps(49, 49, 64), device, strategy).in_registers
 

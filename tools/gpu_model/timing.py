@@ -14,7 +14,7 @@ from .machine_code import Instruction
 # Clocks from issue to result of what a scoreboard waits for. Shared memory 30 and generic loads from it 36, the
 # constant bank 40: as published microbenchmarks of Volta to Hopper have them, to about a third.
 LATENCY = {
-    "LD": 36, "LDS": 30, "LDL": 40, "LDC": 40, "SHFL": 24, "FCHK": 20, "F2I": 22, "I2F": 22, "I2FP": 6, "ST": 12,
+    "LDS": 30, "LDL": 40, "LDC": 40, "SHFL": 24, "FCHK": 20, "F2I": 22, "I2F": 22, "I2FP": 6, "ST": 12,
     "STS": 12, "S2R": 30, "S2UR": 30, "R2UR": 10,
 }  # fmt: skip
 SPECIAL = 22  # MUFU
@@ -28,12 +28,15 @@ class Latencies:
     """What depends on the device and on where data lie."""
 
     global_load: int = 500  # clocks; the L2 cache or memory
+    generic_load: int = 36  # of shared memory, unless it is known to be of the L2 cache
 
     def of(self, instruction: Instruction) -> int:
         if instruction.name.startswith("MUFU"):
             return SPECIAL
         if instruction.name in ("LDG", "ATOMG", "ATOM", "RED"):
             return self.global_load
+        if instruction.name == "LD":
+            return self.generic_load
         return LATENCY.get(instruction.name, OTHER)
 
 
