@@ -133,3 +133,12 @@ def test_marker_must_be_on_one_line():
         markers.place("hot: nowhere")
     with pytest.raises(markers.NoLine, match="lines of csrc fit 'team.cuh: team', expected one"):
         markers.place("team.cuh: team")
+
+
+def test_loops_of_the_solver_for_any_place_spill_nothing(cuda) -> None:
+    """What tools/cuda_report.py allows its phases lies beside them."""
+    flow, found = code.flow_of(ARCH, "emd_forward_kernel.any"), {}
+    for one in hot_loops.hot_loops(hot_loops.table()):
+        if one.name in ("iteration", "sampled iteration", "evaluation", "row update", "conjugate gradients"):
+            found[one.name] = Figures.of(one.path(flow)).local
+    assert found == dict.fromkeys(found, 0) and len(found) == 5
