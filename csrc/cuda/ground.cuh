@@ -362,7 +362,8 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
         if (channel + c < channels)
 #pragma unroll
           for (int p = 0; p < 4; ++p)
-            if (pixel + p * apart < pixels) sum[c][p] = out[(channel + c) * my_row + pixel + p * apart];
+            if (pixel + p * apart < pixels)  // mutant: what lies beyond is added to what nobody stores
+              sum[c][p] = out[(channel + c) * my_row + pixel + p * apart];
     const auto add = [&](const T* weights) {
       with_pair(pair, [&](auto known) {
         pull_tile<decltype(known)::value, pull>(mine, my_row, theirs, their_row, others, weights, W.ld, pixel, apart,
