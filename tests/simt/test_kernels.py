@@ -38,7 +38,7 @@ MAPS: dict[str, Maps] = {
     "bfloat16": ((1, 40, 7, 7), (1, 40, 7, 7), 1, torch.bfloat16),
     "windows": ((2, 3, 5, 6), (2, 2, 3, 4, 5), 2, torch.float32),
     "float64": ((1, 17, 8, 9), (1, 17, 7, 7), 3, torch.float64),
-    "slabs": ((1, 3, 9, 9), (1, 3, 7, 9), 1, torch.float32),  # the last tiles are not whole
+    "slabs": ((1, 3, 9, 9), (1, 3, 6, 11), 1, torch.float32),  # the last tiles are not whole
     "rounds": ((1, 8, 17, 17), (1, 8, 2, 2), 1, torch.bfloat16),  # panels larger than what is fetched at once
     "one pixel": ((3, 4, 1, 1), (3, 4, 1, 2), 1, torch.float32),
 }
