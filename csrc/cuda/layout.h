@@ -145,28 +145,12 @@ int64_t pull_bytes(const ProblemLayout& s, int channels) {
 
 constexpr int most_panel_channels = 64;  // more would gain nothing
 
-// Cuts maps of n and m pixels into parts whose pairs are no more tiles of results than a block has threads: each is one
-// pass over the features. As few parts as can be, and of their kind those with the fewest pixels on both sides.
-template <class T>
-void cut_compare(ProblemLayout& s, int n, int m) {
-  const int edge = tile_edge<T>(n, m), rows = (n + edge - 1) / edge, columns = (m + edge - 1) / edge;
-  const auto parts_of = [](int count, int each) { return (count + each - 1) / each; };
-  int64_t fewest = INT64_MAX, least = INT64_MAX;
-  for (int p = parts_of(rows, s.threads); p <= rows; ++p) {
-    const int height = parts_of(rows, p), q = parts_of(columns, s.threads / height), width = parts_of(columns, q);
-    const int64_t parts = int64_t(p) * q, pixels = height + width;
-    if (parts > fewest || (parts == fewest && pixels >= least)) continue;
-    fewest = parts, least = pixels;
-    s.compare_x = std::min(n, height * edge), s.compare_y = std::min(m, width * edge);
-  }
-}
-
-// Panels to compare within `room` bytes; `tiled`: of smaller parts where not one channel has room.
+// Panels to compare within `room` bytes, of whole maps or, `tiled`, of parts of them where not one channel has room.
 template <class T>
 int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room, bool tiled) {
-  const int n = s.compared(operation.windows), m = s.y_pixels;
-  cut_compare<T>(s, n, m);
+  const int n = s.compare_x = s.compared(operation.windows), m = s.compare_y = s.y_pixels;
   if (tiled && compare_bytes<T>(s, 1) > room) {
+    // As many tiles of results as a block has threads: then a panel is read once.
     const int edge = tile_edge<T>(n, m);
     for (int side = 16; side > 0; side /= 2) {
       s.compare_x = std::min(n, side * edge), s.compare_y = std::min(m, side * edge);

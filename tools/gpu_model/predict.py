@@ -16,7 +16,7 @@ from sfr_ext.ops.emd import FEATURES_TO_COSTS
 
 from . import code
 from .devices import DEVICES, Device
-from .hot_loops import Figures, NoPath, hot_loops, table
+from .hot_loops import Figures, HotLoop, NoPath, hot_loops, table
 from .layout import Layout, Task, choose
 from .timing import BARRIER, Latencies
 
@@ -143,10 +143,14 @@ class Prediction:
 # The hot loops of budgets.toml, at other sizes than those that they are counted at.
 
 
+def _loop(name: str) -> HotLoop:
+    return next(loop for loop in hot_loops(table()) if loop.name == name)
+
+
 @functools.cache
 def _figures(name: str, place: str, rows: int | None = None, columns: int | None = None) -> Figures:
     """Of a loop in the kernel for a place, whatever kernel the table counts it in."""
-    loop = next(loop for loop in hot_loops(table()) if loop.name == name)
+    loop = _loop(name)
     number = [k for k, work in enumerate(loop.work) if work.op == "FFMA"]
     times = {k: n for k, n in zip(number, (rows, columns), strict=False) if n is not None}
     kernel = f"{loop.kernel.partition('.')[0]}.{place}"
@@ -156,7 +160,7 @@ def _figures(name: str, place: str, rows: int | None = None, columns: int | None
 @functools.cache
 def _over_rows(name: str, place: str, steps: int, generic_load: int) -> tuple[float, float]:
     """Clocks and instructions of `ROWS` rows with so many entries of a lane in each: by the slope between 2 and 4."""
-    loop = next(loop for loop in hot_loops(table()) if loop.name == name)
+    loop = _loop(name)
     flow, latencies = code.flow_of(table()["arch"], f"emd_forward_kernel.{place}"), Latencies(generic_load=generic_load)
     two, four = (Figures.of(loop.path(flow, {0: ROWS * count}), latencies) for count in (2, 4))
     return tuple(
@@ -168,7 +172,7 @@ def _over_rows(name: str, place: str, steps: int, generic_load: int) -> tuple[fl
 def _sized(name: str, place: str, rows: int, columns: int) -> tuple[float, float, float]:
     """Clocks, instructions and multiply-adds of a pass with so many products by rows and by columns of a thread."""
     base = _figures(name, place)
-    loop = next(loop for loop in hot_loops(table()) if loop.name == name)
+    loop = _loop(name)
     counted = [work.times for work in loop.work if work.op == "FFMA"]
 
     def slope(which: int, have: int) -> tuple[float, float, float]:
@@ -300,7 +304,10 @@ class Model:
         """A pass over the costs, a warp to a few rows."""
         near = self.layout.cost_near
         clocks, instructions = _over_rows(
-            loop, self.layout.place, math.ceil(self.n / 32), 36 if near else self.device.l2_latency
+            loop,
+            self.layout.place,
+            math.ceil(self.n / 32),
+            Latencies().generic_load if near else self.device.l2_latency,
         )
         groups = math.ceil(self.rows / ROWS / warps)
         entries = self.rows * self.n * 4
