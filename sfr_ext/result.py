@@ -21,7 +21,7 @@ class Coupling(NamedTuple):
     plan: Tensor  # [..., N, M]
     a: Tensor  # [..., N]
     b: Tensor  # [..., M]
-    allowed: Tensor | None = None  # [..., N, M] pairs that are not forbidden; None: all
+    room: Tensor | None = None  # [..., N, M], 0 where the plan may not become larger; None: nowhere
 
 
 class OTResult:
@@ -155,7 +155,7 @@ class OTResult:
         """
         if not self._balanced:
             checks.refuse(ValueError, "OTResult.rounded_plan", "a balanced problem", "(reach=None)", "one with a reach")
-        plan, a, b, allowed = self._coupled("rounded_plan")
+        plan, a, b, room = self._coupled("rounded_plan")
         plan = plan.double()
         plan = plan * _at_most_one(a, plan.sum(-1))[..., :, None]
         plan = plan * _at_most_one(b, plan.sum(-2))[..., None, :]
@@ -163,8 +163,8 @@ class OTResult:
         total = missing_a.sum(-1, keepdim=True)
         share = missing_a / torch.where(total > 0, total, 1.0)
         added = share[..., :, None] * missing_b[..., None, :]
-        if allowed is not None:
-            added = torch.where(allowed, added, 0.0)
+        if room is not None:
+            added = torch.where(room != 0, added, 0.0)
         return (plan + added).to(self.f.dtype)
 
     def barycentric(self, y: Tensor) -> Tensor:
@@ -272,12 +272,12 @@ def of_exact(
     lead: tuple[int, ...],
     options: ops.SolverOptions,
     inputs: Inputs,
-    as_solved: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]],
+    weights: Callable[..., tuple[Tensor | None, Tensor | None]],
     grids: tuple[Grid, Grid],
 ) -> OTResult:
     """Of what `ops.exact_forward` returned, for problems of any leading axes.
 
-    ``as_solved`` makes costs (None: those of features, all of which are finite) and both sides' weights of the inputs.
+    ``weights`` makes those of both sides of the inputs.
     """
     n, m = solved.f.shape[-1], solved.g.shape[-1]
     value = solved.value.view(lead)
@@ -292,10 +292,10 @@ def of_exact(
         return certified(solved, options.tol).view(lead)
 
     def couple(*now: Tensor | None) -> Coupling:
-        cost, a, b = (None if given is None else given.detach() for given in as_solved(*now))
+        a, b = (None if given is None else given.detach() for given in weights(*now))
         plan = ops.exact_plan(solved.rows, solved.columns, solved.mass, n, m).view(*lead, n, m)
-        sides = implicit.marginal(a, f().double()), implicit.marginal(b, g().double())
-        return Coupling(plan, *sides, None if cost is None else cost != math.inf)
+        # What rounding left missing goes to entries that are there: none is of a forbidden pair.
+        return Coupling(plan, implicit.marginal(a, f().double()), implicit.marginal(b, g().double()), room=plan)
 
     return OTResult(
         transport_cost=value,

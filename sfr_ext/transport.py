@@ -146,7 +146,7 @@ def solve(
     given, grids = (_four_axes(cost, 2), _four_axes(a, 1), _four_axes(b, 1)), ((n,), (m,))
     if solver == "exact":
         exact = ops.ExactSolved(*ops.exact_forward(*given, *prices(options), where))
-        return of_exact(exact, lead, options, inputs, broadcast, grids)
+        return of_exact(exact, lead, options, inputs, lambda *now: broadcast(*now)[1:], grids)
     finer = as_weights_want(options, a, b, ops.compute_dtype(cost))
     solved = ops.Solved(*ops.sinkhorn_forward(*given, init_g, *finer, where))
     return of_sinkhorn(solved, options, inputs, broadcast, grids, lead)
@@ -241,7 +241,7 @@ def solve_sample(
         if init is not None:  # refused or not as for the other solver, though of no use
             checked_init(where, init, pair, costs)
         exact = exact_between(where, pair, costs, options)
-        return of_exact(exact, ops.problems(x, y), options, inputs, lambda *now: (None, *paired(*now)[2:]), grids)
+        return of_exact(exact, ops.problems(x, y), options, inputs, lambda *now: paired(*now)[2:], grids)
 
     def as_solved(*now: Any) -> ops.Given:
         pair = paired(*now)

@@ -34,9 +34,9 @@ from ..harness.timing import time_rows
 class Solver:
     name: str
     distribution: str
-    finds: (
-        str  # "plan": transport, with any weights; "matching": the same where sides are equal and nothing is weighted
-    )
+    # "plan": transport, with any weights; "matching": the same where sides are equal and nothing is weighted;
+    # "plan of a matching": that as a plan.
+    finds: str
     threads: int
     solve: Callable[[Tensor, Tensor | None, Tensor | None], Any]
 
@@ -75,6 +75,14 @@ def _scipy(matrix: Any) -> Any:
     return linear_sum_assignment(matrix)
 
 
+def _scipy_plan(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
+    """What `_plan` gives, of square problems."""
+    plan, share = torch.zeros_like(cost), 1 / cost.shape[-1]
+    for matrix, entries in zip(cost.numpy(), plan.numpy(), strict=True):
+        entries[_scipy(matrix)] = share
+    return plan
+
+
 def _pot(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Any:
     import ot
 
@@ -92,6 +100,7 @@ SOLVERS = [
     Solver("lapjvx", "lapx", "matching", 1, _one_by_one(_lapjvx)),
     Solver("lapjvs", "lapx", "matching", 1, _one_by_one(_lapjvs)),
     Solver("linear_sum_assignment", "scipy", "matching", 1, _one_by_one(_scipy)),
+    Solver("linear_sum_assignment, dense plan", "scipy", "plan of a matching", 1, _scipy_plan),
     Solver("emd2", "POT", "plan", 1, _pot),
 ]
 
@@ -220,7 +229,7 @@ def rows(names: list[str], rounds: int, seconds: float) -> Iterator[list[str]]:
         kind, cost, a, b = workloads()[name]
         goals = {"matching"} if a is None else {"plan"}
         if cost.shape[1] == cost.shape[2]:
-            goals.add("plan")
+            goals |= {"plan"} if a is not None else {"plan", "plan of a matching"}
         able = [s for s in SOLVERS if version_of(s.distribution) is not None and s.finds in goals]
         entries = [timed(solver, cost, a, b) for solver in able]
         time_rows(entries, Device("cpu"), rounds, seconds)
