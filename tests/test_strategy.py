@@ -87,7 +87,7 @@ class Strategy:
 
     def stepped(self, cut: bool = False, n: int = 0) -> str:
         self.n_iter += n
-        return FROM[self.library.strategy_stepped(self.handle, int(cut))]
+        return FROM[self.library.strategy_stepped(self.handle, int(cut), 0)]
 
     @property
     def annealed_eps(self) -> float:

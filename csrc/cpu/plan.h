@@ -11,6 +11,7 @@
 
 #include "../solver/marginal.h"
 #include "../solver/strategy.h"
+#include "cholesky.h"
 #include "features.h"
 #include "team.h"
 
@@ -104,6 +105,7 @@ template <class T>
 struct PlanMemory {
   T *P = nullptr, *transposed = nullptr, *rows = nullptr, *columns = nullptr;
   T *partial = nullptr, *row_parts = nullptr, *column_parts = nullptr, *scalars = nullptr;
+  Cholesky<T> cholesky;
 
   void reserve(Arena& arena, int64_t n, int64_t m) {
     const int64_t size = whole_vectors<T>(n), blocks = size / block_rows + 1, wide = padded<T>(m);
@@ -115,6 +117,7 @@ struct PlanMemory {
     row_parts = arena.take<T>(blocks * most_parts);
     column_parts = arena.take<T>((wide / block_columns + 1) * most_parts);
     scalars = arena.take<T>(2 * most_parts);
+    cholesky.reserve(arena, m);
   }
 };
 
@@ -144,6 +147,7 @@ struct Plan {
   T* partial;                   // [blocks][ld] sums over the rows of a block
   T *row_parts, *column_parts;  // [blocks][most_parts]
   T* scalars;                   // [2][most_parts] of rank 0, for all
+  Cholesky<T> cholesky;
   int turn = 0;
 
   // Of costs [a.count][ld] and of weights that lie in memory.rows and memory.columns.
@@ -163,7 +167,8 @@ struct Plan {
         partial(memory.partial),
         row_parts(memory.row_parts),
         column_parts(memory.column_parts),
-        scalars(memory.scalars) {
+        scalars(memory.scalars),
+        cholesky(memory.cholesky) {
     place(rows, memory.rows, a.count, whole_vectors<T>(a.count));
     place(columns, memory.columns, b.count, ld);
     if (team.rank == 0) {
@@ -229,6 +234,12 @@ struct Plan {
   void gather_columns(Term&& term, T* of_columns);
   template <class Op, int K, class F>
   void reduce_entries(T (&out)[K], F&& f);
+
+  // The linear system, factored.
+  static constexpr bool factorises = true;
+  int64_t factorising_takes() const { return Cholesky<T>::price(rows.count, columns.count); }
+  void factorise(const T* null) { cholesky.factorise(*this, null); }
+  void solve_factorised(const T* right, T* out) { cholesky.solve(columns, right, out); }
 
   // Vectors are short: rank 0 does them.
   template <class F>

@@ -82,6 +82,8 @@ struct AnyPlan {
   SFR_DEVICE Self& self() { return static_cast<Self&>(*this); }
   SFR_DEVICE const Self& self() const { return static_cast<const Self&>(*this); }
 
+  static constexpr bool factorises = false;
+
   // A side without a patch: then no patch is kept on either.
   SFR_DEVICE bool empty() const { return kept_columns == 0; }
   SFR_DEVICE bool has_reach() const { return rows.has_reach() || columns.has_reach(); }

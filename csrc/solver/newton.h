@@ -5,8 +5,9 @@
 // Symmetric and positive semi-definite; its null space is the shift (1, -1) of the potentials. A side with a reach has
 // its diagonal times 1 + eps / reach, and then there is no null space. alpha is eliminated;
 // what is left, diag(P^T 1) - P^T diag(1 / (P 1)) P, is solved by conjugate gradients with a diagonal preconditioner:
-// one pair of matrix-vector products a step, as much as an iteration of Sinkhorn's. h and k are right() of the rows and
-// of the columns, alpha and beta their step().
+// one pair of matrix-vector products a step, as much as an iteration of Sinkhorn's. Where they take longer than
+// factoring it would, and the device can, it is factorised: at most twice the time of the better of the two. h and k
+// are right() of the rows and of the columns, alpha and beta their step().
 //
 // The plan may hold its rows and columns in units of their own: of Q with P_ij = n_i n_j Q_ij it is the same system in
 // n_i alpha_i and n_j beta_j, with P 1 / n^2 on the diagonal and h / n on the right (adjoint.h). A patch whose sum is
@@ -24,13 +25,29 @@ SFR_INLINE Vec<T> counted(const Marginal<T>& side, Index i, Vec<T> x) {
   return load(side.sum() + i) > Rules<T>::nothing ? kept(side, i, x) : Vec<T>{};
 }
 
+// What solving a system took, in iterations, and whether it was factorised.
+struct SystemSteps {
+  int64_t taken = 0;
+  bool factorised = false;
+};
+
+// Iterations that factorising the system takes; 0: it is not to be had.
+template <class Plan>
+SFR_FN int64_t price_of(const Plan& plan) {
+  if constexpr (Plan::factorises)
+    return plan.factorising_takes();
+  else
+    return 0;
+}
+
 // Solves from 0, with the constant mode projected out, until the residual has fallen by `goal`, or the type has no more
-// to give, or after `limit` steps; keeps the best. unit(j): n_j. Returns the number of steps.
+// to give, or after `limit` steps; keeps the best. Where the device factors systems, it does after `patience` steps
+// that were not enough, if `limit` allows it. unit(j): n_j.
 //
 // The residual is weighed by the columns' sums, so small columns hardly enter it: at the end each column is solved for
 // once more, given the rows', which makes it as exact as they are, whatever its weight.
 template <class T, template <class> class Plan, class Unit>
-SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit, Unit&& unit) {
+SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t patience, Unit&& unit) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   T *r = columns.residual(), *p = columns.direction(), *q = columns.product(), *d = columns.inverse_diagonal();
   T *beta = columns.step(), *best = columns.best();
@@ -69,7 +86,12 @@ SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit, Unit&& unit) {
   T energy = start[0], least = energy;
   const T wanted = goal * goal * energy;
   int stale = 0;
-  int64_t step = 0;
+  int64_t step = 0, price = 0;
+  if constexpr (Plan<T>::factorises) {
+    price = plan.factorising_takes();
+    if (patience + price > limit) price = 0;
+    if (price > 0) limit = patience;
+  }
   SFR_ROLLED
   for (bool go = energy > 0 && limit > 0; go; ++step) {
     plan.eliminate(p, static_cast<const T*>(nullptr));
@@ -111,25 +133,58 @@ SFR_FN int64_t solve_system(Plan<T>& plan, T goal, int64_t limit, Unit&& unit) {
     energy = next[0];
     go = energy > wanted && stale < Rules<T>::patience && step + 1 < limit;
   }
+  bool factorised = false;
+  if constexpr (Plan<T>::factorises) {
+    // Conjugate gradients that no longer got on are left at what rounding allows, if that is near the goal.
+    factorised = price > 0 && least > (step >= limit ? wanted : T(1e4) * wanted);
+    if (factorised) {
+      plan.each_column([&](Index j) { store(q + j, unit(j)); });
+      plan.sync();
+      plan.factorise(q);
+      // Once more for what rounding left.
+      for (int turn = 0; turn < 2 && least > wanted; ++turn) {
+        plan.solve_factorised(k, p);
+        plan.eliminate(p, static_cast<const T*>(nullptr));
+        T left[1];
+        plan.template reduce_column_products<Sum>(left, [&](Index j, Vec<T> s, Vec<T>(&sums)[1]) {
+          const Vec<T> product = kept(columns, j, gain * load(sum + j) * load(p + j) + s);
+          const Vec<T> residual = load(k + j) - product;
+          store(q + j, residual);
+          sums[0] += residual * residual * load(d + j);
+        });
+        if (!(left[0] < least)) break;
+        least = left[0];
+        plan.each_column([&](Index j) {
+          store(best + j, load(best + j) + load(p + j));
+          store(k + j, load(q + j));
+        });
+        plan.sync();
+      }
+      step += price;
+    }
+  }
   plan.each_column(
       [&](Index j) { store(beta + j, load(best + j) + counted(columns, j, load(k + j) / (gain * load(sum + j)))); });
   plan.sync();
   plan.eliminate_rows(beta, rows.right());
-  return step;
+  return {step, factorised};
 }
 
 // One Newton step on both potentials, left in the scalings: the plan's system with the errors of its marginals as right
-// sides. The potentials before it stay in right(). A step of the conjugate gradients counts as an iteration. Returns
-// whether the step was cut.
+// sides. The potentials before it stay in right(). A step of the conjugate gradients counts as an iteration.
+//
+// No potential goes further than step.longest: the others need not wait for it. Of a system that was factorised, whose
+// solution is right to the last patch, all take the same part of their way.
 template <class T, template <class> class Plan>
-SFR_FN bool newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) {
+SFR_FN Stepped newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) {
   const auto missing = [](const Marginal<T>& side, Index i) {
     store(side.right() + i, kept(side, i, load(side.target() + i) - load(side.sum() + i)));
   };
   plan.each_row([&](Index i) { missing(plan.rows, i); });
   plan.each_column([&](Index j) { missing(plan.columns, j); });
   const auto unit = [](Index) { return splat<T>(1); };
-  n_iter += 1 + solve_system(plan, step.precision, step.limit - n_iter - 1, unit);
+  const SystemSteps system = solve_system(plan, step.precision, step.limit - n_iter - 1, step.patience, unit);
+  n_iter += 1 + system.taken;
   const auto take = [&step](const Marginal<T>& side, Index i, Vec<T>(&longest)[1]) {
     const Vec<T> most = splat<T>(step.longest), x = kept(side, i, load(side.step() + i));
     longest[0] = vmax<T>(longest[0], vabs<T>(x));
@@ -139,7 +194,19 @@ SFR_FN bool newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) {
   T of_rows[1], of_columns[1];
   plan.template reduce_rows<Max>(of_rows, [&](Index i, Vec<T>(&longest)[1]) { take(plan.rows, i, longest); });
   plan.template reduce_columns<Max>(of_columns, [&](Index j, Vec<T>(&longest)[1]) { take(plan.columns, j, longest); });
-  return of_rows[0] > step.longest || of_columns[0] > step.longest;
+  const bool cut = of_rows[0] > step.longest || of_columns[0] > step.longest;
+  if constexpr (Plan<T>::factorises) {
+    if (system.factorised && cut) {
+      const T share = step.longest / (of_rows[0] > of_columns[0] ? of_rows[0] : of_columns[0]);
+      const auto part = [share](const Marginal<T>& side, Index i) {
+        store(side.scale() + i, exp2<T>(T(1 / ln2) * share * kept(side, i, load(side.step() + i))));
+      };
+      plan.each_row([&](Index i) { part(plan.rows, i); });
+      plan.each_column([&](Index j) { part(plan.columns, j); });
+      plan.sync();
+    }
+  }
+  return {cut, system.factorised};
 }
 
 template <class T, template <class> class Plan>

@@ -153,7 +153,8 @@ template <class T, template <class> class Plan>
 SFR_FN T far_apart(Plan<T>& plan, const Spread<T>& spread, const SolverOptions& options, T eps) {
   constexpr T beyond = 100, suspicious = T(1 << 20), widest = is_single<T> ? T(1e38) : T(1e307);
   if (!(eps > 0)) return 0;
-  T apart = spread.deviation;
+  // Where nearly all mass of a (x) b lies on few pairs, their deviation says little of how far others are.
+  T apart = spread.deviation > spread.mean / 4 ? spread.deviation : spread.mean / 4;
   if (options.reach_a > 0 && apart > beyond * T(options.reach_a)) apart = beyond * T(options.reach_a);
   if (options.reach_b > 0 && apart > beyond * T(options.reach_b)) apart = beyond * T(options.reach_b);
   if (apart / eps > suspicious) {

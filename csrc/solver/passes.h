@@ -12,6 +12,9 @@
 //              scale_halfway(sample)           both at once, for a symmetric problem
 //   system     eliminate(v, right)             step = (right - P v) / (gain sum) over the rows, and P^T step
 //              eliminate_rows(v, right)        ... without the latter
+//              factorises                      whether the device can factorise the system at all
+//              factorising_takes()                  what that takes, in iterations; 0: not this one
+//              factorise(null), solve_factorised(right, out)   the null vector, which a plan with a reach does not have
 //   entries    gather(term, term, rows, columns)  sums of one term(i, j, P_ij) over rows, and of another over columns
 //              gather_columns(term, columns)
 //              reduce_entries<Op>(out, f)         f(i, j, sums) over all entries

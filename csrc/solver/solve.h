@@ -48,7 +48,7 @@ struct Solution {
 // eps. `warm`: the potentials are a start that was given. `fixed`: eps may not give way.
 template <class T, template <class> class Plan>
 SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread, bool warm, bool fixed) {
-  SolverStrategy<T> strategy(options, spread, warm, fixed);
+  SolverStrategy<T, Plan<T>::factorises> strategy(options, spread, warm, fixed, price_of(plan));
   Refinement<T> refinement(options, plan.light);
   const auto round_off = [&] { return rounding(plan); };
   From from = strategy.start();
@@ -64,7 +64,10 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread, 
     const Evaluation<T> now = plan.evaluate(from);
     Step<T> step{Action::finish};
     if (!refinement.begun()) step = strategy.next(now, round_off);
-    if (step.action == Action::finish) step = refinement.next(now, strategy.n_iter);
+    if (step.action == Action::finish) {
+      step = refinement.next(now, strategy.n_iter);
+      step.patience = Rules<T>::worth * strategy.price;
+    }
     from = refinement.begun() ? refinement.after(step) : strategy.after(step);
     switch (step.action) {
       case Action::finish:
@@ -86,8 +89,8 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread, 
         break;
       }
       case Action::newton: {
-        const bool cut = newton_step(plan, step, strategy.n_iter);
-        if (!refinement.begun()) from = strategy.stepped(cut);
+        const Stepped taken = newton_step(plan, step, strategy.n_iter);
+        if (!refinement.begun()) from = strategy.stepped(taken);
         if (from != From::scalings) plan.absorb();
         break;
       }

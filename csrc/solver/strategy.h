@@ -72,8 +72,16 @@ struct Step {
   T error = 0, gate = 0;
   int64_t limit = 0;
   bool plain = false;  // without over-relaxation
-  // newton: what the residual of its system is to fall by, and how far a potential may go, in units of eps
+  // newton: what the residual of its system is to fall by, and how far a potential may go, in units of eps; steps of
+  // the conjugate gradients after which the system is factorised instead
   T precision = 0, longest = 0;
+  int64_t patience = 0;
+};
+
+// What became of a Newton step.
+struct Stepped {
+  bool cut = false;         // some potential was to go further
+  bool factorised = false;  // its system was
 };
 
 // The constants that passes and rules share.
@@ -91,6 +99,8 @@ struct Rules {
   static constexpr T most_scale = is_single<T> ? T(1073741824) : T(1.7e72);
   // Conjugate gradients: steps without progress; float32 soon has no more to give. Precision of backward's.
   static constexpr int patience = is_single<T> ? 25 : 200;
+  // Steps that are worth trying for each iteration that factorising has the multiplications of: those are slower.
+  static constexpr int worth = 8;
   static constexpr T adjoint_precision = is_single<T> ? T(1e-6) : T(1e-13);
 };
 
@@ -111,16 +121,19 @@ SFR_FN bool stalls(T error, T last) {
   return error < T(1e-3) && !(error < last * T(0.95));
 }
 
-template <class T>
+// `factorises`: whether the device can factorise the system of a Newton step.
+template <class T, bool factorises = false>
 class SolverStrategy {
  public:
-  int64_t n_iter = 0;  // counted by whoever iterates
+  int64_t n_iter = 0;   // counted by whoever iterates
+  const int64_t price;  // iterations that factorising takes; 0: it is not to be had
   Relaxation<T> relaxation;
 
   // `spread`: the costs' deviation over eps. `warm`: there is a start, and none is sought unless it is a bad one.
   // `fixed`: eps is to be that of the problem, whatever becomes of it.
-  SFR_FN SolverStrategy(const SolverOptions& options, T spread, bool warm, bool fixed)
-      : relaxation(options.method != Method::plain),
+  SFR_FN SolverStrategy(const SolverOptions& options, T spread, bool warm, bool fixed, int64_t price = 0)
+      : price(price),
+        relaxation(options.method != Method::plain),
         tol_(T(options.tol)),
         max_iter_(options.max_iter),
         last_(options.max_iter),
@@ -169,25 +182,30 @@ class SolverStrategy {
       missed_ = error;
       reached_ = false;
     }
-    correcting_ = stepped_ && !correcting_ && error > before_ / 2 && n_iter < max_iter_;
+    correcting_ = stepped_ && !correcting_ && !hard() && error > before_ / 2 && n_iter < max_iter_;
     if (correcting_) return iterate(before_ / 2, at_most(n_iter + corrections), T(0), true);
     if (stepped_) {
       stepped_ = false;
       // A cut step moves mass along a path that only opens up on the way: the error may wait.
       const bool good = cut_ ? error < before_ * T(1.2) && error < lowest_ * T(1.5) : error < before_ * T(0.7);
       if (error < lowest_) lowest_ = error;
-      if (good) {
+      if (factorised_ && cut_ && error > newton_below && n_iter + 1 + price <= last()) {
+        // The direction is right, wherever it leads at first.
+        longest_ = shortest;
+        lowest_ = Number<T>::infinity;
+      } else if (good) {
         if (cut_ && longest_ < farthest) longest_ *= 2;
       } else {
         if (cut_ && longest_ > shortest) {
           longest_ = shortest;
-        } else if (precision_ > finest && !cut_) {
+        } else if (precision_ > finest && !cut_ && !hard()) {
           precision_ *= T(1e-2);
         } else {
           if (rest_ > 64 && before_ < 4 * rounding()) last_ = n_iter;
           resume_ = n_iter + rest_;
           rest_ *= 2;
         }
+        if constexpr (factorises) hard_ = hard_ || (price > 0 && before_ > 16 * rounding());
         return {Action::undo};
       }
     }
@@ -210,7 +228,7 @@ class SolverStrategy {
       return iterate(tol_, max_iter_, T(0), true);
     }
     const T gate = newton_ ? newton_below : T(0);
-    if (error > gate) return iterate(tolerance(), last(), gate, false);
+    if (error > gate && !given_up(gate)) return iterate(tolerance(), patience(), gate, false);
     if (n_iter < resume_) return iterate(tolerance(), resume_ < last() ? resume_ : last(), T(0), false);
     before_ = error;
     stepped_ = true;
@@ -218,6 +236,7 @@ class SolverStrategy {
     step.precision = precision_;
     step.longest = longest_;
     step.limit = annealing_ || tried_ ? until_ : max_iter_;
+    step.patience = hard() ? 0 : Rules<T>::worth * price;
     return step;
   }
 
@@ -244,9 +263,12 @@ class SolverStrategy {
     return stop == Stop::ended ? scaled() : From::potentials;
   }
   // ... and after a Newton step. One that was cut goes where entries that have underflowed may matter.
-  SFR_FN From stepped(bool cut) {
-    cut_ = cut;
-    return cut ? From::potentials : scaled();
+  SFR_FN From stepped(Stepped taken) {
+    cut_ = taken.cut;
+    factorised_ = factorises && taken.factorised;
+    if constexpr (factorises) hard_ = hard_ || factorised_;
+    if (factorised_) return From::columns;
+    return taken.cut ? From::potentials : scaled();
   }
 
  private:
@@ -263,8 +285,26 @@ class SolverStrategy {
   static constexpr T shortest = Rules<T>::longest_step, farthest = 64;
   static constexpr int most_scaled = 8;  // plans in a row that are scaled ones
 
+  SFR_FN bool hard() const { return factorises && hard_; }
   SFR_FN T tolerance() const { return annealing_ ? rough : tol_; }
   SFR_FN int64_t last() const { return annealing_ || (tried_ && until_ < last_) ? until_ : last_; }
+  // Where iterations do not lead to where Newton steps hold, those that are factorised find the way themselves.
+  SFR_FN bool given_up(T gate) {
+    if constexpr (factorises) hard_ = hard_ || (price > 0 && gate > 0 && n_iter >= given_up_);
+    return hard() && n_iter >= resume_;
+  }
+  SFR_FN int64_t patience() const {
+    const int64_t all = last();
+    return factorises && price > 0 && newton_ && n_iter < given_up_ && given_up_ < all ? given_up_ : all;
+  }
+  // Iterations that are tried at the present eps: its share of those that are left, within reason.
+  SFR_FN int64_t tried_for() const {
+    int64_t levels = 1;
+    SFR_ROLLED
+    for (T eps = annealed_eps_; eps > 1; eps /= Rules<T>::anneal_by) ++levels;
+    const int64_t share = (max_iter_ - n_iter) / levels, least = 2 * (1 + price), most = 128 + least;
+    return share < least ? least : share > most ? most : share;
+  }
   SFR_FN int64_t at_most(int64_t n) const { return n < max_iter_ ? n : max_iter_; }
 
   SFR_FN Step<T> iterate(T error, int64_t limit, T gate, bool plain) const {
@@ -293,7 +333,8 @@ class SolverStrategy {
   template <class Rounding>
   SFR_FN bool anneal(Rounding&& rounding) {
     annealing_ = tried_ = false;
-    if (!fixed_ && (n_iter >= max_iter_ || rounding() * Rules<T>::anneal_by > most_rounding)) return false;
+    const int64_t needed = hard() ? 10 * (1 + price) : 1;
+    if (!fixed_ && (n_iter + needed > max_iter_ || rounding() * Rules<T>::anneal_by > most_rounding)) return false;
     annealed_eps_ /= Rules<T>::anneal_by;
     begin_eps(anneal_for);
     return true;
@@ -303,6 +344,7 @@ class SolverStrategy {
   SFR_FN void begin_eps(int64_t iterations) {
     annealing_ = annealed_eps_ > 1;
     last_ = max_iter_;
+    if constexpr (factorises) given_up_ = n_iter + tried_for();
     until_ = at_most(n_iter + iterations);
     if (newton_) relaxation = Relaxation<T>(true);
     precision_ = T(1e-2);
@@ -327,6 +369,8 @@ class SolverStrategy {
   bool fixed_;
   T spread_, annealed_eps_ = 1;     // above 1: at eps times this
   bool annealing_ = false;          // a smaller eps is to follow
+  bool hard_ = false;               // conjugate gradients take too long, or iterations: systems are factorised
+  int64_t given_up_ = 0;            // iteration at which they are at the present eps
   int64_t until_ = 0;               // iteration at which the present eps is left
   T precision_ = T(1e-2);           // of the next Newton step
   T longest_ = shortest;            // ... and how far it may go
@@ -336,7 +380,8 @@ class SolverStrategy {
   T missed_ = Number<T>::infinity;  // error of the potentials, the last time that scalings were within tol
   bool reached_ = false;            // scalings are within tol; the potentials are looked at next
   int scaled_ = 0;                  // plans since the last one of the potentials
-  bool stepped_ = false, correcting_ = false, cut_ = false;  // the Newton step that is to be judged
+  bool stepped_ = false, correcting_ = false;  // a Newton step is to be judged
+  bool cut_ = false, factorised_ = false;      // ... and what became of it
 };
 
 }  // namespace SFR_TARGET

@@ -47,8 +47,8 @@ int strategy_after(const Driven* driven) {
 int strategy_iterated(Driven* driven, int stop, double rounding) {
   return int(driven->strategy.iterated(sfr::host::Stop(stop), [&] { return rounding; }));
 }
-int strategy_stepped(Driven* driven, int cut) {
-  return int(driven->strategy.stepped(cut != 0));
+int strategy_stepped(Driven* driven, int cut, int factorised) {
+  return int(driven->strategy.stepped({cut != 0, factorised != 0}));
 }
 double strategy_annealed_eps(const Driven* driven) {
   return driven->strategy.annealed_eps();
