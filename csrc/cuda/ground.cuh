@@ -167,7 +167,7 @@ template <class T, Place place>
       panels.clear_ends(team, height, width);
       const Reader x(ground.x_region(begin + i, height), ground.x_used, layout.panel_channels);
       const Reader y(ground.y_region(j, width), ground.y_used, layout.panel_channels);
-      pair_sums(team, pair_of(p.metric), edge, x, y, int(p.C), panels, [&](int r, int c, T sum) {
+      pair_sums(team, pair_of(p.metric), edge, layout.pair_slices, x, y, int(p.C), panels, [&](int r, int c, T sum) {
         if (windows)
           of_pixels[int64_t(i + r) * pixel_ld + j + c] = sum;
         else

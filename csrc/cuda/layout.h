@@ -39,6 +39,7 @@ struct ProblemLayout {
   // Panels of features, to compare and to pull gradients: channels, and pixels of either map. A map with more comes in
   // tiles.
   int panel_channels = 0, compare_x = 0, compare_y = 0;
+  int pair_slices = 1;  // of a panel's channels, where features are compared
   int pull_channels = 0, pull_x = 0, pull_y = 0;
   int64_t shared_bytes = 0;  // of one team in its block
   int64_t near_bytes = 0;    // global memory of one block of a team
@@ -143,6 +144,13 @@ int64_t pull_bytes(const ProblemLayout& s, int channels) {
   return Panels<T>::bytes(channels, panel_row(s.pull_x, 4), panel_row(s.pull_y, 4));
 }
 
+// Slices of the channels of a panel to compare that keep the threads busy.
+template <class T>
+int most_pair_slices(const ProblemLayout& s) {
+  const Tiling tiling(s.compare_x, s.compare_y, tile_edge<T>(s.compare_x, s.compare_y), 1);
+  return tiling.most_slices(s.threads, int(compare_bytes<T>(s, s.panel_channels) / int64_t(sizeof(T))));
+}
+
 constexpr int most_panel_channels = 64;  // more would gain nothing
 
 // Panels to compare within `room` bytes, of whole maps or, `tiled`, of parts of them where not one channel has room.
@@ -227,9 +235,11 @@ bool holds_in_registers(const Operation& operation, int warps) {
          operation.N <= tiles64.rows() / tiles64.warps * warps && operation.M <= tiles64.columns();
 }
 
-// The first strategy that fits, with panels of whole maps or of tiles; false: none does.
+// The first strategy that fits, with panels of whole maps or of tiles; false: none does. Costs alone are computed
+// `rows` rows at a time.
 template <class T>
-bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const DeviceLimits& device, bool tiled) {
+bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const DeviceLimits& device, bool tiled,
+            int64_t rows) {
   constexpr int block_threads = most_warps * warp_threads;
   s = {};
   s.N = int(operation.N), s.M = int(operation.M), s.x_pixels = int(operation.x_pixels),
@@ -255,8 +265,7 @@ bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const
   s.solvers = operation.solved ? solvers_of(operation.N * operation.M) : block_threads;
   s.threads = operation.C > 0 ? block_threads : s.solvers;
   if (wanted(Strategy::block) || !operation.solved) {
-    // Costs alone need no team, unless patches share pixels.
-    s.slab = !operation.solved && !operation.backward && !operation.windows && s.N > 64 ? 56 : s.N;
+    s.slab = operation.solved || operation.backward ? s.N : int(rows);
     if (holds_in_registers<T>(operation, tiles64.warps)) {
       ProblemLayout held = s;
       held.in_registers = true;
@@ -290,13 +299,48 @@ bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const
 }
 
 template <class T>
-ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLimits& device) {
+ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLimits& device, int64_t rows) {
   ProblemLayout s;
   for (const bool tiled : {false, true})
-    if (choose<T>(s, operation, forced, device, tiled)) return s;
+    if (choose<T>(s, operation, forced, device, tiled, rows)) {
+      if (operation.C > 0) s.pair_slices = most_pair_slices<T>(s);
+      return s;
+    }
   throw std::runtime_error("sfr_ext: " + std::to_string(operation.N) + " x " + std::to_string(operation.M) +
                            " patches do not fit on this GPU" +
                            (forced == Strategy::automatic ? "" : " with the strategy that was asked for"));
+}
+
+// Costs alone have the bits that they have where a problem is solved, so that a plan that is made of them later is that
+// of the problem: the same panels, and slices of their channels. They need no team, unless patches share pixels: with
+// few slices, as many rows at a time as keep the threads busy.
+template <class T>
+ProblemLayout choose_for_costs(const Operation& operation, Strategy forced, const DeviceLimits& device) {
+  Operation solving = operation;
+  solving.solved = true;
+  const ProblemLayout solved = choose<T>(solving, forced, device, operation.N);
+  int64_t rows = operation.N;
+  if (!operation.windows && operation.N > 64) {
+    const auto busy = [&](int64_t n) {
+      const Tiling tiling(int(n), int(operation.M), tile_edge<T>(int(n), int(operation.M)), solved.pair_slices);
+      return 2 * tiling.tiles() * tiling.slices > solved.threads;
+    };
+    for (rows = 56; rows < operation.N && !busy(rows);) rows += 56;
+    if (rows + rows / 2 > operation.N) rows = operation.N;  // what is left would be little
+  }
+  ProblemLayout s = choose<T>(operation, forced, device, rows);
+  if (s.panel_channels >= solved.panel_channels && s.threads == solved.threads) {
+    s.panel_channels = solved.panel_channels;
+    s.pair_slices = std::min(solved.pair_slices, most_pair_slices<T>(s));
+  }
+  return s;
+}
+
+template <class T>
+ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLimits& device) {
+  const bool costs_alone = !operation.solved && !operation.backward && operation.C > 0;
+  return costs_alone ? choose_for_costs<T>(operation, forced, device)
+                     : choose<T>(operation, forced, device, operation.N);
 }
 
 // What a kernel gets: the operation's parameters, the layout, and the memory it was given.

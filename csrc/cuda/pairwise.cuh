@@ -15,13 +15,14 @@ struct Tiling {
   int slices;         // of a panel's channels
   int edge;           // of a tile
 
-  // Slices come together in memory that holds so many entries.
-  SFR_BOTH Tiling(int n, int m, int tile, int threads, int room)
-      : rows((n + tile - 1) / tile), columns((m + tile - 1) / tile), slices(1), edge(tile) {
-    const int units = threads < room ? threads : room;
-    if (rows * columns < units) slices = units / (rows * columns);
-  }
+  SFR_BOTH Tiling(int n, int m, int tile, int of_channels)
+      : rows((n + tile - 1) / tile), columns((m + tile - 1) / tile), slices(of_channels), edge(tile) {}
   SFR_BOTH int tiles() const { return rows * columns; }
+  // Slices that keep the threads busy; they come together in memory that holds so many entries.
+  SFR_BOTH int most_slices(int threads, int room) const {
+    const int units = threads < room ? threads : room;
+    return tiles() < units ? units / tiles() : 1;
+  }
   // Passes over the features.
   SFR_BOTH int passes(int threads) const { return slices > 1 ? 1 : (tiles() + threads - 1) / threads; }
 };
@@ -155,14 +156,15 @@ SFR_DEVICE void add_slices(const Team& team, const Tiling& tiling, int n, int m,
   }
 }
 
-// put(i, j, sum over channels of pair(x_i, y_j)), by tiles of `edge`, 4 or (in float32) 7. The features are streamed
-// by the same loop for every kind of tile: it is the larger part of the code. Ends with a barrier.
+// put(i, j, sum over channels of pair(x_i, y_j)), by tiles of `edge`, 4 or (in float32) 7, and by slices of the
+// channels, whose number decides the bits. The features are streamed by the same loop for every kind of tile: it is the
+// larger part of the code. Ends with a barrier.
 template <class T, class Put>
-SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, const Reader& x, const Reader& y, int C, Panels<T>& panels,
-                          Put&& put) {
+SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, int slices, const Reader& x, const Reader& y, int C,
+                          Panels<T>& panels, Put&& put) {
   constexpr int most = sizeof(T) == 4 ? 7 : 4;
   const int n = x.region.count, m = y.region.count;
-  const Tiling tiling(n, m, edge, team.size, panels.entries());
+  const Tiling tiling(n, m, edge, slices);
 #pragma unroll 1
   for (int pass = 0; pass < tiling.passes(team.size); ++pass) {
     const int unit = pass * team.size + team.rank;

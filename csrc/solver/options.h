@@ -22,7 +22,7 @@ struct Spread {
 };
 
 // Of the pairs that cost no more than `most`: their mass under a (x) b, and whether every patch has one; patches that
-// may be left behind need none.
+// may be left behind need none. The plan is read, though not used: it is to hold something.
 template <class T>
 struct Within {
   T mass;
@@ -61,8 +61,10 @@ SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
   out.forbids = most[3] > 0;
   out.sound = !(most[2] > 0) && !(out.forbids && plan.of_features);
   if (!out.sound) return out;
-  if (out.forbids)
+  if (out.forbids) {
+    plan.clear();
     out.feasible = pairs_within(plan, Number<T>::largest, options.reach_a == 0, options.reach_b == 0).all;
+  }
   if (most[1] == -infinity) {
     out.allowed = 0;
     return out;
@@ -147,17 +149,17 @@ SFR_FN bool spans(Plan<T>& plan, const Spread<T>& spread, T reach) {
   return within.all && within.mass >= spread.allowed / 4;
 }
 
-// How far costs are apart, as far as it matters, in units of eps: nothing is moved much further than a reach, and where
-// some costs are so large that they mean "never", the others count.
+// How far costs are apart, as far as it matters: nothing is moved much further than a reach, and where some costs are
+// so large that they mean "never", the others count.
 template <class T, template <class> class Plan>
 SFR_FN T far_apart(Plan<T>& plan, const Spread<T>& spread, const SolverOptions& options, T eps) {
-  constexpr T beyond = 100, suspicious = T(1 << 20), widest = is_single<T> ? T(1e38) : T(1e307);
-  if (!(eps > 0)) return 0;
+  constexpr T beyond = 100, suspicious = T(is_single<T> ? 1 << 16 : 1 << 20);
   // Where nearly all mass of a (x) b lies on few pairs, their deviation says little of how far others are.
   T apart = spread.deviation > spread.mean / 4 ? spread.deviation : spread.mean / 4;
   if (options.reach_a > 0 && apart > beyond * T(options.reach_a)) apart = beyond * T(options.reach_a);
   if (options.reach_b > 0 && apart > beyond * T(options.reach_b)) apart = beyond * T(options.reach_b);
   if (apart / eps > suspicious) {
+    plan.clear();
     T below = eps;
     SFR_ROLLED
     for (int k = 0; k < 12; ++k) {
@@ -165,7 +167,11 @@ SFR_FN T far_apart(Plan<T>& plan, const Spread<T>& spread, const SolverOptions& 
       (spans(plan, spread, between) ? apart : below) = between;
     }
   }
-  return apart / eps < widest ? apart / eps : widest;
+  return apart;
 }
+
+// What is this far below costs is 0 to any potential: nothing gets there.
+template <class T>
+constexpr T out_of_sight = is_single<T> ? T(9.094947017729282e-13) : T(8.271806125530277e-25);  // 2^-40, 2^-80
 
 }  // namespace SFR_TARGET

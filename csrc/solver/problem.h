@@ -73,6 +73,8 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
   sound = sound && spread.sound && finite(spread.centre) && finite(eps);
   Solution<T> solution;
   if (sound) {
+    const T apart = eps > 0 ? far_apart(plan, spread, out.options, eps) : T(0);
+    if (!out.eps_given && eps > 0 && eps < out_of_sight<T> * apart) eps = out_of_sight<T> * apart;
     set_scale(plan, out.options, totals, spread.centre, eps);
     bool warm = out.init_g != nullptr;
     if (warm) {
@@ -86,8 +88,7 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
     plan.each_row([&](Index i) { store(plan.rows.scale() + i, splat<T>(1)); });
     plan.each_column([&](Index j) { store(plan.columns.scale() + j, splat<T>(1)); });
     plan.sync();
-    const T apart = far_apart(plan, spread, out.options, eps);
-    solution = solve(plan, out.options, apart, warm, out.eps_given != nullptr);
+    solution = solve(plan, out.options, eps > 0 ? apart / eps : T(0), warm, out.eps_given != nullptr);
     eps *= solution.annealed_eps;
   }
 
@@ -145,6 +146,7 @@ SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> tot
     if (out_a) plan.fill_rows(out_a, Number<T>::nan);
     if (out_b) plan.fill_columns(out_b, Number<T>::nan);
     if (out_eps && plan.reports()) *out_eps = Number<T>::nan;
+    plan.clear();
     return;
   }
   if (plan.empty() || !finite(static_cast<const T*>(grad.centre)[p])) {

@@ -237,6 +237,39 @@ def test_costs_have_no_race(strategy: str, name: str) -> None:
             of_costs(name, dtype)
 
 
+@pytest.mark.parametrize("what", [torch.inf, torch.nan])
+@pytest.mark.parametrize(("strategy", "name"), COST_CASES)
+def test_costs_that_are_no_numbers_have_no_race(strategy: str, name: str, what: float) -> None:
+    """One pair that is forbidden, and one problem that is not sound: neither reads what nobody has written."""
+    for dtype, reach in ((torch.float32, None), (torch.float32, 1.0), (torch.float64, None)):
+        torch.manual_seed(0)
+        cost = torch.rand(COSTS[name], dtype=dtype)
+        cost[0, 1, 2] = what
+        with emulated("race", strategy, 1):
+            value = solve(cost.requires_grad_(), reach=reach).transport_cost
+            (gradient,) = torch.autograd.grad(value.sum(), cost)
+        if what == torch.inf:
+            assert value.isfinite().all() and gradient[0, 1, 2] == 0
+        else:
+            assert value[0].isnan() and gradient[0].isnan().all() and value[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize(
+    ("n", "m"), [(32, 20), (49, 49), (65, 16), (66, 8), (100, 30), (196, 16), (196, 49), (200, 210)]
+)
+def test_costs_alone_are_those_that_were_solved(n: int, m: int, metric: str, dtype: torch.dtype) -> None:
+    """To the bit: a plan is made of them later, and eps may be as small as their rounding."""
+    torch.manual_seed(0)
+    x, y = torch.randn(1, n, 37, dtype=dtype), torch.randn(1, m, 37, dtype=dtype)
+    pair, ground = Pair(x, y, None, None), Ground(METRIC_NUMBERS[metric], 1)
+    with pytest.MonkeyPatch.context() as patch, emulated(FLAVOUR, "automatic", None):
+        patch.setattr(emd, "FEATURES_TO_COSTS", 0)
+        solved = emd.solve_and_keep(pair, ground, SolverOptions(1.0, True, max_iter=1), "")[-1]
+        assert torch.equal(cost_matrix(x, y, metric=metric).view_as(solved), solved)
+
+
 @pytest.mark.parametrize(("strategy", "name", "metric"), cases(MAP_CASES, QUICK))
 def test_maps_under_every_schedule(strategy: str, name: str, metric: str) -> None:
     results = []

@@ -11,8 +11,7 @@ void fill_out(const Operation& task, Strategy strategy, const DeviceLimits& devi
   const ProblemLayout s = choose<T>(task, strategy, device);
   const Cover cover = s.cover();
   const int edge = tile_edge<T>(s.compare_x, s.compare_y);
-  const int room = int(compare_bytes<T>(s, s.panel_channels) / int64_t(sizeof(T)));
-  const Tiling tiling(s.compare_x, s.compare_y, edge, s.threads, task.C > 0 ? room : s.threads);
+  const Tiling tiling(s.compare_x, s.compare_y, edge, task.C > 0 ? s.pair_slices : 1);
   const int64_t values[] = {s.threads,
                             s.solvers,
                             s.teams,
