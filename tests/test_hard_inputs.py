@@ -33,9 +33,25 @@ def with_a_mask(large: float, dtype: torch.dtype) -> Tensor:
     return torch.tensor([[0.1, 0.5, large], [0.4, 0.2, 0.7], [large, 0.6, 0.3]], dtype=dtype)
 
 
-LARGE = [(F32, 1e4), (F32, 1e6), (F32, 1e9), (F32, 1e20), (F32, 3.4e38), (F32, INF)]
+LARGE = [
+    (F32, 1e4),
+    (F32, 3e4),
+    (F32, 65504.0),
+    (F32, 1e5),
+    (F32, 1e6),
+    (F32, 1e9),
+    (F32, 1e20),
+    (F32, 3.4e38),
+    (F32, INF),
+]
 LARGE += [(F64, 1e9), (F64, 1e15), (F64, 1e100), (F64, 1.7e308), (F64, INF)]
-LARGE += [(torch.float16, 6e4), (torch.float16, INF), (torch.bfloat16, 3e38), (torch.bfloat16, INF)]
+LARGE += [
+    (torch.float16, 6e4),
+    (torch.float16, 65504.0),
+    (torch.float16, INF),
+    (torch.bfloat16, 3e38),
+    (torch.bfloat16, INF),
+]
 
 
 @pytest.mark.parametrize("reach", [None, 0.5, (None, 0.5)], ids=str)
@@ -174,6 +190,23 @@ def test_tiny_absolute_eps(eps: float, dtype: torch.dtype) -> None:
         assert grad.isfinite().all() and grad.norm() < 10 * wanted.norm()
 
 
+@pytest.mark.parametrize("eps", [1e-300, 1e-40, 1e-30])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(F32, 1e4), (F32, 1e9), (F32, 1e20), (F32, 1e30), (F64, 1e12), (F64, 1e200)]
+)
+def test_an_eps_far_below_large_costs(dtype: torch.dtype, scale: float, eps: float) -> None:
+    """What is out of sight of the costs is what the type can hold of them."""
+    cost = torch.rand(7, 7, dtype=F64)
+    exact = reference.exact_emd(cost).item()
+    given = (cost * scale).to(dtype).requires_grad_()
+    result = solve(given, eps=eps, eps_scale="absolute")
+    for value in (result.transport_cost, result.entropic_cost):
+        assert value.item() / scale == pytest.approx(exact, rel=2e-3)
+        (grad,) = torch.autograd.grad(value, given, retain_graph=True)
+        assert grad.isfinite().all()
+    assert result.n_iter.item() < 200
+
+
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("eps", [1e10, 1e39, 1e300])
 def test_huge_eps(eps: float, dtype: torch.dtype) -> None:
@@ -247,6 +280,53 @@ def test_ahead_of_plain_iterations_with_falling_eps(eps: float, dtype: torch.dty
     ours = solve(cost.to(dtype), eps=eps).transport_cost.item()
     assert abs(ours - exact) / exact <= plain + 1e-3
     assert ours >= 0.98 * exact
+
+
+@pytest.mark.parametrize("eps", [1e-3, 3e-4, 1.4e-4, 1e-4])
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize(("n", "dims"), [(20, 1), (45, 1), (64, 1), (100, 1), (64, 2), (49, 3)])
+def test_small_eps_on_grids(n: int, dims: int, power: int, dtype: torch.dtype, eps: float) -> None:
+    """Histograms on the points of a grid, where mass has far to go in small steps: not below the exact value."""
+    side = torch.arange(round(n ** (1 / dims)), dtype=F64)
+    points = torch.cartesian_prod(*[side] * dims).view(-1, dims)
+    cost = torch.cdist(points, points) ** power
+    a, b = weights(len(points), dtype=F64), weights(len(points), dtype=F64)
+    exact = reference.exact_emd(cost, a, b).item()
+    result = solve(cost.to(dtype), a, b, eps=eps)
+    value = result.transport_cost.item()
+    smoothed = solve(cost, a, b, eps=result.eps.item(), eps_scale="absolute", tol=1e-8, max_iter=100_000)
+    assert smoothed.converged and 0.98 * exact <= value == pytest.approx(smoothed.transport_cost.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("eps", [1.0, 0.05, 0.01, 1e-3])
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("light", [1e-3, 1e-6, 1e-8, 1e-12, 1e-30])
+def test_mass_on_different_patches(light: float, dtype: torch.dtype, eps: float) -> None:
+    """Nearly all of either side has to go where nearly nothing of the other is: costs hardly deviate, and are large."""
+    cost = torch.tensor([[0.0, 9, 7], [9, 0, 8], [7, 8, 0]], dtype=dtype)
+    a, b = torch.tensor([1.0, light, light], dtype=dtype), torch.tensor([light, light, 1.0], dtype=dtype)
+    exact = reference.exact_emd(cost, a, b).item()
+    result = solve(cost, a, b, eps=eps)
+    assert result.transport_cost.item() == pytest.approx(exact, rel=0.02)
+    assert emd_l2(
+        torch.tensor([[[0.0], [3.0]]]),
+        torch.tensor([[[0.0], [3.0]]]),
+        eps=eps,
+        student_weight=torch.tensor([1.0, light]),
+        teacher_weight=torch.tensor([light, 1.0]),
+    ).item() == pytest.approx(3, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("sharpness", [8.0, 12.0, 20.0])
+def test_attention_weights_on_both_sides(sharpness: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.cdist(*(torch.randn(20, 9, 8, generator=generator, dtype=F64) for _ in range(2)))
+    a, b = (torch.softmax(sharpness * torch.randn(20, 9, generator=generator, dtype=F64), -1) for _ in range(2))
+    result = solve(cost.to(dtype), a.to(dtype), b.to(dtype))
+    exact = solve(cost, a, b, solver="exact").transport_cost
+    assert ((result.transport_cost.double() / exact - 1).abs() < 0.02).all()
 
 
 @pytest.mark.parametrize("eps", [1e-10, 1e-12])

@@ -7,7 +7,7 @@ import math
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import native_build
 import numpy as np
@@ -28,6 +28,7 @@ class Step(NamedTuple):
     plain: bool = False
     precision: float = 0.0
     longest: float = 0.0
+    patience: int = 0
 
 
 @pytest.fixture(scope="session")
@@ -39,11 +40,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     calls = ctypes.CDLL(str(path))
     calls.strategy_new.restype = ctypes.c_void_p
     whole = ctypes.c_int
-    calls.strategy_new.argtypes = [ctypes.c_double, ctypes.c_int64, whole, whole, ctypes.c_double, whole, whole]
+    number = ctypes.c_double
+    calls.strategy_new.argtypes = [number, ctypes.c_int64, whole, whole, number, whole, whole, ctypes.c_int64]
     calls.strategy_annealed_eps.restype = calls.strategy_observe.restype = ctypes.c_double
     calls.strategy_observe.argtypes = [ctypes.c_void_p, ctypes.c_double]
     calls.strategy_n_iter.restype = ctypes.POINTER(ctypes.c_int64)
-    number = ctypes.c_double
     calls.strategy_iterated.argtypes = [ctypes.c_void_p, whole, number]
     calls.strategy_next.argtypes = [ctypes.c_void_p, number, ctypes.c_int, ctypes.c_int, number, ctypes.c_void_p]
     return calls
@@ -62,16 +63,17 @@ class Strategy:
         spread: float,
         warm: bool,
         fixed: bool,
+        price: int,
     ) -> None:
         self.library = library
-        options = tol, max_iter, METHODS.index(method), int(symmetric), spread, int(warm), int(fixed)
+        options = tol, max_iter, METHODS.index(method), int(symmetric), spread, int(warm), int(fixed), price
         self.handle = ctypes.c_void_p(library.strategy_new(*options))
 
     def next(self, error: float, *, underflow: bool = False, exact: bool = True, rounding: float = 0.0) -> Step:
-        numbers = (ctypes.c_double * 6)()
+        numbers = (ctypes.c_double * 7)()
         action = self.library.strategy_next(self.handle, error, int(underflow), int(exact), rounding, numbers)
-        wanted, gate, limit, plain, precision, longest = numbers
-        return Step(ACTIONS[action], wanted, gate, int(limit), bool(plain), precision, longest)
+        wanted, gate, limit, plain, precision, longest, patience = numbers
+        return Step(ACTIONS[action], wanted, gate, int(limit), bool(plain), precision, longest, int(patience))
 
     @property
     def start(self) -> str:
@@ -85,9 +87,9 @@ class Strategy:
         self.n_iter += n
         return FROM[self.library.strategy_iterated(self.handle, STOPS.index(stop), rounding)]
 
-    def stepped(self, cut: bool = False, n: int = 0) -> str:
+    def stepped(self, cut: bool = False, n: int = 0, factorised: bool = False) -> str:
         self.n_iter += n
-        return FROM[self.library.strategy_stepped(self.handle, int(cut), 0)]
+        return FROM[self.library.strategy_stepped(self.handle, int(cut), int(factorised))]
 
     @property
     def annealed_eps(self) -> float:
@@ -117,8 +119,9 @@ def strategy(library: ctypes.CDLL) -> Iterator[object]:
         spread: float = 0.0,
         warm: bool = False,
         fixed: bool = False,
+        price: int = 0,
     ) -> Strategy:
-        made.append(Strategy(library, tol, max_iter, method, symmetric, spread, warm, fixed))
+        made.append(Strategy(library, tol, max_iter, method, symmetric, spread, warm, fixed, price))
         return made[-1]
 
     yield make
@@ -297,6 +300,91 @@ def test_plan_after_iterations(strategy, stop: str, follows: str) -> None:
     s = strategy()
     s.next(0.5)
     assert s.iterated(stop, 12) == follows
+
+
+def test_iterations_that_do_not_lead_on_are_given_up_where_systems_can_be_factorised(strategy) -> None:
+    s = strategy(price=20)
+    first = s.next(0.5)
+    assert first == Step("iterate", error=1e-6, gate=1e-2, limit=128 + 2 * 21)
+    assert s.iterated("ended", first.limit) == "scalings"
+    step = s.next(0.4, exact=False)
+    assert step.action == "newton" and step.patience == 0 and step.longest == 4
+    other = strategy(price=0)
+    assert other.next(0.5).limit == 1000
+
+
+def test_each_eps_has_its_share_of_iterations(strategy) -> None:
+    s = strategy(spread=1e6, price=20)  # 17 of them
+    assert s.annealed_eps == 2.0**16 and s.next(0.5).limit == 1000 // 17
+    assert strategy(spread=1e6, price=40).next(0.5).limit == 2 * 41  # at least as much as two steps
+
+
+def test_conjugate_gradients_may_take_eight_times_as_long_as_factorising(strategy) -> None:
+    s = strategy(price=20)
+    s.next(0.5)
+    s.iterated("ended", 40)
+    assert s.next(5e-3, exact=False).patience == 8 * 20
+    assert s.stepped(n=180, factorised=True) == "columns"
+    assert s.next(1e-3).patience == 0  # from then on every step is factorised
+
+
+def test_a_step_that_failed_is_followed_by_one_that_is_factorised(strategy) -> None:
+    s = strategy(price=20)
+    s.next(0.5)
+    s.iterated("ended", 40)
+    assert s.next(5e-3).patience == 160
+    s.stepped(n=10)
+    s.next(6e-3)  # a few iterations, which do not mend it
+    s.iterated("ended", 8)
+    assert s.next(6e-3).action == "undo"
+    step = s.next(5e-3)
+    assert step.action == "newton" and step.patience == 0
+    rounded = strategy(price=20)
+    rounded.next(0.5)
+    rounded.iterated("ended", 40)
+    rounded.next(5e-3)
+    rounded.stepped(n=10)
+    rounded.next(6e-3, rounding=1e-3)
+    rounded.iterated("ended", 8)
+    assert rounded.next(6e-3, rounding=1e-3).action == "undo"
+    assert rounded.next(5e-3, rounding=1e-3).patience == 160  # rounding is what it failed of
+
+
+def hard(strategy, **options: Any) -> Strategy:
+    """One whose next step is factorised, from an error of 0.4."""
+    s = strategy(price=20, **options)
+    s.iterated("ended", s.next(0.5).limit)
+    assert s.next(0.4).patience == 0
+    return s
+
+
+def test_a_factorised_step_that_was_cut_leads_on_in_longer_ones_while_nothing_gets_worse(strategy) -> None:
+    s = hard(strategy)
+    for longest in (8, 16, 32, 64, 64):
+        assert s.stepped(cut=True, n=21, factorised=True) == "columns"
+        step = s.next(0.41)
+        assert step.action == "newton" and step.longest == longest
+    s.stepped(cut=True, n=21, factorised=True)
+    assert s.next(0.6).action == "undo" and s.after == "potentials"
+    assert s.next(0.41).longest == 4
+    s.stepped(cut=True, n=21, factorised=True)
+    assert s.next(0.6).longest == 4  # no shorter
+
+
+def test_the_last_factorised_step_is_judged_as_any_other(strategy) -> None:
+    s = hard(strategy)
+    s.n_iter = 985  # there is no room for another
+    s.stepped(cut=True, n=10, factorised=True)
+    assert s.next(0.6).action == "undo"
+
+
+def test_no_smaller_eps_without_room_for_ten_factorised_steps(strategy) -> None:
+    for n_iter, action in ((700, "anneal"), (800, "newton")):
+        s = hard(strategy, spread=48.0)
+        s.n_iter = n_iter - 21
+        s.stepped(n=21, factorised=True)
+        assert s.annealed_eps == 4 and s.next(0.002).action == action
+        assert s.annealed_eps == (2 if action == "anneal" else 4)
 
 
 def test_finish_needs_the_potentials(strategy) -> None:

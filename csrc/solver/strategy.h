@@ -190,8 +190,11 @@ class SolverStrategy {
       const bool good = cut_ ? error < before_ * T(1.2) && error < lowest_ * T(1.5) : error < before_ * T(0.7);
       if (error < lowest_) lowest_ = error;
       if (factorised_ && cut_ && error > newton_below && n_iter + 1 + price <= last()) {
-        // The direction is right, wherever it leads at first.
-        longest_ = shortest;
+        // The direction is right, wherever it leads at first: on, and in longer steps while nothing gets worse.
+        const bool worse = error > before_ * T(1.05), longer = longest_ > shortest;
+        if (!worse && longest_ < farthest) longest_ *= 2;
+        if (worse) longest_ = shortest;
+        if (worse && longer) return {Action::undo};
         lowest_ = Number<T>::infinity;
       } else if (good) {
         if (cut_ && longest_ < farthest) longest_ *= 2;

@@ -2,7 +2,7 @@
 #include "solver/strategy.h"
 
 namespace {
-using Strategy = sfr::host::SolverStrategy<double>;
+using Strategy = sfr::host::SolverStrategy<double, true>;
 using sfr::host::Evaluation;
 using sfr::host::Step;
 }  // namespace
@@ -14,19 +14,20 @@ struct Driven {
 
 extern "C" {
 
-Driven* strategy_new(double tol, int64_t max_iter, int method, int symmetric, double spread, int warm, int fixed) {
+Driven* strategy_new(double tol, int64_t max_iter, int method, int symmetric, double spread, int warm, int fixed,
+                     int64_t price) {
   sfr::SolverOptions options;
   options.tol = tol;
   options.max_iter = max_iter;
   options.method = sfr::Method(method);
   options.symmetric = symmetric != 0;
-  return new Driven{Strategy(options, spread, warm != 0, fixed != 0)};
+  return new Driven{Strategy(options, spread, warm != 0, fixed != 0, price)};
 }
 void strategy_free(Driven* driven) {
   delete driven;
 }
 
-// The action; numbers: error, gate, limit, plain, precision, longest.
+// The action; numbers: error, gate, limit, plain, precision, longest, patience.
 int strategy_next(Driven* driven, double error, int underflow, int exact, double rounding, double* numbers) {
   Evaluation<double> now;
   now.error = error;
@@ -34,8 +35,9 @@ int strategy_next(Driven* driven, double error, int underflow, int exact, double
   now.exact = exact != 0;
   driven->step = driven->strategy.next(now, [&] { return rounding; });
   const Step<double>& step = driven->step;
-  const double all[] = {step.error, step.gate, double(step.limit), double(step.plain), step.precision, step.longest};
-  for (int k = 0; k < 6; ++k) numbers[k] = all[k];
+  const double all[] = {step.error,     step.gate,    double(step.limit),   double(step.plain),
+                        step.precision, step.longest, double(step.patience)};
+  for (int k = 0; k < 7; ++k) numbers[k] = all[k];
   return int(step.action);
 }
 int strategy_start(const Driven* driven) {
