@@ -36,7 +36,8 @@ class OTResult:
             reach.
         eps: regularisation used, in units of the cost; 0 for ``solver="exact"``.
         n_iter: iterations that each problem took: updates of both potentials, or steps of the conjugate gradients
-            inside a Newton step, which cost as much; for ``solver="exact"`` augmentations.
+            inside a Newton step, which cost as much (where its system is factorised instead, as many as have its
+            multiplications); for ``solver="exact"`` augmentations.
         marginal_error: ``|P 1 - a|_1 + |P^T 1 - b|_1``, with ``a`` and ``b`` summing to 1; with a reach see `solve`.
         dual_gap: for ``solver="exact"``, a bound of what the value is above the least one, in units of the cost:
             ``sum_ij P_ij max(C_ij - f_i - g_j, 0)``, and the largest ``f_i + g_j - C_ij`` that rounding allows times

@@ -142,9 +142,10 @@ SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t pa
       plan.sync();
       plan.factorise(q);
       // Once more for what rounding left.
+      const T* no_right = nullptr;
       for (int turn = 0; turn < 2 && least > wanted; ++turn) {
         plan.solve_factorised(k, p);
-        plan.eliminate(p, static_cast<const T*>(nullptr));
+        plan.eliminate(p, no_right);
         T left[1];
         plan.template reduce_column_products<Sum>(left, [&](Index j, Vec<T> s, Vec<T>(&sums)[1]) {
           const Vec<T> product = kept(columns, j, gain * load(sum + j) * load(p + j) + s);
