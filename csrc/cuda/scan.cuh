@@ -200,7 +200,7 @@ SFR_DEVICE void mark_tight(const Lanes& lanes, const S* row, const double* v, do
     for (int mask = warp_threads / 2; mask > 0; mask /= 2) bits |= shuffle_xor(bits, mask);
     if (lanes.first) words[first / 32] = uint32_t(bits);
   }
-  lanes.sync();
+  lanes.sync();  // mutant: the lane that wrote the words is the one that reads them; this is for those to come
 }
 
 // distance = min(distance, row - v + shift), with `from` = i where it fell; the least of the new distances.

@@ -211,7 +211,7 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
       entries.total[k] =
           Op()(odd ? half[own_columns + k] : half[k], shuffle_xor(odd ? half[k] : half[own_columns + k], 16));
     add_lanes<Sum, K>(x);
-    if (alone) return sync_warp();
+    if (alone) return sync_warp();  // mutant: the shuffles above are barriers too, but order no memory
     T* parts = next_parts();
     Own in_warp;
 #pragma unroll
@@ -284,7 +284,7 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
   template <class Op, int K>
   SFR_DEVICE void over_warps(T (&x)[K]) {
     add_lanes<Op, K>(x);
-    if (alone) return sync_warp();
+    if (alone) return sync_warp();  // mutant: the shuffles above are barriers too, but order no memory
     T* parts = next_parts();
     put_scalars<K>(parts, x);
     sync_solvers();
@@ -472,13 +472,12 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
     const T sum = rows.sum()[own_row], h = right ? right[own_row] : T(0);
     const T s = row_product(v);
     const T step = sum > Rules<T>::nothing ? quotient<T>(h - s, rows.gain() * sum) : T(0);
-    sync_warp();
     if (owns_row()) rows.step()[own_row] = step;  // hot: tile step
     return step;
   }
   SFR_DEVICE void eliminate_rows(const T* v, const T* right) {
     own_step(v, right);
-    sync_warp();
+    sync_warp();  // mutant: what comes next reads no row but its own; this is for those to come
   }
   SFR_DEVICE void eliminate(const T* v, const T* right) { exchange<Sum>(column_products(own_step(v, right))); }
 
