@@ -5,9 +5,9 @@
 // Symmetric and positive semi-definite; its null space is the shift (1, -1) of the potentials. A side with a reach has
 // its diagonal times 1 + eps / reach, and then there is no null space. alpha is eliminated;
 // what is left, diag(P^T 1) - P^T diag(1 / (P 1)) P, is solved by conjugate gradients with a diagonal preconditioner:
-// one pair of matrix-vector products a step, as much as an iteration of Sinkhorn's. Where they take longer than
-// factoring it would, and the device can, it is factorised: at most twice the time of the better of the two. h and k
-// are right() of the rows and of the columns, alpha and beta their step().
+// one pair of matrix-vector products a step, as much as an iteration of Sinkhorn's. Where they take much longer than
+// factorising it would, and the device can, it is factorised. h and k are right() of the rows and of the columns, alpha
+// and beta their step().
 //
 // The plan may hold its rows and columns in units of their own: of Q with P_ij = n_i n_j Q_ij it is the same system in
 // n_i alpha_i and n_j beta_j, with P 1 / n^2 on the diagonal and h / n on the right (adjoint.h). A patch whose sum is
@@ -41,7 +41,7 @@ SFR_FN int64_t price_of(const Plan& plan) {
 }
 
 // Solves from 0, with the constant mode projected out, until the residual has fallen by `goal`, or the type has no more
-// to give, or after `limit` steps; keeps the best. Where the device factors systems, it does after `patience` steps
+// to give, or after `limit` steps; keeps the best. Where the device factorises systems, it does after `patience` steps
 // that were not enough, if `limit` allows it. unit(j): n_j.
 //
 // The residual is weighed by the columns' sums, so small columns hardly enter it: at the end each column is solved for
