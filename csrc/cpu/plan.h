@@ -235,7 +235,7 @@ struct Plan {
   template <class Op, int K, class F>
   void reduce_entries(T (&out)[K], F&& f);
 
-  // The linear system, factored.
+  // The linear system, factorised.
   static constexpr bool factorises = true;
   int64_t factorising_takes() const { return Cholesky<T>::price(rows.count, columns.count); }
   void factorise(const T* null) { cholesky.factorise(*this, null); }
