@@ -318,6 +318,66 @@ def test_mass_on_different_patches(light: float, dtype: torch.dtype, eps: float)
     ).item() == pytest.approx(3, rel=0.02)
 
 
+@pytest.mark.parametrize("max_iter", [1000, 5000])
+@pytest.mark.parametrize(("dtype", "far"), [(F32, 1e2), (F32, 1e3), (F32, 1e4), (F64, 1e5), (F64, 1e6)], ids=str)
+def test_mass_that_has_to_cross_a_large_cost(dtype: torch.dtype, far: float, max_iter: int) -> None:
+    """Two clusters with two of four patches each, and one and three on the other side: a quarter has no way around."""
+    x = torch.tensor([0.0, 1.0, far, far + 1], dtype=dtype)
+    y = torch.tensor([0.0, far, far + 1, far + 2], dtype=dtype)
+    cost = (x[:, None] - y).abs()
+    result = solve(cost, eps=0.05, eps_scale="absolute", max_iter=max_iter)
+    assert result.transport_cost.item() == pytest.approx(reference.exact_emd(cost).item(), rel=2e-3)
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(F32, 1e-3), (F32, 1e-5), (F64, 1e-6), (F64, 1e-7)], ids=str)
+def test_labels_whose_counts_differ(dtype: torch.dtype, eps: float) -> None:
+    """Costs of 0 and 1 alone: some mass has to pay."""
+    x, y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2]), torch.tensor([0, 1, 1, 1, 1, 2, 2, 2])
+    cost = (x[:, None] != y).to(dtype)
+    assert solve(cost, eps=eps).transport_cost.item() == pytest.approx(0.25, rel=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_few_columns_are_kept_of_many(dtype: torch.dtype) -> None:
+    """As if the others had never been."""
+    side = torch.arange(17, dtype=F64)
+    points = torch.cartesian_prod(side, side)
+    cost = torch.cdist(points, points).to(dtype)
+    b = torch.zeros(289, dtype=dtype)
+    kept = torch.arange(0, 289, 2)
+    b[kept] = weights(len(kept), dtype=dtype)
+    options = {"eps": 1e-4, "max_iter": 2000}
+    result = solve(cost.requires_grad_(), None, b, **options)
+    alone = solve(cost[:, kept], None, b[kept], **options)
+    assert torch.equal(result.transport_cost, alone.transport_cost) and torch.equal(result.n_iter, alone.n_iter)
+    (grad,) = torch.autograd.grad(result.transport_cost, cost)
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("eps", [1e-10, 1e-20, 1e-30])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_one_row_whose_plan_is_given_by_the_columns(dtype: torch.dtype, eps: float) -> None:
+    cost = torch.tensor([[1.0, 100.0]], dtype=dtype, requires_grad=True)
+    b = torch.tensor([1.0, 1e-3], dtype=dtype)
+    result = solve(cost, None, b, eps=eps, eps_scale="absolute")
+    (grad,) = torch.autograd.grad(result.transport_cost, cost)
+    torch.testing.assert_close(grad[0], b / b.sum(), rtol=1e-3, atol=1e-5)
+    assert result.transport_cost.item() == pytest.approx(1.0989, rel=1e-3)
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.02, 0.01])
+def test_one_heavy_patch_on_each_side(eps: float) -> None:
+    """At the defaults, nearly all converge, and values are right."""
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.rand(200, 4, 16, generator=generator, dtype=F64)
+    a, b = torch.full((4,), 1e-3, dtype=F64), torch.full((16,), 5e-4, dtype=F64)
+    a[0] = b[0] = 1
+    result = solve(cost, a, b, eps=eps)
+    assert result.converged.float().mean() > 0.97
+    expected = solve(cost, a, b, eps=eps, tol=1e-9, max_iter=100_000)
+    assert ((result.transport_cost / expected.transport_cost - 1).abs() < 0.01).all()
+
+
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("sharpness", [8.0, 12.0, 20.0])
 def test_attention_weights_on_both_sides(sharpness: float, dtype: torch.dtype) -> None:

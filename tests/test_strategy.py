@@ -41,12 +41,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     calls.strategy_new.restype = ctypes.c_void_p
     whole = ctypes.c_int
     number = ctypes.c_double
-    calls.strategy_new.argtypes = [number, ctypes.c_int64, whole, whole, number, whole, whole, ctypes.c_int64]
+    calls.strategy_new.argtypes = [number, ctypes.c_int64, whole, whole, number, number, whole, whole, ctypes.c_int64]
     calls.strategy_annealed_eps.restype = calls.strategy_observe.restype = ctypes.c_double
     calls.strategy_observe.argtypes = [ctypes.c_void_p, ctypes.c_double]
     calls.strategy_n_iter.restype = ctypes.POINTER(ctypes.c_int64)
     calls.strategy_iterated.argtypes = [ctypes.c_void_p, whole, number]
-    calls.strategy_next.argtypes = [ctypes.c_void_p, number, ctypes.c_int, ctypes.c_int, number, ctypes.c_void_p]
+    calls.strategy_next.argtypes = [ctypes.c_void_p, number, number, whole, whole, number, ctypes.c_void_p]
     return calls
 
 
@@ -61,17 +61,29 @@ class Strategy:
         method: str,
         symmetric: bool,
         spread: float,
+        most: float,
         warm: bool,
         fixed: bool,
         price: int,
     ) -> None:
         self.library = library
-        options = tol, max_iter, METHODS.index(method), int(symmetric), spread, int(warm), int(fixed), price
+        options = tol, max_iter, METHODS.index(method), int(symmetric), spread, most, int(warm), int(fixed), price
         self.handle = ctypes.c_void_p(library.strategy_new(*options))
 
-    def next(self, error: float, *, underflow: bool = False, exact: bool = True, rounding: float = 0.0) -> Step:
+    def next(
+        self,
+        error: float,
+        *,
+        relative: float | None = None,
+        underflow: bool = False,
+        exact: bool = True,
+        rounding: float = 0.0,
+    ) -> Step:
+        """``relative``: that of equal weights."""
         numbers = (ctypes.c_double * 7)()
-        action = self.library.strategy_next(self.handle, error, int(underflow), int(exact), rounding, numbers)
+        of_patches = error if relative is None else relative
+        flags = int(underflow), int(exact)
+        action = self.library.strategy_next(self.handle, error, of_patches, *flags, rounding, numbers)
         wanted, gate, limit, plain, precision, longest, patience = numbers
         return Step(ACTIONS[action], wanted, gate, int(limit), bool(plain), precision, longest, int(patience))
 
@@ -117,11 +129,13 @@ def strategy(library: ctypes.CDLL) -> Iterator[object]:
         method: str = "automatic",
         symmetric: bool = False,
         spread: float = 0.0,
+        most: float | None = None,
         warm: bool = False,
         fixed: bool = False,
         price: int = 0,
     ) -> Strategy:
-        made.append(Strategy(library, tol, max_iter, method, symmetric, spread, warm, fixed, price))
+        most = spread if most is None else most
+        made.append(Strategy(library, tol, max_iter, method, symmetric, spread, most, warm, fixed, price))
         return made[-1]
 
     yield make
@@ -385,6 +399,38 @@ def test_no_smaller_eps_without_room_for_ten_factorised_steps(strategy) -> None:
         s.stepped(n=21, factorised=True)
         assert s.annealed_eps == 4 and s.next(0.002).action == action
         assert s.annealed_eps == (2 if action == "anneal" else 4)
+
+
+def test_small_patches_are_brought_along_to_a_smaller_eps(strategy) -> None:
+    """Updates in the log domain, four at most, where their error is large in units of their own weight."""
+    s = strategy(spread=48.0)
+    assert s.next(0.5, relative=3.0).action == "iterate"
+    assert s.iterated("reached", 8) == "potentials" and s.annealed_eps == 4  # they are looked at first
+    for k in range(4):
+        assert s.next(0.002, relative=0.5).action == "update" and s.n_iter == 9 + k
+    assert s.next(0.002, relative=0.5).action == "anneal" and s.annealed_eps == 2
+    other = strategy(spread=48.0)
+    other.next(0.5, relative=3.0)
+    other.iterated("reached", 8)
+    assert other.next(0.002, relative=0.02).action == "anneal"
+
+
+def test_large_costs_that_were_left_out_are_taken_for_what_they_are_where_the_error_does_not_fall(strategy) -> None:
+    s = strategy(spread=20.0, most=1e6)
+    assert s.annealed_eps == 1 and s.next(0.5).limit == 64
+    assert s.iterated("ended", 64) == "scalings"
+    assert s.next(0.4, exact=False).limit == 128
+    assert s.iterated("ended", 64) == "scalings"
+    assert s.next(0.35, exact=False).action == "restart" and s.after == "columns" and s.annealed_eps == 2.0**16
+    falling = strategy(spread=20.0, most=1e6)
+    falling.iterated("ended", falling.next(0.5).limit)
+    falling.next(0.4, exact=False)
+    falling.iterated("ended", 64)
+    assert falling.next(0.3, exact=False).limit == 192 and falling.annealed_eps == 1
+    accepted = strategy(spread=48.0, most=1e6)
+    accepted.next(0.5)
+    assert accepted.iterated("reached", 20) == "columns" and accepted.annealed_eps == 2
+    assert accepted.next(0.4).limit == 1000  # nothing is doubted any more
 
 
 def test_finish_needs_the_potentials(strategy) -> None:

@@ -3,7 +3,8 @@
 //
 // Of S = diag(gain P^T 1) - P^T diag(1 / (gain P 1)) P, in units in which its diagonal would be 1 but for the second
 // term, and with what makes its null vector, where there is one, no longer one: = U^T U, by rows of U. A pivot that is
-// next to nothing is of patches that hardly touch the others: one of them stays where it is.
+// next to nothing is of patches that hardly touch the others: one of them stays where it is, or, `loose`, goes as far
+// as its right side wants it to at that pivot.
 #pragma once
 
 #include "../solver/marginal.h"
@@ -20,9 +21,9 @@ class Cholesky {
     return columns > most_columns || rows == 0 ? 0 : 4 + columns / 4 + columns * columns / (12 * rows);
   }
 
+  // For as many columns or fewer: those that are kept.
   void reserve(Arena& arena, int64_t columns) {
-    if (columns > most_columns) return;
-    const int64_t size = rounded(columns);
+    const int64_t size = rounded(columns < most_columns ? columns : most_columns);
     matrix_ = arena.take<double>(size * size);
     panel_ = arena.take<double>(panel * size);
     scale_ = arena.take<double>(size);
@@ -31,7 +32,7 @@ class Cholesky {
   }
 
   template <class Plan>
-  void factorise(const Plan& plan, const T* null) {
+  void factorise(const Plan& plan, const T* null, bool loose) {
     size_ = rounded(plan.columns.count);
     set_scale(plan, null);
     for (int64_t j = 0; j < size_; ++j) {
@@ -48,7 +49,8 @@ class Cholesky {
         double* row = matrix_ + p * size_;
         const int64_t begin = p - p % L;
         for (int64_t q = i; q < p; ++q) add(row, -matrix_[q * size_ + p], matrix_ + q * size_, begin);
-        inverse_[p] = row[p] > least_pivot ? 1 / sqrt_of(row[p]) : 0;
+        const bool none = !(row[p] > least_pivot);
+        inverse_[p] = none && !loose ? 0 : 1 / sqrt_of(none ? least_pivot : row[p]);
         for (int64_t k = begin; k < p; ++k) row[k] = 0;
         for (int64_t k = begin; k < size_; k += L) store(row + k, load(row + k) * inverse_[p]);
       }

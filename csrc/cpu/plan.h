@@ -238,7 +238,7 @@ struct Plan {
   // The linear system, factorised.
   static constexpr bool factorises = true;
   int64_t factorising_takes() const { return Cholesky<T>::price(rows.count, columns.count); }
-  void factorise(const T* null) { cholesky.factorise(*this, null); }
+  void factorise(const T* null, bool loose) { cholesky.factorise(*this, null, loose); }
   void solve_factorised(const T* right, T* out) { cholesky.solve(columns, right, out); }
 
   // Vectors are short: rank 0 does them.

@@ -229,7 +229,7 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
     }
     const auto unit = [&](Index j) { return load(column_units + j); };
     const int64_t most = 4 * int64_t(plan.kept_columns) + 20;
-    solve_system(plan, Rules<T>::adjoint_precision, most, Rules<T>::worth * price_of(plan), unit);
+    solve_system(plan, Rules<T>::adjoint_precision, most, Rules<T>::worth * price_of(plan), false, unit);
     const auto out_of_units = [](const Marginal<T>& side, Index i) {
       store(side.step() + i, load(side.step() + i) / load(side.unit() + i));
     };

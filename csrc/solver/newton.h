@@ -42,12 +42,12 @@ SFR_FN int64_t price_of(const Plan& plan) {
 
 // Solves from 0, with the constant mode projected out, until the residual has fallen by `goal`, or the type has no more
 // to give, or after `limit` steps; keeps the best. Where the device factorises systems, it does after `patience` steps
-// that were not enough, if `limit` allows it. unit(j): n_j.
+// that were not enough, if `limit` allows it; `loose`: see factorise(). unit(j): n_j.
 //
 // The residual is weighed by the columns' sums, so small columns hardly enter it: at the end each column is solved for
 // once more, given the rows', which makes it as exact as they are, whatever its weight.
 template <class T, template <class> class Plan, class Unit>
-SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t patience, Unit&& unit) {
+SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t patience, bool loose, Unit&& unit) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   T *r = columns.residual(), *p = columns.direction(), *q = columns.product(), *d = columns.inverse_diagonal();
   T *beta = columns.step(), *best = columns.best();
@@ -140,10 +140,10 @@ SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t pa
     if (factorised) {
       plan.each_column([&](Index j) { store(q + j, unit(j)); });
       plan.sync();
-      plan.factorise(q);
-      // Once more for what rounding left.
+      plan.factorise(q, loose);
+      // Once more for what rounding left, but of patches that go where they want to, which leave theirs.
       const T* no_right = nullptr;
-      for (int turn = 0; turn < 2 && least > wanted; ++turn) {
+      for (int turn = 0; turn < (loose ? 1 : 2) && least > wanted; ++turn) {
         plan.solve_factorised(k, p);
         plan.eliminate(p, no_right);
         T left[1];
@@ -153,7 +153,7 @@ SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t pa
           store(q + j, residual);
           sums[0] += residual * residual * load(d + j);
         });
-        if (!(left[0] < least)) break;
+        if (!loose && !(left[0] < least)) break;
         least = left[0];
         plan.each_column([&](Index j) {
           store(best + j, load(best + j) + load(p + j));
@@ -184,7 +184,7 @@ SFR_FN Stepped newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) 
   plan.each_row([&](Index i) { missing(plan.rows, i); });
   plan.each_column([&](Index j) { missing(plan.columns, j); });
   const auto unit = [](Index) { return splat<T>(1); };
-  const SystemSteps system = solve_system(plan, step.precision, step.limit - n_iter - 1, step.patience, unit);
+  const SystemSteps system = solve_system(plan, step.precision, step.limit - n_iter - 1, step.patience, true, unit);
   n_iter += 1 + system.taken;
   const auto take = [&step](const Marginal<T>& side, Index i, Vec<T>(&longest)[1]) {
     const Vec<T> most = splat<T>(step.longest), x = kept(side, i, load(side.step() + i));

@@ -149,15 +149,22 @@ SFR_FN bool spans(Plan<T>& plan, const Spread<T>& spread, T reach) {
   return within.all && within.mass >= spread.allowed / 4;
 }
 
-// How far costs are apart, as far as it matters: nothing is moved much further than a reach, and where some costs are
-// so large that they mean "never", the others count.
+// How far costs are apart, as far as it matters.
+template <class T>
+struct CostRange {
+  T near = 0;  // without costs that are so large that they seem to mean "never"
+  T far = 0;   // with them: there may be mass that has to pay them
+};
+
+// Nothing is moved much further than a reach.
 template <class T, template <class> class Plan>
-SFR_FN T far_apart(Plan<T>& plan, const Spread<T>& spread, const SolverOptions& options, T eps) {
+SFR_FN CostRange<T> how_far_apart(Plan<T>& plan, const Spread<T>& spread, const SolverOptions& options, T eps) {
   constexpr T beyond = 100, suspicious = T(is_single<T> ? 1 << 16 : 1 << 20);
   // Where nearly all mass of a (x) b lies on few pairs, their deviation says little of how far others are.
   T apart = spread.deviation > spread.mean / 4 ? spread.deviation : spread.mean / 4;
   if (options.reach_a > 0 && apart > beyond * T(options.reach_a)) apart = beyond * T(options.reach_a);
   if (options.reach_b > 0 && apart > beyond * T(options.reach_b)) apart = beyond * T(options.reach_b);
+  const T far = apart;
   if (apart / eps > suspicious) {
     plan.clear();
     T below = eps;
@@ -167,7 +174,7 @@ SFR_FN T far_apart(Plan<T>& plan, const Spread<T>& spread, const SolverOptions& 
       (spans(plan, spread, between) ? apart : below) = between;
     }
   }
-  return apart;
+  return {apart, far};
 }
 
 // What is this far below costs is 0 to any potential: nothing gets there.

@@ -14,7 +14,8 @@
 //              eliminate_rows(v, right)        ... without the latter
 //              factorises                      whether the device can factorise the system at all
 //              factorising_takes()                  what that takes, in iterations; 0: not this one
-//              factorise(null), solve_factorised(right, out)   the null vector, which a plan with a reach does not have
+//              factorise(null, loose), solve_factorised(right, out)   the null vector, which a plan with a reach does
+//                                              not have; whether patches that hardly touch others may go far
 //   entries    gather(term, term, rows, columns)  sums of one term(i, j, P_ij) over rows, and of another over columns
 //              gather_columns(term, columns)
 //              reduce_entries<Op>(out, f)         f(i, j, sums) over all entries

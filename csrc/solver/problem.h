@@ -73,8 +73,9 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
   sound = sound && spread.sound && finite(spread.centre) && finite(eps);
   Solution<T> solution;
   if (sound) {
-    const T apart = eps > 0 ? far_apart(plan, spread, out.options, eps) : T(0);
-    if (!out.eps_given && eps > 0 && eps < out_of_sight<T> * apart) eps = out_of_sight<T> * apart;
+    CostRange<T> apart;
+    if (eps > 0) apart = how_far_apart(plan, spread, out.options, eps);
+    if (!out.eps_given && eps > 0 && eps < out_of_sight<T> * apart.near) eps = out_of_sight<T> * apart.near;
     set_scale(plan, out.options, totals, spread.centre, eps);
     bool warm = out.init_g != nullptr;
     if (warm) {
@@ -88,7 +89,8 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
     plan.each_row([&](Index i) { store(plan.rows.scale() + i, splat<T>(1)); });
     plan.each_column([&](Index j) { store(plan.columns.scale() + j, splat<T>(1)); });
     plan.sync();
-    solution = solve(plan, out.options, eps > 0 ? apart / eps : T(0), warm, out.eps_given != nullptr);
+    if (eps > 0) apart = {apart.near / eps, apart.far / eps};
+    solution = solve(plan, out.options, apart, warm, out.eps_given != nullptr);
     eps *= solution.annealed_eps;
   }
 

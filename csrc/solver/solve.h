@@ -4,6 +4,7 @@
 #include "iterations.h"
 #include "masses.h"
 #include "newton.h"
+#include "options.h"
 #include "refinement.h"
 
 namespace SFR_TARGET {
@@ -44,11 +45,11 @@ struct Solution {
   T annealed_eps = 1;  // the eps it is of, in units of the problem's own
 };
 
-// From the columns' potentials to a plan within tol, or as far as max_iter goes. `spread`: the costs' deviation over
-// eps. `warm`: the potentials are a start that was given. `fixed`: eps may not give way.
+// From the columns' potentials to a plan within tol, or as far as max_iter goes. `apart`: over eps. `warm`: the
+// potentials are a start that was given. `fixed`: eps may not give way.
 template <class T, template <class> class Plan>
-SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, T spread, bool warm, bool fixed) {
-  SolverStrategy<T, Plan<T>::factorises> strategy(options, spread, warm, fixed, price_of(plan));
+SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, CostRange<T> apart, bool warm, bool fixed) {
+  SolverStrategy<T, Plan<T>::factorises> strategy(options, apart.near, apart.far, warm, fixed, price_of(plan));
   Refinement<T> refinement(options, plan.light);
   const auto round_off = [&] { return rounding(plan); };
   From from = strategy.start();

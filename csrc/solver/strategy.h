@@ -129,9 +129,10 @@ class SolverStrategy {
   const int64_t price;  // iterations that factorising takes; 0: it is not to be had
   Relaxation<T> relaxation;
 
-  // `spread`: the costs' deviation over eps. `warm`: there is a start, and none is sought unless it is a bad one.
-  // `fixed`: eps is to be that of the problem, whatever becomes of it.
-  SFR_FN SolverStrategy(const SolverOptions& options, T spread, bool warm, bool fixed, int64_t price = 0)
+  // `spread`: how far costs are apart, over eps; `most`: the same with those that seem to mean "never". `warm`: there
+  // is a start, and none is sought unless it is a bad one. `fixed`: eps is to be that of the problem, whatever becomes
+  // of it.
+  SFR_FN SolverStrategy(const SolverOptions& options, T spread, T most, bool warm, bool fixed, int64_t price = 0)
       : price(price),
         relaxation(options.method != Method::plain),
         tol_(T(options.tol)),
@@ -141,7 +142,8 @@ class SolverStrategy {
         newton_(options.method == Method::automatic && !options.symmetric),
         warm_(warm && newton_),
         fixed_(fixed),
-        spread_(spread) {
+        spread_(spread),
+        most_spread_(most) {
     if (!warm_ && max_iter_ > 0) begin_annealing();
   }
 
@@ -177,6 +179,18 @@ class SolverStrategy {
       begin_eps(try_for);
       tried_ = spread_ > far;
     }
+    if (doubtful() && n_iter >= doubt_at_) {
+      // Mass that gets no nearer to where it is missing has to pay what seemed to be too much.
+      if (error > rough && error > seen_ * T(0.8) && n_iter < max_iter_) {
+        spread_ = most_spread_;
+        annealed_eps_ = 1;
+        begin_annealing();
+        return {Action::restart};
+      }
+      seen_ = error;
+      doubt_at_ = n_iter + doubted_for;
+    }
+    uneven_ = now.relative > 4 * error;
     if (reached_) {
       if (error > missed_ * T(0.9) && error < 4 * rounding()) last_ = n_iter;
       missed_ = error;
@@ -213,6 +227,13 @@ class SolverStrategy {
       }
     }
     if (!(error > tolerance()) || n_iter >= last()) {
+      // At the next eps parts would no longer touch that patches of little weight have to come from.
+      if (annealing_ && now.relative > few && updates_ < most_updates && n_iter < last()) {
+        ++updates_;
+        ++n_iter;
+        before_ = Number<T>::infinity;
+        return {Action::update};
+      }
       if (annealing_ && anneal(rounding)) return {Action::anneal};
       if (!(error > tol_) || n_iter >= last_) {
         if (now.exact) return {Action::finish};
@@ -260,7 +281,7 @@ class SolverStrategy {
   SFR_FN From iterated(Stop stop, Rounding&& rounding) {
     if (symmetric_) return From::potentials;
     if (correcting_) return scaled();
-    if (annealing_ && (stop == Stop::reached || (stop == Stop::ended && n_iter >= until_ && !tried_)))
+    if (annealing_ && !uneven_ && (stop == Stop::reached || (stop == Stop::ended && n_iter >= until_ && !tried_)))
       return anneal(rounding) ? From::columns : From::potentials;
     reached_ = stop == Stop::reached && !annealing_;
     return stop == Stop::ended ? scaled() : From::potentials;
@@ -276,13 +297,16 @@ class SolverStrategy {
 
  private:
   static constexpr T newton_below = T(1e-2);
-  static constexpr T rough = T(0.003);                            // error that is enough at a larger eps
-  static constexpr int64_t anneal_for = 1000;                     // iterations at most, at each of them
-  static constexpr T most_rounding = T(0.02);                     // no smaller eps where it would leave this
-  static constexpr T bad_start = T(0.5);                          // error of a start that is worse than none
-  static constexpr T far = 128, good_start = T(0.1);              // ... of one to begin at, where spread is above `far`
-  static constexpr int64_t try_for = 100;                         // iterations that one has there to lead on
-  static constexpr int64_t corrections = 8;                       // iterations after a Newton step
+  static constexpr T rough = T(0.003);                // error that is enough at a larger eps
+  static constexpr int64_t anneal_for = 1000;         // iterations at most, at each of them
+  static constexpr T most_rounding = T(0.02);         // no smaller eps where it would leave this
+  static constexpr T bad_start = T(0.5);              // error of a start that is worse than none
+  static constexpr T far = 128, good_start = T(0.1);  // ... of one to begin at, where spread is above `far`
+  static constexpr int64_t try_for = 100;             // iterations that one has there to lead on
+  static constexpr T few = T(0.03);           // mean error of a patch in units of its own marginal, at a larger eps
+  static constexpr int most_updates = 4;      // ... that are made for it
+  static constexpr int64_t doubted_for = 64;  // iterations in which the error is to fall where large costs are left out
+  static constexpr int64_t corrections = 8;   // iterations after a Newton step
   static constexpr T finest = is_single<T> ? T(1e-5) : T(1e-10);  // precision of a Newton step
   // ... and how far one may go where such parts are far from others.
   static constexpr T shortest = Rules<T>::longest_step, farthest = 64;
@@ -296,8 +320,10 @@ class SolverStrategy {
     if constexpr (factorises) hard_ = hard_ || (price > 0 && gate > 0 && n_iter >= given_up_);
     return hard() && n_iter >= resume_;
   }
+  SFR_FN bool doubtful() const { return most_spread_ > spread_; }
   SFR_FN int64_t patience() const {
-    const int64_t all = last();
+    int64_t all = last();
+    if (doubtful() && n_iter < doubt_at_ && doubt_at_ < all) all = doubt_at_;
     return factorises && price > 0 && newton_ && n_iter < given_up_ && given_up_ < all ? given_up_ : all;
   }
   // Iterations that are tried at the present eps: its share of those that are left, within reason.
@@ -336,6 +362,7 @@ class SolverStrategy {
   template <class Rounding>
   SFR_FN bool anneal(Rounding&& rounding) {
     annealing_ = tried_ = false;
+    most_spread_ = spread_;
     const int64_t needed = hard() ? 10 * (1 + price) : 1;
     if (!fixed_ && (n_iter + needed > max_iter_ || rounding() * Rules<T>::anneal_by > most_rounding)) return false;
     annealed_eps_ /= Rules<T>::anneal_by;
@@ -354,6 +381,7 @@ class SolverStrategy {
     longest_ = shortest;
     rest_ = 16;
     before_ = lowest_ = Number<T>::infinity;
+    updates_ = 0;
     reached_ = stepped_ = correcting_ = false;
   }
 
@@ -371,7 +399,12 @@ class SolverStrategy {
   bool tried_ = false;    // the start is to have led to the error wanted by iteration `until_`
   bool fixed_;
   T spread_, annealed_eps_ = 1;     // above 1: at eps times this
+  T most_spread_;                   // where some costs were left out of it, the same with them
+  int64_t doubt_at_ = doubted_for;  // iteration at which the error is to have fallen, where they were
+  T seen_ = Number<T>::infinity;    // ... below this
   bool annealing_ = false;          // a smaller eps is to follow
+  bool uneven_ = false;             // small patches are further from their marginals than others
+  int updates_ = 0;                 // in the log domain for them, at the present eps
   bool hard_ = false;               // conjugate gradients take too long, or iterations: systems are factorised
   int64_t given_up_ = 0;            // iteration at which they are at the present eps
   int64_t until_ = 0;               // iteration at which the present eps is left

@@ -14,23 +14,25 @@ struct Driven {
 
 extern "C" {
 
-Driven* strategy_new(double tol, int64_t max_iter, int method, int symmetric, double spread, int warm, int fixed,
-                     int64_t price) {
+Driven* strategy_new(double tol, int64_t max_iter, int method, int symmetric, double spread, double most, int warm,
+                     int fixed, int64_t price) {
   sfr::SolverOptions options;
   options.tol = tol;
   options.max_iter = max_iter;
   options.method = sfr::Method(method);
   options.symmetric = symmetric != 0;
-  return new Driven{Strategy(options, spread, warm != 0, fixed != 0, price)};
+  return new Driven{Strategy(options, spread, most, warm != 0, fixed != 0, price)};
 }
 void strategy_free(Driven* driven) {
   delete driven;
 }
 
 // The action; numbers: error, gate, limit, plain, precision, longest, patience.
-int strategy_next(Driven* driven, double error, int underflow, int exact, double rounding, double* numbers) {
+int strategy_next(Driven* driven, double error, double relative, int underflow, int exact, double rounding,
+                  double* numbers) {
   Evaluation<double> now;
   now.error = error;
+  now.relative = relative;
   now.underflow = underflow != 0;
   now.exact = exact != 0;
   driven->step = driven->strategy.next(now, [&] { return rounding; });
