@@ -487,14 +487,14 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
         [&](int r, int e) { return inside(r, e) ? T(row_term(row(r), column(e), entries.P[r][e])) : T(0); });
     gather_columns(column_term, of_columns);
     each_row([&](int i) { of_rows[i] = sum; });
-    sync_warp();
+    sync_warp();  // mutant: callers have another barrier before they look
   }
   template <class Term>
   SFR_DEVICE void gather_columns(Term&& term, T* of_columns) {
     exchange<Sum>(column_terms<Sum>(
         [&](int r, int e) { return inside(r, e) ? T(term(row(r), column(e), entries.P[r][e])) : T(0); }));
     each_column([&](int j) { of_columns[j] = entries.total[j - own_column]; });
-    sync_warp();
+    sync_warp();  // mutant: callers have another barrier before they look
   }
 };
 

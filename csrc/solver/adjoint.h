@@ -128,7 +128,7 @@ SFR_FN InUnits<T> plan_in_units(Plan<T>& plan) {
     in_units(rows, i);
   });
   plan.each_column([&](Index j) { in_units(columns, j); });
-  plan.sync();
+  plan.sync();  // mutant: the next pass has a barrier before it reads; for those to come
   return {whole[0], true};
 }
 
@@ -176,7 +176,7 @@ SFR_FN Means<T> take_means(Plan<T>& plan) {
   if (a > 0 && b > 0) out.exchange += plan.shift * T(ln2) * (a / (1 + a + a / b));
   plan.each_patch_of_rows([&](Index i) { rows.right()[i] -= rows.sum()[i] * rows.unit()[i] * h; });
   plan.each_patch_of_columns([&](Index j) { columns.right()[j] -= columns.sum()[j] * columns.unit()[j] * k; });
-  plan.sync();
+  plan.sync();  // mutant: the next pass has a barrier before it reads; for those to come
   return out;
 }
 
@@ -223,7 +223,7 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
     if (plan.has_reach()) {
       plan.each_patch_of_rows([&](Index i) { give_way(rows, i); });
       plan.each_patch_of_columns([&](Index j) { give_way(columns, j); });
-      plan.sync();
+      plan.sync();  // mutant: the next pass has a barrier before it reads; for those to come
       means = take_means(plan);
       exchange = means.exchange;
     }
@@ -238,7 +238,7 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
       plan.each_column([&](Index j) { out_of_units(columns, j); });
     }
     if (plan.has_reach()) {
-      plan.sync();
+      plan.sync();  // mutant: the next pass has a barrier before it reads; for those to come
       put_means(plan, means);
     }
   } else {

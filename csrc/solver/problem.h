@@ -88,7 +88,7 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
     if (!warm) start(plan, out.options.symmetric);
     plan.each_row([&](Index i) { store(plan.rows.scale() + i, splat<T>(1)); });
     plan.each_column([&](Index j) { store(plan.columns.scale() + j, splat<T>(1)); });
-    plan.sync();
+    plan.sync();  // mutant: the next pass has a barrier before it reads; for those to come
     if (eps > 0) apart = {apart.near / eps, apart.far / eps};
     solution = solve(plan, out.options, apart, warm, out.eps_given != nullptr);
     eps *= solution.annealed_eps;
@@ -167,7 +167,7 @@ SFR_FN void problem_backward(Plan<T>& plan, const SolveGrad& grad, Totals<T> tot
   shift_masses(plan, at(grad.shift) * plan.factor);
   set_rows(plan, grad.f, p);
   set_columns(plan, grad.g, p, T(0));
-  plan.sync();
+  plan.sync();  // mutant: the next pass has a barrier before it reads; for those to come
   const Upstream<T> up{at(grad.grad_transport), at(grad.grad_entropic), at(grad.grad_eps)};
   const T slope = adjoint_backward(plan, up, eps, relative ? &spread : nullptr);
   if (out_eps && plan.reports()) *out_eps = slope;

@@ -29,13 +29,13 @@ SFR_FN void scale_eps(Plan<T>& plan, T by) {
 template <class T, template <class> class Plan>
 SFR_FN void start(Plan<T>& plan, bool symmetric) {
   plan.each_column([&](Index j) { store(plan.columns.log() + j, log_weight(plan.columns, j)); });
-  if (!plan.has_reach()) return plan.sync();
+  if (!plan.has_reach()) return plan.sync();  // mutant: the next pass has a barrier before it reads; for those to come
   // 0 of the cost itself: where costs lie far beyond a reach, those of the centred cost would be far out.
   const T centre = plan.centre / 2 * plan.factor;
   shift_masses(plan, -plan.shift);
   plan.each_patch_of_columns([&](Index j) { plan.columns.log()[j] -= centre; });
   if (!symmetric) take_shift(plan);
-  plan.sync();
+  plan.sync();  // mutant: the next pass has a barrier before it reads; for those to come
 }
 
 template <class T>
