@@ -364,6 +364,18 @@ def test_a_step_that_failed_is_followed_by_one_that_is_factorised(strategy) -> N
     assert rounded.next(5e-3, rounding=1e-3).patience == 160  # rounding is what it failed of
 
 
+def test_a_step_that_throws_mass_about_is_followed_by_one_that_is_factorised(strategy) -> None:
+    for error, patience in ((1e40, 0), (0.5, 160)):
+        s = strategy(price=20)
+        s.next(0.5)
+        s.iterated("ended", 40)
+        assert s.next(5e-3).patience == 160
+        s.stepped(cut=True, n=10)
+        assert s.next(error).action == "iterate"
+        s.iterated("ended", 8)
+        assert s.next(4e-3).patience == patience
+
+
 def hard(strategy, **options: Any) -> Strategy:
     """One whose next step is factorised, from an error of 0.4."""
     s = strategy(price=20, **options)

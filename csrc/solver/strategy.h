@@ -197,6 +197,7 @@ class SolverStrategy {
       reached_ = false;
     }
     correcting_ = stepped_ && !correcting_ && !hard() && error > before_ / 2 && n_iter < max_iter_;
+    if constexpr (factorises) hard_ = hard_ || (correcting_ && price > 0 && !(error < thrown_about));
     if (correcting_) return iterate(before_ / 2, at_most(n_iter + corrections), T(0), true);
     if (stepped_) {
       stepped_ = false;
@@ -306,7 +307,8 @@ class SolverStrategy {
   static constexpr T few = T(0.03);           // mean error of a patch in units of its own marginal, at a larger eps
   static constexpr int most_updates = 4;      // ... that are made for it
   static constexpr int64_t doubted_for = 64;  // iterations in which the error is to fall where large costs are left out
-  static constexpr int64_t corrections = 8;   // iterations after a Newton step
+  static constexpr T thrown_about = 1;       // error after a step that was cut patch by patch, and should not have been
+  static constexpr int64_t corrections = 8;  // iterations after a Newton step
   static constexpr T finest = is_single<T> ? T(1e-5) : T(1e-10);  // precision of a Newton step
   // ... and how far one may go where such parts are far from others.
   static constexpr T shortest = Rules<T>::longest_step, farthest = 64;
