@@ -10,6 +10,13 @@
 // steps the plan is scaled; the one that is judged is that of the potentials, and where their rounding keeps it from
 // tol, solving ends. A symmetric problem takes the mean of both potentials instead, which halves its error.
 //
+// Where conjugate gradients take too long, a step failed or threw mass about, or iterations have had their share of
+// max_iter at one eps, every step from there on is factorised, if the device can: such steps find their way from
+// anywhere, if they are short at first.
+//
+// Before a smaller eps, patches of little weight are brought near their marginals. Annealing begins without the costs
+// that seem to mean "never", and anew with them where the error does not fall.
+//
 // Where eps is small, mass moves as slowly from a start that is a little off as from none. Such a start is taken at the
 // least of the larger eps at which its error is small, and at the next where it does not lead on from there.
 #pragma once
