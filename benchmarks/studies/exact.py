@@ -229,7 +229,9 @@ def rows(names: list[str], rounds: int, seconds: float) -> Iterator[list[str]]:
         kind, cost, a, b = workloads()[name]
         goals = {"matching"} if a is None else {"plan"}
         if cost.shape[1] == cost.shape[2]:
-            goals |= {"plan"} if a is not None else {"plan", "plan of a matching"}
+            goals.add("plan")
+            if a is None:
+                goals.add("plan of a matching")
         able = [s for s in SOLVERS if version_of(s.distribution) is not None and s.finds in goals]
         entries = [timed(solver, cost, a, b) for solver in able]
         time_rows(entries, Device("cpu"), rounds, seconds)

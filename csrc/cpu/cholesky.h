@@ -95,7 +95,8 @@ class Cholesky {
       x_[j] = plan.has_reach() || !(root > 0) ? 0 : root * double(null[j]);
       norm += x_[j] * x_[j];
     }
-    for (int64_t j = 0; norm > 0 && j < size_; ++j) x_[j] /= sqrt_of(norm);
+    const double length = sqrt_of(norm);
+    for (int64_t j = 0; length > 0 && j < size_; ++j) x_[j] /= length;
   }
 
   // diag(P 1)^-1/2 P diag(P^T 1)^-1/2
@@ -130,7 +131,8 @@ class Cholesky {
       }
   }
 
-  double *matrix_ = nullptr, *panel_ = nullptr, *scale_ = nullptr, *inverse_ = nullptr, *x_ = nullptr;
+  double *matrix_ = nullptr, *panel_ = nullptr, *scale_ = nullptr, *inverse_ = nullptr;
+  double* x_ = nullptr;  // the null vector while it is factorised, then a solution
   int64_t size_ = 0;
 };
 

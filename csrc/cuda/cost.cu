@@ -10,7 +10,7 @@ template <class T, Place place>
 SFR_KERNEL cost_forward_kernel(const __grid_constant__ KernelParams<CostForwardParams> p) {
   const ProblemLayout& s = p.layout;
   each_item<place>(p, [&](TeamContext<place>& context, int64_t item) SFR_INLINED {
-    const int slabs = (s.N + s.slab - 1) / s.slab;
+    const int slabs = (s.N + s.slab - 1) / s.slab;  // here, where it needs no register between items
     const int64_t map = item / slabs;
     const int first = int(item % slabs) * s.slab, rows = s.N - first < s.slab ? s.N - first : s.slab;
     T* out = static_cast<T*>(p.cost) + (map * s.N + first) * s.M;
