@@ -1,8 +1,9 @@
 // The extension module: every operation of contracts/operations.h takes one tuple, which holds the members of its
 // parameters in the order of their lists, and tuples of their own for structs among them. Where a pointer is wanted, a
-// tensor is given, or None. The lists are exported, and sfr_ext/ops/contracts.py is held to them at import. Shapes,
-// types and options have been checked by sfr_ext/checks.py. The GIL, where there is one, is released while kernels run;
-// nothing here relies on it: what calls share is constant after import, atomic, or behind a lock.
+// tensor is given, or a part of one as (tensor, bytes before it), or None. The lists are exported, and
+// sfr_ext/ops/contracts.py is held to them at import. Shapes, types and options have been checked by sfr_ext/checks.py.
+// The GIL, where there is one, is released while kernels run; nothing here relies on it: what calls share is constant
+// after import, atomic, or behind a lock.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -53,6 +54,9 @@ PyObject* data_ptr = nullptr;
 
 void* address_of(PyObject* tensor) {
   if (tensor == Py_None) return nullptr;
+  if (PyTuple_Check(tensor) && PyTuple_GET_SIZE(tensor) == 2)
+    return static_cast<char*>(address_of(PyTuple_GET_ITEM(tensor, 0))) +
+           PyLong_AsSsize_t(PyTuple_GET_ITEM(tensor, 1));
   const auto address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, data_ptr));
   if (!address) throw py::error_already_set();
   return PyLong_AsVoidPtr(address.ptr());

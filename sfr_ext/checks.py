@@ -60,6 +60,8 @@ def tensor(
         way = "dequantize" if value.is_quantized else "float"
         hint = "" if value.is_complex() else f"; give {name.split()[0]}.{way}()"
         refuse(TypeError, where, name, f"to be {kinds}", f"{value.dtype}{hint}")
+    if value.is_cpu and (like is None or like.is_cpu):
+        return
     if value.device.type not in ("cpu", "meta", "cuda"):
         refuse(ValueError, where, name, "on the CPU or a CUDA device", f"a tensor on {value.device}")
     if value.device.type == "cuda" and (reason := _why_not_on_gpu(value.device.index or 0)):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import checks, counters, ops
 from .divergence import SelfTerm, check_teacher_self, divergence_between
 from .result import certified
-from .transport import Reach, exact_between, ground, solved_between, weights_of
+from .transport import Reach, exact_between, ground, solved_between, value_between, weights_of
 
 
 class ConvergenceWarning(UserWarning):
@@ -145,26 +145,43 @@ def emd_l2(
     named = ("student_weight", student_weight), ("teacher_weight", teacher_weight)
     a, b = weights_of(where, *named, student_feat, teacher_feat, patch_size)
     pair, costs = ops.Pair(student_feat, teacher_feat, a, b), ground(metric, patch_size)
-    if solver == "exact":
-        exact = exact_between(where, pair, costs, options)
-        value = exact.value.view(ops.problems(student_feat, teacher_feat))
-        if _warn and _has_numbers(exact.error):
-            _check_certificates(exact, options)
-    else:
-        if objective == "divergence":
-            divergence = divergence_between(where, pair, costs, options, teacher_self)
-            value, error, n_iter = divergence.value, divergence.error, divergence.n_iter
-        else:
-            solved = solved_between(where, pair, costs, options)
-            value = solved.transport if objective == "transport" else solved.entropic
-            error, n_iter = solved.error, solved.n_iter
-        if _warn and _has_numbers(error):
-            _check_convergence(error, n_iter, options, value.dim())
+    value = _values(where, pair, costs, options, solver, objective, teacher_self)
     if reduction == "none":
+        return value if value.dim() else value.view(ops.problems(student_feat, teacher_feat))
+    if value.dim() == 0:
         return value
     if value.shape == (1,):  # a view, which takes autograd less time than a mean
         return value.squeeze(0)
     return value.mean() if reduction == "mean" else value.sum()
+
+
+def _values(
+    where: str,
+    pair: ops.Pair,
+    costs: ops.Ground,
+    options: ops.SolverOptions,
+    solver: str,
+    objective: str,
+    teacher_self: SelfTerm | None,
+) -> Tensor:
+    """Of each problem; of one perhaps a scalar. Warns, where that was asked for."""
+    if solver == "exact":
+        exact = exact_between(where, pair, costs, options)
+        if _warn and _has_numbers(exact.error):
+            _check_certificates(exact, options)
+        return exact.value.view(ops.problems(pair.x, pair.y))
+    if objective == "divergence":
+        divergence = divergence_between(where, pair, costs, options, teacher_self)
+        value, error, n_iter = divergence.value, divergence.error, divergence.n_iter
+    elif _warn:
+        solved = solved_between(where, pair, costs, options)
+        value = solved.transport if objective == "transport" else solved.entropic
+        error, n_iter = solved.error, solved.n_iter
+    else:
+        return value_between(where, pair, costs, options, objective)
+    if _warn and _has_numbers(error):
+        _check_convergence(error, n_iter, options, value.dim())
+    return value
 
 
 def _has_numbers(error: Tensor) -> bool:

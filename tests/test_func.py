@@ -167,3 +167,30 @@ def test_jacobians_by_chunks_and_products_with_second_derivatives() -> None:
     (product,) = torch.func.vjp(gradient, x)[1](direction)
     step = 1e-5 * direction
     torch.testing.assert_close(product, (gradient(x + step) - gradient(x - step)) / 2e-5, rtol=1e-4, atol=1e-7)
+
+
+ROWS_AT_ONCE: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    **{
+        objective: lambda x, y, a, objective=objective: emd_l2(
+            x, y, student_weight=a, objective=objective, reduction="none"
+        )
+        for objective in OBJECTIVES
+    },
+    "exact": lambda x, y, a: emd_l2(x, y, student_weight=a, solver="exact", reduction="none"),
+    "cost_matrix": lambda x, y, a: cost_matrix(x, y).sum(1) + a.sum(),
+    "solve": lambda x, y, a: solve(torch.cdist(x, y), a).transport_cost,
+    "solve exactly": lambda x, y, a: solve(torch.cdist(x, y), a, solver="exact").transport_cost,
+    "plan": lambda x, y, a: solve_sample(x, y, a).plan.sum(1),
+}
+
+
+@pytest.mark.parametrize("call", ROWS_AT_ONCE)
+def test_jacobians_of_autograd_with_all_rows_at_once(call: str) -> None:
+    """``is_grads_batched``, which is an older kind of vmap."""
+    x, y, a = features(2, 6, 4, dtype=F64), features(2, 5, 4, dtype=F64), weights(2, 6, dtype=F64)
+
+    def values(x: Tensor, a: Tensor) -> Tensor:
+        return ROWS_AT_ONCE[call](x, y, a)
+
+    row_by_row = torch.autograd.functional.jacobian(values, (x, a))
+    same(torch.autograd.functional.jacobian(values, (x, a), vectorize=True), row_by_row)

@@ -12,6 +12,7 @@ from .directions import directions_forward
 from .directions import in_one_pass as directions_in_one_pass
 from .divergence import Divergence, SelfSolved, divergence_forward, flat, self_forward
 from .emd import EmdSolved, emd_forward
+from .emd_value import emd_value
 from .exact import exact_forward, exact_plan
 from .exact_emd import exact_emd_forward
 from .exact_emd import in_one_pass as exact_in_one_pass
@@ -46,6 +47,7 @@ __all__ = [
     "directions_in_one_pass",
     "divergence_forward",
     "emd_forward",
+    "emd_value",
     "exact_emd_forward",
     "exact_forward",
     "exact_in_one_pass",

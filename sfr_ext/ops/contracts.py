@@ -1,7 +1,7 @@
 """The lists of csrc/contracts: NamedTuples with the members of the C++ structs of the same names, in the same order.
 
 :mod:`sfr_ext._C` takes these, and says of what members they are made; whether both agree is checked at import. What is
-a pointer there is a tensor here, or None.
+a pointer there is a tensor here, or a part of one as (tensor, bytes before it), or None.
 """
 
 from __future__ import annotations

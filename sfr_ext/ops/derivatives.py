@@ -110,6 +110,15 @@ def differentiable(
     return call
 
 
+def on_plain_tensors(*inputs: Any) -> bool:
+    """Whether neither a compiler, nor a transform, nor a dispatch mode looks on, and all are what they look like."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return not torch._C._len_torch_dispatch_stack() and _plain(inputs)
+
+
 def _unwrapped(value: Any) -> Any:
     """What a transform that has ended wrapped up: ``vjp`` calls backward after it, with what forward saved."""
     while isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
@@ -132,7 +141,7 @@ def _plain(inputs: tuple[Any, ...]) -> bool:
             continue
         if value.is_meta or value.is_neg() or value._is_zerotensor():
             return False
-        if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if torch._C._functorch.is_functorch_wrapped_tensor(value) or torch._C._functorch.is_legacy_batchedtensor(value):
             return False
     return True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import formulas, implicit
@@ -69,15 +70,18 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 FEATURES_TO_COSTS = 10  # bytes of both features for each of the costs from which on they are kept
 
 
+def keeps_costs(pair: Pair, bytes_of_costs: int) -> bool:
+    """Costs are kept for backward where they take at most a tenth of the bytes of both features."""
+    x, y = pair.x, pair.y  # whose nbytes knows no symbols
+    return FEATURES_TO_COSTS * bytes_of_costs <= x.numel() * x.itemsize + y.numel() * y.itemsize
+
+
 def costs_room(pair: Pair, solved: Solved) -> Tensor:
-    """Room for costs ``[..., N, M]``, kept for backward where they take at most a tenth of the bytes of both features;
-    else ``[..., 0, 0]``. ``solved``: room for the other outputs."""
-    x, y, f = pair.x, pair.y, solved.f
+    """Room for costs ``[..., N, M]`` where they are kept, else ``[..., 0, 0]``. ``solved``: for the other outputs."""
+    f = solved.f
     *lead, n = f.shape
     m = solved.g.shape[-1]
-    features = x.numel() * x.itemsize + y.numel() * y.itemsize  # nbytes knows no symbols
-    kept = FEATURES_TO_COSTS * f.numel() * m * f.itemsize <= features
-    return f.new_empty((*lead, n, m) if kept else (*lead, 0, 0))
+    return f.new_empty((*lead, n, m) if keeps_costs(pair, f.numel() * m * f.itemsize) else (*lead, 0, 0))
 
 
 def solved_room(pair: Pair, ground: Ground, *others: Tensor) -> Solved:
@@ -127,9 +131,15 @@ def solve_and_keep(
         eps_given=eps_given,
         init_g=dense(init_g),
     )
-    params = EmdForwardParams(cost_params(pair.x, pair.y, ground, out.f.dtype), solve, some(cost), known is not None)
-    check_status(run("emd_forward", pair.x, params), caller, pair.a, pair.b)
+    run_forward(pair, ground, solve, some(cost), known is not None, out.f.dtype, caller)
     return (*out, cost)
+
+
+def run_forward(
+    pair: Pair, ground: Ground, solve: Solve, cost: Tensor | None, known: bool, compute: torch.dtype, caller: str
+) -> None:
+    params = EmdForwardParams(cost_params(pair.x, pair.y, ground, compute), solve, cost, known)
+    check_status(run("emd_forward", pair.x, params), caller, pair.a, pair.b)
 
 
 def some(tensor: Tensor | None) -> Tensor | None:
@@ -177,10 +187,23 @@ def features_backward(
         grad_b=grad_b,
         grad_eps_given=grad_eps_given,
     )
-    view = view_of(pair.x)
-    problem = cost_params(pair.x, pair.y, ground, saved.f.dtype)
-    run("emd_backward", pair.x, EmdBackwardParams(problem, solve, some(cost), view(grad_x), view(grad_y)))
+    run_backward(pair, ground, solve, some(cost), grad_x, grad_y, saved.f.dtype)
     return *gradients[:2], fold_groups(gradients[2], pair.a), fold_groups(gradients[3], pair.b)
+
+
+def run_backward(
+    pair: Pair,
+    ground: Ground,
+    solve: SolveGrad,
+    cost: Tensor | None,
+    grad_x: Tensor | None,
+    grad_y: Tensor | None,
+    compute: torch.dtype,
+) -> None:
+    """Gradients of the weights are in ``solve``."""
+    view = view_of(pair.x)
+    problem = cost_params(pair.x, pair.y, ground, compute)
+    run("emd_backward", pair.x, EmdBackwardParams(problem, solve, cost, view(grad_x), view(grad_y)))
 
 
 def _save(

@@ -40,7 +40,7 @@ def forced_method() -> int:
 
 def on_cpu(like: Tensor) -> bool:
     """Whether kernels of a CPU run on it, and not those of a GPU or of one that is emulated."""
-    return like.device.type == "cpu" and _forced["emulated"] is None
+    return like.is_cpu and _forced["emulated"] is None
 
 
 def run(name: str, like: Tensor, params: tuple[Any, ...]) -> int:
@@ -52,7 +52,7 @@ def run(name: str, like: Tensor, params: tuple[Any, ...]) -> int:
             needed = f"the workspace that an input of shape {list(like.shape)} needs"
             raise MemoryError(f"sfr_ext.{name}: not enough memory for {needed}") from None
     kernel = getattr((_forced["emulated"] or _C).cuda, name)
-    queue = 0 if like.device.type == "cpu" else torch.cuda.current_stream(like.device).cuda_stream
+    queue = 0 if like.is_cpu else torch.cuda.current_stream(like.device).cuda_stream
     where = Where(like.device.index or 0, queue, STRATEGIES[_forced["strategy"]])
     missing = kernel(params, where)
     if missing:
