@@ -112,15 +112,19 @@ def values(
 def costs(
     x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, metric: str, patch_size: int, matrix: CostMatrix
 ) -> Tensor:
-    """Costs of features, by a function such as `sfr_ext.cost_matrix`, with 0 in place of pixels that no kept patch has.
+    """Costs of features, by a function such as `sfr_ext.cost_matrix`, with other pixels in place of those that no kept
+    patch has: 0, or, of the teacher, what the first kept patch has, from which the CPU may count (csrc/cpu/centred.h).
 
     Nothing follows from those, but a gradient of 0 times a NaN would be NaN.
     """
-    x, y = _kept(x, a, patch_size, x.dim() == 3), _kept(y, b, patch_size, x.dim() == 3)
+    tokens = x.dim() == 3
+    x, y = _kept(x, a, patch_size, tokens), _kept(y, b, patch_size, tokens, like_first=patch_size == 1)
     return matrix(x, y, metric=metric, patch_size=patch_size)
 
 
-def _kept(features: Tensor, weight: Tensor | None, patch_size: int, tokens: bool) -> Tensor:
+def _kept(
+    features: Tensor, weight: Tensor | None, patch_size: int, tokens: bool, like_first: bool = False
+) -> Tensor:
     if weight is None:
         return features
     kept = weight > 0
@@ -129,12 +133,23 @@ def _kept(features: Tensor, weight: Tensor | None, patch_size: int, tokens: bool
         kept = kept.any(-2)
     while kept.dim() < features.dim() - own + 1:
         kept = kept.unsqueeze(-2)
+    if like_first:
+        pixels = features if tokens else features.flatten(-2).mT
+        filled = torch.where(kept[..., None], pixels, _first(pixels.detach(), kept))
+        return filled if tokens else filled.mT.unflatten(-1, features.shape[-2:])
     if tokens:
         return torch.where(kept[..., None], features, 0)
     kept = kept.unflatten(-1, tuple(size - patch_size + 1 for size in features.shape[-2:]))
     covering = F.pad(kept.to(torch.float32), [patch_size - 1] * 4)
     covered = F.max_pool2d(covering.flatten(0, -3)[:, None], patch_size, stride=1) > 0
     return torch.where(covered.view(*kept.shape[:-2], 1, *features.shape[-2:]), features, 0)
+
+
+def _first(pixels: Tensor, kept: Tensor) -> Tensor:
+    """The first of the pixels ``[..., M, C]`` that is kept, ``[..., 1, C]``; 0 where none is."""
+    place = kept.to(torch.uint8).argmax(-1).expand(pixels.shape[:-2])
+    first = pixels.gather(-2, place[..., None, None].expand(*pixels.shape[:-2], 1, pixels.shape[-1]))
+    return torch.where(kept.any(-1)[..., None, None], first, 0)
 
 
 def _dual(weight: Tensor, potential: Tensor, reach: float) -> Tensor:

@@ -1,7 +1,8 @@
 """The same calls by every instruction set that runs here: ``python -m benchmarks.studies.isa``.
 
 One thread. Each instruction set has a process of its own, in which SFR_EXT_CPU_ISA names it, and the processes take
-turns. Figures are processor time of the thread: the least of all runs, and its ratio to the narrowest vectors'.
+turns; the last one has two, for distances by differences and by products (SFR_EXT_CPU_DISTANCES). Figures are processor
+time of the thread: the least of all runs, and its ratio to the narrowest vectors'.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -88,23 +89,27 @@ def serve() -> None:
         print(time.thread_time_ns() - begin, flush=True)
 
 
-def usable() -> list[str]:
-    """The instruction sets that were compiled in and that this processor has, narrowest vectors first."""
+def kinds() -> dict[str, dict[str, str]]:
+    """What to set for each of the kernels: the instruction sets that were compiled in and that this processor has,
+    narrowest vectors first, and both ways of the last."""
 
     def runs(isa: str) -> bool:
         command = [sys.executable, "-c", "import sfr_ext; sfr_ext.build_info()"]
         done = subprocess.run(command, env={**os.environ, "SFR_EXT_CPU_ISA": isa}, capture_output=True)
         return done.returncode == 0
 
-    return [isa for isa in build_info()["cpu_isas"] if runs(isa)]
+    found = {isa: {"SFR_EXT_CPU_ISA": isa} for isa in build_info()["cpu_isas"] if runs(isa)}
+    isa, best = found.popitem()
+    ways = {f"{isa}, {way}": {**best, "SFR_EXT_CPU_DISTANCES": way} for way in ("differences", "products")}
+    return {**found, **ways}
 
 
-def measure(isas: Sequence[str], rounds: int) -> Iterator[tuple[str, list[float]]]:
-    """Each call's least milliseconds, by instruction set."""
+def measure(environments: Iterable[dict[str, str]], rounds: int) -> Iterator[tuple[str, list[float]]]:
+    """Each call's least milliseconds, by environment."""
     command = [sys.executable, "-m", "benchmarks.studies.isa", "--serve"]
 
-    def start(isa: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "SFR_EXT_CPU_ISA": isa}
+    def start(changes: dict[str, str]) -> subprocess.Popen[str]:
+        environment = {**os.environ, **changes}
         return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(server: subprocess.Popen[str], name: str) -> float:
@@ -112,11 +117,11 @@ def measure(isas: Sequence[str], rounds: int) -> Iterator[tuple[str, list[float]
         print(name, file=server.stdin, flush=True)
         return float(server.stdout.readline()) / 1e6
 
-    servers = list(map(start, isas))
+    servers = list(map(start, environments))
     try:
         for name in calls():
             samples = [[ask(server, name) for server in servers] for _ in range(rounds + 1)]
-            yield name, [min(of_isa) for of_isa in zip(*samples[1:], strict=True)]
+            yield name, [min(of_one) for of_one in zip(*samples[1:], strict=True)]
     finally:
         for server in servers:
             server.kill()
@@ -130,12 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.serve:
         return serve()
-    isas = usable()
+    timed = kinds()
     rows = []
-    for name, least in measure(isas, options.rounds):
+    for name, least in measure(timed.values(), options.rounds):
         rows.append([name, f"{least[0]:.3g}", *(f"{ms:.3g} ({ms / least[0]:.2f})" for ms in least[1:])])
         print(f"{name} done", file=sys.stderr, flush=True)
-    print(markdown(["ms", *isas], rows))
+    print(markdown(["ms", *timed], rows))
 
 
 if __name__ == "__main__":

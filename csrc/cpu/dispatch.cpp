@@ -16,6 +16,11 @@ struct Variant {
   const Operations& operations;
 };
 
+#if defined(__x86_64__)
+#define SFR_IS_INTEL bool(__builtin_cpu_is("intel"))
+#else
+#define SFR_IS_INTEL false
+#endif
 #define SFR_HAS(feature) bool(__builtin_cpu_supports(feature))
 #define SFR_VARIANT(isa, runs_here) {#isa, runs_here, isa::operations}
 
@@ -59,6 +64,17 @@ std::vector<std::string> usable_isas() {
   for (const Variant& variant : variants)
     if (variant.runs_here) names.push_back(variant.name);
   return names;
+}
+
+bool products_are_faster() {
+  static const bool are = [] {
+    const char* wanted = std::getenv("SFR_EXT_CPU_DISTANCES");
+    if (!wanted || !*wanted) return SFR_IS_INTEL;
+    const std::string way = wanted;
+    if (way == "products" || way == "differences") return way == "products";
+    throw std::runtime_error("sfr_ext: SFR_EXT_CPU_DISTANCES must be products or differences, got '" + way + "'");
+  }();
+  return are;
 }
 
 #define SFR_DISPATCH(name, Params)      \

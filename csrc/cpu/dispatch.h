@@ -19,4 +19,9 @@ std::string isa();
 // Those compiled in that this processor has, best first.
 std::vector<std::string> usable_isas();
 
+// Whether this processor sums products in less time than differences, which are one operation more, because it has no
+// units for additions beside those for multiply-adds: Intel's, as far as is known. SFR_EXT_CPU_DISTANCES, "products" or
+// "differences", says it instead.
+bool products_are_faster();
+
 }  // namespace sfr::cpu

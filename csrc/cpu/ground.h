@@ -4,7 +4,8 @@
 #include <cmath>
 
 #include "../contracts/cost.h"
-#include "pairwise.h"
+#include "centred.h"
+#include "dispatch.h"
 #include "team.h"
 
 namespace sfr::cpu::SFR_ISA {
@@ -29,7 +30,7 @@ struct Side {
   const int32_t* kept = nullptr;  // which; null: all
   int64_t ld = 0;                 // row length of panels over the pixels
   uint8_t* unused = nullptr;      // [pixels] 1 where no kept patch covers a pixel (patch > 1); such a pixel reads as 0
-  T* squares = nullptr;           // [ld] |pixel|^2 (cosine)
+  T* squares = nullptr;           // [ld] |pixel|^2 (cosine; less the centre: distances by products)
   T* inverse = nullptr;           // [padded patches] 1 / |patch|, 0 for 0 (cosine)
   T* own = nullptr;               // [ld] coefficient of the pixel itself in its gradient (cosine)
 
@@ -84,16 +85,22 @@ struct Side {
   }
 };
 
+// Rows of pixels that one block of the team works on: whole tiles, and whole vectors.
+constexpr int64_t pixel_rows = lanes<float> > 8 ? 48 : 24;
+static_assert(pixel_rows % tile_rows<1> == 0 && pixel_rows % tile_rows<2> == 0 && pixel_rows % tile_rows<3> == 0 &&
+              pixel_rows % lanes<float> == 0 && pixel_rows % lanes<double> == 0);
+
 template <class T>
 struct Ground {
   const CostParams* params = nullptr;
   int64_t b = 0, g = 0;
   Side<T> x, y;
-  int64_t ld = 0;           // row length of cost
-  T* cost = nullptr;        // [N][ld], padding 0
-  T* pixel_cost = nullptr;  // [pixels of x][y.ld] where a patch is more than one pixel
-  T* rest = nullptr;        // [most_rest][x.ld] sums of y's pixels behind whole vectors
-  bool padded_too = false;  // patches that are kept may be padding all the same, which changes no bit
+  int64_t ld = 0;            // row length of cost
+  T* cost = nullptr;         // [N][ld], padding 0
+  T* pixel_cost = nullptr;   // [pixels of x][y.ld] where a patch is more than one pixel
+  T* rest = nullptr;         // [most_rest][x.ld] sums of y's pixels behind whole vectors
+  bool padded_too = false;   // patches that are kept may be padding all the same, which changes no bit
+  bool by_products = false;  // squared distances, from features less a centre
 
   void reserve(Arena& arena, const CostParams& p) {
     params = &p;
@@ -111,16 +118,25 @@ struct Ground {
     x.set(map_offset(*x.view, b, 0), kept_x, n);
     y.set(map_offset(*y.view, b, g), kept_y, m);
     ld = padded<T>(m);
+    // Of a set with itself half of what is near 0 would be summed again.
+    const bool itself = x.view->data == y.view->data && x.map == y.map;
+    by_products = sizeof(T) == 4 && params->patch == 1 && pair_of(params->metric) == Pair::difference &&
+                  params->C >= least_product_channels && !itself && products_are_faster();
   }
 
   // v / (|x_i| |y_j|)
   T scaled(T v, int64_t i, int64_t j) const { return v * x.inverse[i] * y.inverse[j]; }
 
-  // Panels of one thread: x, y and a result as long as y.
+  // Panels of one thread: of both sides, less the centre, and of both gradients; or, beside the first, vectors of sums
+  // and where they are.
   static int64_t thread_bytes(const CostParams& p) {
     Arena arena;
-    arena.take<T>(2 * panel_channels * padded<T>(p.x.H * p.x.W));
-    arena.take<T>(2 * panel_channels * padded<T>(p.y.H * p.y.W));
+    arena.take<T>(3 * panel_channels * padded<T>(p.x.H * p.x.W));
+    arena.take<T>(3 * panel_channels * padded<T>(p.y.H * p.y.W));
+    if (p.patch == 1) {
+      arena.take<T>(pixel_rows * padded<T>(p.M()));
+      arena.take<Meeting>(pixel_rows * padded<T>(p.M()) / lanes<T>);
+    }
     return arena.used() + 64;
   }
 
@@ -132,13 +148,32 @@ struct Ground {
 template <class T>
 void add_squares(const Side<T>& side, Panel<T> panel, int64_t channels, bool first) {
   for (int64_t p = 0; p < side.pixels.count; p += lanes<T>) {
-    Vec<T> sum = first ? Vec<T>{} : load(side.squares + p);
-    for (int64_t c = 0; c < channels; ++c) {
+    // Several, of this panel alone: they wait less for each other, and round less.
+    constexpr int several = 4;
+    Vec<T> sums[several] = {};
+    int64_t c = 0;
+    const auto add = [&](Vec<T>& sum, int64_t c) {
       const Vec<T> x = load(panel.data + c * panel.ld + p);
       sum += x * x;
-    }
-    store(side.squares + p, sum);
+    };
+    for (; c + several <= channels; c += several)
+      for (int k = 0; k < several; ++k) add(sums[k], c + k);
+    for (; c < channels; ++c) add(sums[0], c);
+    const Vec<T> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    store(side.squares + p, first ? sum : load(side.squares + p) + sum);
   }
+}
+
+// Panels of both sides less the centre, in x_copy and y_copy, where they may be.
+template <class T>
+void centre_panels(const Side<T>& x, const Side<T>& y, int64_t channels, Panel<T>& of_x, Panel<T>& of_y, T* x_copy,
+                   T* y_copy) {
+  T centre[panel_channels];
+  read_centre(of_y.data, of_y.ld, channels, centre);
+  subtract_centre(of_x.data, of_x.ld, x.pixels.count, channels, centre, x_copy, x.ld);
+  subtract_centre(of_y.data, of_y.ld, y.pixels.count, channels, centre, y_copy, y.ld);
+  of_x = {x_copy, x.ld};
+  of_y = {y_copy, y.ld};
 }
 
 // 1 / |patch| from the squared pixels.
@@ -152,11 +187,6 @@ void invert_norms(Side<T>& side) {
     side.inverse[i] = sum == 0 ? T(0) : 1 / T(__builtin_sqrt(double(sum)));
   }
 }
-
-// Rows of pixels that one block of the team works on: whole tiles, and whole vectors.
-constexpr int64_t pixel_rows = lanes<float> > 8 ? 48 : 24;
-static_assert(pixel_rows % tile_rows<1> == 0 && pixel_rows % tile_rows<2> == 0 && pixel_rows % tile_rows<3> == 0 &&
-              pixel_rows % lanes<float> == 0 && pixel_rows % lanes<double> == 0);
 
 // Row i of the patches' sums from the pixels': along the diagonal of offsets.
 template <class T>
@@ -184,6 +214,48 @@ void finish_row(const Ground<T>& ground, int64_t i) {
   for (int64_t j = m; j < ground.ld; ++j) row[j] = 0;
 }
 
+// Rows [i, i + rows) of products, in the costs' place, to squared distances.
+template <class T>
+void finish_products(const Ground<T>& ground, int64_t i, int64_t rows, char* memory) {
+  constexpr int L = lanes<T>;
+  const Side<T>&x = ground.x, &y = ground.y;
+  const int64_t m = y.pixels.count, C = ground.params->C;
+  Arena own(memory);
+  T* x_copy = own.take<T>(panel_channels * x.ld);
+  T* y_copy = own.take<T>(panel_channels * y.ld);
+  T* sums = own.take<T>(pixel_rows * ground.ld);
+  Meeting* again = own.take<Meeting>(pixel_rows * ground.ld / L);  // where a pair is to be summed anew
+  int64_t count = 0;
+  Int<T> lane{};
+  for (int l = 0; l < L; ++l) lane[l] = l;
+  const auto mask = [&](int64_t r, int64_t j, Vec<T> squared) {
+    const Int<T> inside = lane < typename Simd<T>::Scalar(m - j < L ? m - j : L);
+    return cancelled<T>(x.squares[r], load(y.squares + j), squared) & inside;
+  };
+  for (int64_t r = i; r < i + rows; ++r) {
+    T* row = ground.cost + r * ground.ld;
+    Int<T> any{};
+    for (int64_t j = 0; j < m; j += L) {
+      const Vec<T> squared = from_products<T>(x.squares[r], load(y.squares + j), load(row + j));
+      store(row + j, squared);
+      any |= mask(r, j, squared);
+    }
+    if (!any_lane<T>(any)) continue;
+    for (int64_t j = 0; j < m; j += L)
+      if (any_lane<T>(mask(r, j, load(row + j)))) again[count++] = {int32_t(r), int32_t(j)};
+  }
+  for (int64_t c = 0; count > 0 && c < C; c += panel_channels) {
+    const int64_t channels = C - c < panel_channels ? C - c : panel_channels;
+    const Panel<T> of_x = x.read(c, channels, x_copy), of_y = y.read(c, channels, y_copy);
+    sum_meetings(again, count, of_x.data, of_x.ld, of_y.data, of_y.ld, channels, sums, c == 0);
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    T* out = ground.cost + again[k].x * ground.ld + again[k].y;
+    const Vec<T> squared = load(out);
+    store(out, mask(again[k].x, again[k].y, squared) ? load(sums + k * L) : squared);
+  }
+}
+
 // ground.cost from the features, by the whole team.
 template <class T>
 void ground_forward(const Team& team, Ground<T>& ground) {
@@ -196,19 +268,23 @@ void ground_forward(const Team& team, Ground<T>& ground) {
   T* x_copy = own.take<T>(panel_channels * x.ld);
   T* y_copy = own.take<T>(panel_channels * y.ld);
   const Lanewise of = by_lanes<T>(y.pixels.count, x.pixels.count, 0);
-  const int64_t behind = y.pixels.count - of.rest;
+  const int64_t behind = y.pixels.count - of.rest, blocks = (x.pixels.count + pixel_rows - 1) / pixel_rows;
+  const auto rows_of = [&](int64_t block) {
+    const int64_t left = x.pixels.count - block * pixel_rows;
+    return left < pixel_rows ? left : pixel_rows;
+  };
 
   for (int64_t c = 0; c < p.C; c += panel_channels) {
     const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
-    const Panel<T> of_x = x.read(c, channels, x_copy), of_y = y.read(c, channels, y_copy);
-    if (cosine && team.rank == 0) {
+    Panel<T> of_x = x.read(c, channels, x_copy), of_y = y.read(c, channels, y_copy);
+    if (ground.by_products) centre_panels(x, y, channels, of_x, of_y, x_copy, y_copy);
+    if ((cosine || ground.by_products) && team.rank == 0) {
       add_squares(x, of_x, channels, c == 0);
       add_squares(y, of_y, channels, c == 0);
     }
-    team.blocks((x.pixels.count + pixel_rows - 1) / pixel_rows, [&](int64_t block) {
-      const int64_t i = block * pixel_rows, left = x.pixels.count - i;
-      const int64_t rows = left < pixel_rows ? left : pixel_rows;
-      with_pair(pair_of(p.metric), [&](auto known) {
+    team.blocks(blocks, [&](int64_t block) {
+      const int64_t i = block * pixel_rows, rows = rows_of(block);
+      with_pair(ground.by_products ? Pair::product : pair_of(p.metric), [&](auto known) {
         constexpr Pair pair = decltype(known)::value;
         pair_sums<pair>(of_x.data + i, of_x.ld, rows, of_y.data, of_y.ld, of.vectors, channels, sums + i * ld, ld,
                         c == 0);
@@ -225,6 +301,9 @@ void ground_forward(const Team& team, Ground<T>& ground) {
     invert_norms(y);
   }
   team.barrier();
+  if (ground.by_products)
+    team.blocks(blocks,
+                [&](int64_t block, char* own) { finish_products(ground, block * pixel_rows, rows_of(block), own); });
   team.blocks(x.patches, [&](int64_t i, char* own) {
     if (windows) sum_windows(ground, i, ground.cost + i * ground.ld, Arena(own).take<T>(y.pixels.count));
     finish_row(ground, i);
@@ -276,6 +355,10 @@ struct GroundGrad {
   T* pixel_weight = nullptr;  // [H W][y.ld] (patch > 1)
   T* transposed = nullptr;    // [pixels of y][x.ld]
   T* gathered = nullptr;  // [C][x.ld] gradient of x; with groups, their sum over all pixels, whichever each group kept
+  bool by_products = false;
+  Meeting* near = nullptr;   // pairs so near that a product's gradient cancels, of which there are few
+  T* near_weight = nullptr;  // theirs, which the weights of all pairs are without
+  int64_t near_count = 0, most_near = 0;
 
   void reserve(Arena& arena, const CostParams& p, const FeatureView& grad_x, const FeatureView& grad_y) {
     x = grad_x;
@@ -286,6 +369,9 @@ struct GroundGrad {
     if (p.patch > 1) pixel_weight = arena.take<T>(px * padded<T>(py));
     transposed = arena.take<T>(py * padded<T>(px));
     gathered = arena.take<T>(p.C * padded<T>(px));
+    most_near = px * py / 64;
+    near = arena.take<Meeting>(most_near);
+    near_weight = arena.take<T>(most_near);
   }
 };
 
@@ -366,9 +452,8 @@ struct PairWeights {
 
 // One gradient panel, lanes over the pixels of `to`; added to what `out` has unless first.
 template <class T>
-void pull_side(const Ground<T>& ground, const Side<T>& to, Panel<T> of_to, const Side<T>& from, Panel<T> of_from,
-               const PairWeights<T>& weights, int64_t channels, T* out, bool first) {
-  const Pair pair = pair_of(ground.params->metric);
+void pull_side(const Ground<T>& ground, Pair pair, const Side<T>& to, Panel<T> of_to, const Side<T>& from,
+               Panel<T> of_from, const PairWeights<T>& weights, int64_t channels, T* out, bool first) {
   const Lanewise of = pulled(ground, to, from);
   const int64_t count = from.pixels.count;
   with_pair(pair, [&](auto known) {
@@ -381,7 +466,10 @@ void pull_side(const Ground<T>& ground, const Side<T>& to, Panel<T> of_to, const
   });
   if (pair != Pair::product) return;
   for (int64_t c = 0; c < channels; ++c)
-    for (int64_t i = 0; i < to.pixels.count; ++i) out[c * to.ld + i] += to.own[i] * of_to.data[c * of_to.ld + i];
+    for (int64_t i = 0; i < to.pixels.count; i += lanes<T>) {
+      T* of_pixels = out + c * to.ld + i;
+      store(of_pixels, load(of_pixels) + load(to.own + i) * load(of_to.data + c * of_to.ld + i));
+    }
 }
 
 // Adds what a group's kept pixels get, to all pixels; the first group finds none.
@@ -410,8 +498,15 @@ void locate_gradients(const Ground<T>& ground, GroundGrad<T>& work) {
   if (work.y.data) work.y_pixels.locate(work.y, compact ? y.kept : nullptr, y.patches);
 }
 
-// Panel after panel of channels, by whichever thread: pull_x(x, y, channels, out, first) makes a panel of x's gradient,
-// or adds to that of the groups before, and pull_y one of y's; both are written where they belong.
+// Of both sides.
+template <class T>
+struct Panels {
+  Panel<T> x, y;
+};
+
+// Panel after panel of channels, by whichever thread: pull_x(panels, centred, channels, out, first) makes a panel of
+// x's gradient, or adds to that of the groups before, and pull_y one of y's; both are written where they belong.
+// `centred`: less the centre, for products.
 template <class T, class PullX, class PullY>
 void pull_panels(const Team& team, Ground<T>& ground, GroundGrad<T>& work, PullX&& pull_x, PullY&& pull_y) {
   const CostParams& p = *ground.params;
@@ -422,23 +517,78 @@ void pull_panels(const Team& team, Ground<T>& ground, GroundGrad<T>& work, PullX
     T* y_copy = own.take<T>(panel_channels * y.ld);
     T* gx_panel = own.take<T>(panel_channels * x.ld);
     T* gy_panel = own.take<T>(panel_channels * y.ld);
+    T* x_centred = own.take<T>(panel_channels * x.ld);
+    T* y_centred = own.take<T>(panel_channels * y.ld);
     const int64_t c = block * panel_channels;
     const int64_t channels = p.C - c < panel_channels ? p.C - c : panel_channels;
-    const Panel<T> of_x = x.read(c, channels, x_copy), of_y = y.read(c, channels, y_copy);
+    const Panels<T> of{x.read(c, channels, x_copy), y.read(c, channels, y_copy)};
+    Panels<T> centred = of;
+    if (work.by_products) centre_panels(x, y, channels, centred.x, centred.y, x_centred, y_centred);
     if (work.x.data) {
       const bool first = ground.g == 0, apart = p.G > 1 && p.patch == 1 && x.kept;
       const int64_t ld = p.G == 1 ? x.ld : padded<T>(p.x.H * p.x.W);
       T* sum = work.gathered + c * ld;
-      pull_x(of_x, of_y, channels, apart ? gx_panel : sum, apart || first);
+      pull_x(of, centred, channels, apart ? gx_panel : sum, apart || first);
       if (apart) add_kept(x, gx_panel, channels, first, sum, ld);
       if (ground.g == p.G - 1) write_side(sum, ld, c, channels, work.x, work.x_pixels, map_offset(work.x, ground.b, 0));
     }
     if (work.y.data) {
-      pull_y(of_x, of_y, channels, gy_panel);
+      pull_y(of, centred, channels, gy_panel);
       write_side(gy_panel, y.ld, c, channels, work.y, work.y_pixels, map_offset(work.y, ground.b, ground.g));
     }
   });
   team.barrier();
+}
+
+// Whether gradients are pulled by products: takes the weights of near pairs out of W [N][ld] into the list, and leaves
+// the sums of what stays in `own` of both sides. A pixel is as far from the centre as from the teacher's first.
+template <class T>
+bool part_near(const Ground<T>& ground, GroundGrad<T>& work, T* W) {
+  const Side<T>&x = ground.x, &y = ground.y;
+  const int64_t n = x.patches, m = y.patches, ld = ground.ld;
+  const T share = ground.params->metric == Metric::sqeuclidean ? T(0.0625) : T(0.25);
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const T* cost = ground.cost + i * ld;
+    const T least = share * cost[0];
+    bool any = false;
+    for (int64_t j = 0; j < m; ++j) any |= !(cost[j] >= least);
+    for (int64_t j = 0; any && j < m; ++j) {
+      if (cost[j] >= least) continue;
+      if (count == work.most_near) return false;
+      work.near[count++] = {int32_t(i), int32_t(j)};
+    }
+  }
+  work.near_count = count;
+  for (int64_t k = 0; k < count; ++k) {
+    T& weight = W[work.near[k].x * ld + work.near[k].y];
+    work.near_weight[k] = weight;
+    weight = 0;
+  }
+  for (int64_t i = 0; i < x.ld; i += lanes<T>) store(x.own + i, Vec<T>{});
+  for (int64_t j = 0; j < ld; j += lanes<T>) store(y.own + j, Vec<T>{});
+  for (int64_t i = 0; i < n; ++i) {
+    Vec<T> sum{};
+    for (int64_t j = 0; j < ld; j += lanes<T>) {
+      const Vec<T> w = load(W + i * ld + j);
+      sum += w;
+      store(y.own + j, load(y.own + j) + w);
+    }
+    x.own[i] = sum_lanes<T>(sum);
+  }
+  return true;
+}
+
+// What near pairs add to a panel of the gradient of one side: W (x - y), or W (y - x).
+template <class T>
+void add_near(const GroundGrad<T>& work, Panel<T> of_mine, Panel<T> of_theirs, int32_t Meeting::* mine,
+              int32_t Meeting::* theirs, int64_t channels, T* out, int64_t ld) {
+  for (int64_t k = 0; k < work.near_count; ++k) {
+    const int64_t i = work.near[k].*mine, j = work.near[k].*theirs;
+    for (int64_t c = 0; c < channels; ++c)
+      out[c * ld + i] +=
+          work.near_weight[k] * (of_mine.data[c * of_mine.ld + i] - of_theirs.data[c * of_theirs.ld + j]);
+  }
 }
 
 // Gradients of both maps from d/dC [N][ld] (overwritten). The gradient of x gathers over the groups in
@@ -453,6 +603,8 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
   }
   team.barrier();
   team.blocks(x.patches, [&](int64_t i) { weigh_row(ground, i, grad + i * ground.ld); });
+  team.barrier();
+  if (team.rank == 0) work.by_products = ground.by_products && !ground.padded_too && part_near(ground, work, grad);
   team.barrier();
   const T* weight = grad;
   int64_t ld = ground.ld;
@@ -474,13 +626,17 @@ void ground_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, T
     team.barrier();
   }
 
+  const Pair pair = work.by_products ? Pair::product : pair_of(p.metric);
+  const PairWeights<T> to_x{work.transposed, x.ld, weight, ld}, to_y{weight, ld, work.transposed, x.ld};
   pull_panels(
       team, ground, work,
-      [&](Panel<T> of_x, Panel<T> of_y, int64_t channels, T* out, bool first) {
-        pull_side(ground, x, of_x, y, of_y, {work.transposed, x.ld, weight, ld}, channels, out, first);
+      [&](const Panels<T>& of, const Panels<T>& centred, int64_t channels, T* out, bool first) {
+        pull_side(ground, pair, x, centred.x, y, centred.y, to_x, channels, out, first);
+        if (work.by_products) add_near(work, of.x, of.y, &Meeting::x, &Meeting::y, channels, out, x.ld);
       },
-      [&](Panel<T> of_x, Panel<T> of_y, int64_t channels, T* out) {
-        pull_side(ground, y, of_y, x, of_x, {weight, ld, work.transposed, x.ld}, channels, out, true);
+      [&](const Panels<T>& of, const Panels<T>& centred, int64_t channels, T* out) {
+        pull_side(ground, pair, y, centred.y, x, centred.x, to_y, channels, out, true);
+        if (work.by_products) add_near(work, of.y, of.x, &Meeting::y, &Meeting::x, channels, out, y.ld);
       });
 }
 

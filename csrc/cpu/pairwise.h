@@ -55,9 +55,10 @@ SFR_INLINE void pair_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, int6
 
 // Pixels of x in a tile that is V vectors of y wide.
 template <int V>
-constexpr int tile_rows = V == 1   ? 6
-                          : V == 2 ? 4
-                                   : 3;
+constexpr int tile_rows = (V == 1   ? 6
+                           : V == 2 ? 4
+                                    : 3) *
+                          (many_registers ? 2 : 1);
 
 template <Pair P, int V, class T>
 void pair_columns(const T* x, int64_t ldx, int64_t rows, const T* y, int64_t ldy, int64_t channels, T* D, int64_t ldd,
@@ -106,7 +107,8 @@ SFR_INLINE void pull_tile(const T* x, int64_t ldx, const T* y, int64_t ldy, cons
 template <Pair P, int V, class T>
 void pull_columns(const T* x, int64_t ldx, const T* y, int64_t ldy, const T* W, int64_t ldw, int64_t count,
                   int64_t channels, T* out, int64_t ldo, bool first) {
-  constexpr int R = V == 1 ? 6 : V == 2 ? 3 : 2;
+  // Sums wait for those before them; products do without x, so that twice as many fit.
+  constexpr int R = (V == 1 ? 6 : 3) * (P == Pair::product || many_registers ? 2 : 1);
   int64_t c = 0;
   for (; c + R <= channels; c += R)
     pull_tile<P, R, V>(x + c * ldx, ldx, y + c * ldy, ldy, W, ldw, count, out + c * ldo, ldo, first);

@@ -22,6 +22,13 @@
 
 namespace sfr::cpu::SFR_ISA {
 
+// 32 vectors, not 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr bool many_registers = true;
+#else
+constexpr bool many_registers = false;
+#endif
+
 template <class T>
 struct Simd;
 template <>
@@ -96,6 +103,15 @@ SFR_INLINE T max_lanes(Vec<T> v) {
   for (int n = lanes<T> / 2; n > 0; n /= 2)
     for (int i = 0; i < n; ++i) x[i] = x[i] > x[i + n] ? x[i] : x[i + n];
   return x[0];
+}
+
+// Whether some lane of what comparisons gave is set.
+template <class T>
+SFR_INLINE bool any_lane(Int<T> mask) {
+  uint64_t words[sizeof mask / 8], any = 0;
+  std::memcpy(words, &mask, sizeof mask);
+  for (const uint64_t word : words) any |= word;
+  return any != 0;
 }
 
 // Square root without errno, lane by lane: compilers turn this loop into one instruction.

@@ -161,11 +161,11 @@ void entries_backward(const Team& team, Ground<T>& ground, GroundGrad<T>& work, 
   team.barrier();
   pull_panels(
       team, ground, work,
-      [&](Panel<T> panel_x, Panel<T> panel_y, int64_t channels, T* out, bool first) {
-        pull_entries(p.metric, of_x, x.patches, panel_x, panel_y, channels, out, x.ld, first);
+      [&](const Panels<T>& of, const Panels<T>&, int64_t channels, T* out, bool first) {
+        pull_entries(p.metric, of_x, x.patches, of.x, of.y, channels, out, x.ld, first);
       },
-      [&](Panel<T> panel_x, Panel<T> panel_y, int64_t channels, T* out) {
-        pull_entries(p.metric, of_y, y.patches, panel_y, panel_x, channels, out, y.ld, true);
+      [&](const Panels<T>& of, const Panels<T>&, int64_t channels, T* out) {
+        pull_entries(p.metric, of_y, y.patches, of.y, of.x, channels, out, y.ld, true);
       });
 }
 
