@@ -55,8 +55,7 @@ PyObject* data_ptr = nullptr;
 void* address_of(PyObject* tensor) {
   if (tensor == Py_None) return nullptr;
   if (PyTuple_Check(tensor) && PyTuple_GET_SIZE(tensor) == 2)
-    return static_cast<char*>(address_of(PyTuple_GET_ITEM(tensor, 0))) +
-           PyLong_AsSsize_t(PyTuple_GET_ITEM(tensor, 1));
+    return static_cast<char*>(address_of(PyTuple_GET_ITEM(tensor, 0))) + PyLong_AsSsize_t(PyTuple_GET_ITEM(tensor, 1));
   const auto address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, data_ptr));
   if (!address) throw py::error_already_set();
   return PyLong_AsVoidPtr(address.ptr());

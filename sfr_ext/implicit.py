@@ -88,7 +88,8 @@ def solution(
     log_a, log_b = _log(a), _log(b)
     with torch.no_grad():
         p, q = f / per_side + log_a, g / per_side + log_b
-    centre_f, centre_g = (centre / 2 + shift)[..., None], (centre / 2 - shift)[..., None]
+    half, shift = centre[..., None] / 2, shift[..., None]
+    centre_f, centre_g = half + shift, half - shift
     s_a, s_b = (per_side / reach if reach else None for reach in (problem.reach_a, problem.reach_b))
     target_p = log_a if s_a is None else (1 + s_a) * log_a - centre_f / problem.reach_a
     target_q = log_b if s_b is None else (1 + s_b) * log_b - centre_g / problem.reach_b

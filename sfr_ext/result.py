@@ -207,8 +207,8 @@ class OTResult:
         kept = b[..., None] > 0
         mass = plan.sum(-1, keepdim=True)
         share = plan / torch.where(mass > 0, mass, 1.0)
-        with torch.autocast(plan.device.type, enabled=False):
-            matched = share.to(dtype) @ torch.where(kept, tokens.to(dtype), 0.0)
+        # Autocast leaves float64 alone, in backward too.
+        matched = (share.double() @ torch.where(kept, tokens.double(), 0.0)).to(dtype)
         return matched.mT.unflatten(-1, student) if maps else matched
 
     def __repr__(self) -> str:

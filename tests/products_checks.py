@@ -59,7 +59,7 @@ def costs_are_as_near_as_those_of_differences() -> None:
 def gradients_are_those_of_float64() -> None:
     for name, x, y in pairs():
         if name in ("beyond squares of float32", "small", "the first far away", "a copy"):
-            continue  # as far off by differences: costs whose squares float32 does not hold; gradients that are nearly 0
+            continue  # as far off by differences: squares that float32 does not hold, gradients that are nearly 0
         for objective in ("transport", "entropic"):
             found = []
             for dtype in (torch.float32, torch.float64):

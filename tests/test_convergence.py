@@ -55,8 +55,10 @@ def test_a_start_is_taken_as_it_is(costs: Tensor) -> None:
 @pytest.mark.parametrize("max_iter", [1, 7, 30])
 def test_iterations_at_larger_eps_count(costs: Tensor, max_iter: int) -> None:
     result = solve(costs, eps=0.01, max_iter=max_iter)
-    assert not result.converged.any() and (result.n_iter == max_iter).all()
-    assert result.plan.isfinite().all()
+    assert (result.n_iter == max_iter).all() and result.plan.isfinite().all()
+    assert (
+        result.eps[result.converged] > 0.011 * costs[result.converged].std((1, 2), correction=0)
+    ).all()  # of a larger one
 
 
 SIZES = [(49, 12), (64, 9), (16, 16), (10, 33)]  # mass between few patches of a teacher moves slowest

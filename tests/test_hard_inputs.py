@@ -78,6 +78,49 @@ def test_a_large_cost_means_never(dtype: torch.dtype, large: float, reach: Any) 
         torch.testing.assert_close(grad.double(), wanted, rtol=1e-2, atol=1e-2 if dtype.itemsize == 2 else 1e-4)
 
 
+def masked_at_random(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Costs, and what is masked of them: never the diagonal, so that there is a plan without."""
+    generator = torch.Generator().manual_seed(seed)
+    cost = torch.rand(n, n, generator=generator, dtype=F64)
+    hidden = torch.rand(n, n, generator=generator) < share
+    return cost, hidden.fill_diagonal_(False)
+
+
+def outside_of_a_band(n: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    cost, place = masked_at_random(n, 0, seed)[0], torch.arange(n)
+    return cost, (place[:, None] - place).abs() > width
+
+
+DENSE = [*((masked_at_random, n, share) for n in (8, 16, 30) for share in (0.5, 0.8, 0.9)), (outside_of_a_band, 16, 1)]
+
+
+@pytest.mark.parametrize("large", [1e4, 1e6, 1e9, 1e20, 3.4e38])
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(("masked", "n", "of"), DENSE, ids=lambda of: getattr(of, "__name__", str(of)))
+def test_masks_that_leave_few_pairs(masked: Any, n: int, of: Any, dtype: torch.dtype, large: float) -> None:
+    """As if the pairs were forbidden, and at the eps that was asked for."""
+    costs, hidden = zip(*(masked(n, of, seed) for seed in range(8)), strict=True)
+    cost, hidden = torch.stack(costs), torch.stack(hidden)
+    options = {"eps": 0.05, "eps_scale": "absolute"}
+    result = solve(torch.where(hidden, large, cost).to(dtype), **options)
+    right = solve(torch.where(hidden, INF, cost), max_iter=20_000, **options)
+    assert right.converged.all()
+    for found, expected in (
+        (result.transport_cost, right.transport_cost),
+        (result.entropic_cost, right.entropic_cost),
+        (result.eps, right.eps),
+    ):
+        torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("large", [1e4, 1e9, 1e17, 1e20, 3e38])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_a_mask_beside_weights(dtype: torch.dtype, large: float) -> None:
+    a, b = torch.tensor([3.0, 1, 2], dtype=dtype), torch.tensor([1.0, 2, 2], dtype=dtype)
+    result = solve(with_a_mask(large, dtype), a, b, eps=0.01, eps_scale="absolute")
+    assert result.transport_cost.item() == pytest.approx(0.336667, rel=1e-4) and result.converged
+
+
 @pytest.mark.parametrize("eps_scale", ["std", "absolute"])
 @pytest.mark.parametrize("reach", [None, 0.3, (0.2, None)], ids=str)
 @pytest.mark.parametrize("shape", [(7, 9), (16, 16), (33, 20)])
@@ -387,6 +430,91 @@ def test_attention_weights_on_both_sides(sharpness: float, dtype: torch.dtype) -
     result = solve(cost.to(dtype), a.to(dtype), b.to(dtype))
     exact = solve(cost, a, b, solver="exact").transport_cost
     assert ((result.transport_cost.double() / exact - 1).abs() < 0.02).all()
+
+
+CONCENTRATED = {
+    "crossing": ([[0, 1], [2, 0]], [7e-4, 1], [1e-3, 1], 0.001),
+    "crossing, far apart": ([[0, 1], [2, 0]], [7e-4, 1], [1e-5, 0.01], 0.001),
+    "labels": ([[1, 0], [0, 1]], [1, 1e-4], [1e-8, 1], 0.003),
+    "a chain": ([[0, 1, 4], [1, 0, 1], [4, 1, 0]], [1, 1e-3, 1e-3], [1e-3, 1e-3, 1], 0.001),
+    "three": ([[1, 1, 0], [0, 0, 3], [4, 0, 4]], [8e-6, 1, 1e-6], [0.9973, 0.00257, 0.000117], 0.003),
+}
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("name", CONCENTRATED)
+def test_small_eps_under_concentrated_weights(name: str, dtype: torch.dtype) -> None:
+    """What may move is little, and is to move all the same."""
+    cost, a, b, eps = CONCENTRATED[name]
+    given = [torch.tensor(t, dtype=dtype) for t in (cost, a, b)]
+    exact = reference.exact_emd(*(t.double() for t in given)).item()
+    assert solve(*given, eps=eps).transport_cost.item() == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.003, 0.001])
+@pytest.mark.parametrize("size", [2, 4, 12])
+def test_random_concentrated_weights(size: int, eps: float) -> None:
+    generator = torch.Generator().manual_seed(size)
+    cost = torch.randint(0, 5, (300, size, size), generator=generator).double()
+    a, b = (10.0 ** torch.randint(-6, 1, (300, size), generator=generator).double() for _ in range(2))
+    result = solve(cost, a, b, eps=eps)
+    exact = solve(cost, a, b, solver="exact").transport_cost
+    within = 2e-4 * (cost.amax((1, 2)) - cost.amin((1, 2)))  # what an error of tol may come to
+    assert (result.transport_cost >= 0.98 * exact - torch.where(result.converged, within, 0)).all()
+    assert result.converged.float().mean() > 0.98
+
+
+@pytest.mark.parametrize("weight", [1e-16, 1e-20, 1e-24, 1e-30])
+@pytest.mark.parametrize("eps", [0.05, 0.005])
+@pytest.mark.parametrize("far", [1e6, 1e9, 1e12])
+def test_a_far_patch_that_weighs_next_to_nothing(far: float, eps: float, weight: float) -> None:
+    """float32 does not hold its potential: the others are what they are without it, and no gradient is NaN."""
+    cost = torch.tensor([[far, 1.0], [0.4, 0.3], [0.8, 0.2], [0.37, 0.9]], requires_grad=True)
+    for costs in (cost, cost[:, :1]):
+        b = torch.linspace(1, 2, costs.shape[1])
+        a = torch.tensor([weight, 1e-3, 1.0, 0.1], requires_grad=True)
+        result = solve(costs, a, b, eps=eps)
+        right = solve(
+            costs[1:].detach().double(), a[1:].detach().double(), b, eps=result.eps.item(), eps_scale="absolute"
+        )
+        paid = (a[0] / a.sum()).item() * costs[0].min().item()
+        assert right.transport_cost.item() + paid == pytest.approx(result.transport_cost.item(), rel=5e-3)
+        for value in (result.transport_cost, result.entropic_cost):
+            assert all(g.isfinite().all() for g in torch.autograd.grad(value, (cost, a), retain_graph=True))
+
+
+@pytest.mark.parametrize("max_iter", [100, 1000])
+@pytest.mark.parametrize("reach", [100.0, (100.0, None), (None, 10.0)], ids=str)
+@pytest.mark.parametrize("ratio", [1e-6, 1e-7, 1e-8, 1e-10, 1e8])
+def test_masses_far_apart_under_a_reach(ratio: float, reach: Any, max_iter: int) -> None:
+    cost, b = torch.rand(12, 10, generator=torch.Generator().manual_seed(0), dtype=F64), weights(10, dtype=F64)
+    a = torch.full((12,), ratio / 12, dtype=F64)
+    options = {"eps": 0.05, "eps_scale": "absolute", "reach": reach}
+    result = solve(cost, a, b, max_iter=max_iter, **options)
+    right = expected_of(cost, a, b, tol=1e-6, max_iter=1000, **options)
+    assert result.converged and result.transport_cost.item() == pytest.approx(right.transport_cost.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e10, 1e12, 1e18])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_a_patch_without_a_pair_that_a_reach_leaves_behind(dtype: torch.dtype, scale: float) -> None:
+    cost = (torch.tensor([[0, 1], [1, 0.5], [INF, INF]], dtype=dtype) * scale).requires_grad_()
+    a = torch.ones(3, dtype=dtype, requires_grad=True)
+    result = solve(cost, a, reach=scale)
+    assert result.converged and result.f.isfinite().all()
+    for gradient in torch.autograd.grad(result.transport_cost, (cost, a)):
+        assert gradient.isfinite().all() and (gradient[2] == 0).all()
+
+
+@pytest.mark.parametrize("max_iter", [20, 60, 200, 320, 400, 700, 1000])
+@pytest.mark.parametrize("shape", [(20, 21), (32, 37)])
+def test_an_eps_that_max_iter_has_no_room_for(shape: tuple[int, int], max_iter: int) -> None:
+    """At the end of max_iter the last larger eps that was solved for counts, not one that was just begun."""
+    cost = torch.rand(16, *shape, generator=torch.Generator().manual_seed(11), dtype=F64)
+    exact = solve(cost, solver="exact").transport_cost
+    result = solve(cost, eps=1e-4, max_iter=max_iter)
+    least = 0.98 if max_iter >= 200 else 0.9
+    assert (result.transport_cost >= least * exact).all()
 
 
 @pytest.mark.parametrize("eps", [1e-10, 1e-12])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ACTIONS = "finish evaluate restart anneal update iterate newton undo".split()
+ACTIONS = "finish evaluate restart anneal retreat update iterate newton undo".split()
 FROM = "columns halfway potentials scalings".split()
 STOPS = "reached at_edge ended".split()
 METHODS = "automatic relaxed plain".split()
@@ -41,8 +41,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     calls.strategy_new.restype = ctypes.c_void_p
     whole = ctypes.c_int
     number = ctypes.c_double
-    calls.strategy_new.argtypes = [number, ctypes.c_int64, whole, whole, number, number, whole, whole, ctypes.c_int64]
+    numbers = number, number, number
+    calls.strategy_new.argtypes = [number, ctypes.c_int64, whole, whole, *numbers, whole, whole, ctypes.c_int64]
     calls.strategy_annealed_eps.restype = calls.strategy_observe.restype = ctypes.c_double
+    calls.strategy_held_eps.restype = ctypes.c_double
     calls.strategy_observe.argtypes = [ctypes.c_void_p, ctypes.c_double]
     calls.strategy_n_iter.restype = ctypes.POINTER(ctypes.c_int64)
     calls.strategy_iterated.argtypes = [ctypes.c_void_p, whole, number]
@@ -62,12 +64,14 @@ class Strategy:
         symmetric: bool,
         spread: float,
         most: float,
+        moved: float,
         warm: bool,
         fixed: bool,
         price: int,
     ) -> None:
         self.library = library
-        options = tol, max_iter, METHODS.index(method), int(symmetric), spread, most, int(warm), int(fixed), price
+        ways = METHODS.index(method), int(symmetric)
+        options = tol, max_iter, *ways, spread, most, moved, int(warm), int(fixed), price
         self.handle = ctypes.c_void_p(library.strategy_new(*options))
 
     def next(
@@ -108,6 +112,10 @@ class Strategy:
         return self.library.strategy_annealed_eps(self.handle)
 
     @property
+    def held_eps(self) -> float:
+        return self.library.strategy_held_eps(self.handle)
+
+    @property
     def n_iter(self) -> int:
         return self.library.strategy_n_iter(self.handle)[0]
 
@@ -130,12 +138,13 @@ def strategy(library: ctypes.CDLL) -> Iterator[object]:
         symmetric: bool = False,
         spread: float = 0.0,
         most: float | None = None,
+        moved: float = 1.0,
         warm: bool = False,
         fixed: bool = False,
         price: int = 0,
     ) -> Strategy:
         most = spread if most is None else most
-        made.append(Strategy(library, tol, max_iter, method, symmetric, spread, most, warm, fixed, price))
+        made.append(Strategy(library, tol, max_iter, method, symmetric, spread, most, moved, warm, fixed, price))
         return made[-1]
 
     yield make
@@ -433,16 +442,64 @@ def test_large_costs_that_were_left_out_are_taken_for_what_they_are_where_the_er
     assert s.iterated("ended", 64) == "scalings"
     assert s.next(0.4, exact=False).limit == 128
     assert s.iterated("ended", 64) == "scalings"
-    assert s.next(0.35, exact=False).action == "restart" and s.after == "columns" and s.annealed_eps == 2.0**16
+    # More of them at first, then all.
+    assert s.next(0.385, exact=False).action == "restart" and s.after == "columns" and s.annealed_eps == 64
+    for _ in range(2):
+        assert s.next(0.5).action == "iterate"
+        s.iterated("ended", 64)
+    assert s.next(0.49).action == "restart" and s.annealed_eps == 2.0**16
     falling = strategy(spread=20.0, most=1e6)
     falling.iterated("ended", falling.next(0.5).limit)
     falling.next(0.4, exact=False)
     falling.iterated("ended", 64)
-    assert falling.next(0.3, exact=False).limit == 192 and falling.annealed_eps == 1
+    assert falling.next(0.375, exact=False).limit == 192 and falling.annealed_eps == 1
+    unpayable = strategy(spread=20.0, most=1e24)  # rounding would leave no eps near the problem's own
+    assert unpayable.next(0.5).limit == 1000
     accepted = strategy(spread=48.0, most=1e6)
     accepted.next(0.5)
     assert accepted.iterated("reached", 20) == "columns" and accepted.annealed_eps == 2
     assert accepted.next(0.4).limit == 1000  # nothing is doubted any more
+
+
+def at_the_last_eps(strategy, **options: Any) -> Strategy:
+    """Annealing began at 4 eps, and both of the larger ones were solved for."""
+    s = strategy(spread=48.0, max_iter=50, **options)
+    for eps in (4, 2):
+        assert s.annealed_eps == eps
+        s.next(0.5)
+        assert s.iterated("reached", 10) == "columns"
+    assert s.annealed_eps == 1
+    return s
+
+
+def test_what_is_not_solved_goes_back_to_the_last_eps_that_was(strategy) -> None:
+    s = at_the_last_eps(strategy)
+    assert s.held_eps == 2
+    s.next(0.5)
+    s.iterated("ended", 30)
+    assert s.next(0.1, exact=False).action == "retreat" and s.annealed_eps == 2 and s.after == "columns"
+    assert s.next(0.002, exact=False).action == "evaluate" and s.next(0.002).action == "finish"
+
+
+@pytest.mark.parametrize(("error", "fixed"), [(0.002, False), (0.1, True)])
+def test_what_is_as_good_or_of_a_given_eps_stays(strategy, error: float, fixed: bool) -> None:
+    s = at_the_last_eps(strategy, fixed=fixed)
+    s.next(0.5)
+    s.iterated("ended", 30)
+    assert s.next(error, exact=False).action == "evaluate" and s.next(error).action == "finish"
+    assert s.annealed_eps == 1
+
+
+def test_nothing_is_held_where_an_eps_was_left_unsolved(strategy) -> None:
+    s = strategy(spread=48.0, max_iter=5000)
+    s.next(0.5)
+    assert s.iterated("ended", 1000) == "columns" and s.annealed_eps == 2 and s.held_eps == 0
+
+
+@pytest.mark.parametrize(("moved", "error"), [(1.0, 0.003), (0.25, 0.003), (0.05, 6e-4), (1e-9, 1e-6)])
+def test_where_little_mass_may_move_errors_at_a_larger_eps_are_smaller(strategy, moved: float, error: float) -> None:
+    step = strategy(spread=48.0, moved=moved).next(0.5)
+    assert step.action == "iterate" and step.error == pytest.approx(error)
 
 
 def test_finish_needs_the_potentials(strategy) -> None:

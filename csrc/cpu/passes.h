@@ -46,7 +46,7 @@ void Plan<T>::update_rows() {
         }
       }
       if constexpr (keep) {
-        store(rows.log() + i, -load(most));
+        store(rows.log() + i, rows.held(-load(most)));
         const Vec<T> sum = sum_rows<T>(sums);
         store(rows.scale() + i, sum > 0 ? load(rows.weight + i) / sum : splat<T>(1));
       } else {

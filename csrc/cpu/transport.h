@@ -60,9 +60,10 @@ struct Weights {
     // In units of the largest, so that no sum overflows and no weight that counts is lost.
     T most = 0;
     for (int64_t i = 0; i < n; ++i) most = w[i * view.stride_n] > most ? w[i * view.stride_n] : most;
+    const T least = std::numeric_limits<T>::min() * T(n);  // what is kept is a normal number, once divided by the sum
     for (int64_t i = 0; most > 0 && i < n; ++i) {
       const T unit = w[i * view.stride_n] / most;
-      if (unit < std::numeric_limits<T>::min()) continue;
+      if (unit < least) continue;
       out[count] = unit;
       list[count++] = int32_t(i);
       sum += double(unit);

@@ -188,8 +188,11 @@ SFR_LANES double marginal_error(const Lanes& lanes, const WeightView& view, int6
   const T* w = static_cast<const T*>(view.data);
   if (w) w += b * view.stride_b + g * view.stride_g;
   const auto weight = [&](int64_t i) { return w ? double(w[side.index(i) * view.stride_n]) : 1.0; };
-  const double total = !w ? double(side.count) : normalised ? lanes.sum(side.count, weight) : 1.0;
-  return lanes.sum(side.count, [&](int64_t i) { return fabs(sum[i] - weight(i) / total); });
+  // In a smaller unit where the sum of float64 weights overflows.
+  const auto sum_of = [&](double unit) { return lanes.sum(side.count, [&](int64_t i) { return weight(i) * unit; }); };
+  double unit = 1, total = !w ? double(side.count) : normalised ? sum_of(unit) : 1.0;
+  if (total == infinity) unit = 0x1p-128, total = sum_of(unit);
+  return lanes.sum(side.count, [&](int64_t i) { return fabs(sum[i] - weight(i) * unit / total); });
 }
 
 // The dual variable of a removed patch: the least cost - potential over the other side's kept patches.

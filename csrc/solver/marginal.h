@@ -19,7 +19,7 @@ struct Marginal {
   T centre = 0;          // centre / 2 / reach in powers of two: f is that of C, F that of C - centre
   T offset = 0;          // ... and the shift's part
 
-  static constexpr int of_rows = 5, of_columns = 10;  // vectors that there are
+  static constexpr int of_rows = 5, of_columns = 11;  // vectors that there are
 
   SFR_INLINE T* log() const { return vectors; }               // F or G
   SFR_INLINE T* scale() const { return vectors + stride; }    // scaling u or v
@@ -33,6 +33,8 @@ struct Marginal {
   SFR_INLINE T* product() const { return vectors + 7 * stride; }
   SFR_INLINE T* inverse_diagonal() const { return vectors + 8 * stride; }
   SFR_INLINE T* best() const { return vectors + 9 * stride; }
+  // ... and what log() was at a larger eps.
+  SFR_INLINE T* before() const { return vectors + 10 * stride; }
   // Backward (adjoint.h): the potential without the marginal, in units of eps; what the plan's row or column is held in
   // units of; and d/dweight.
   SFR_INLINE T* bare() const { return scale(); }
@@ -73,8 +75,12 @@ struct Marginal {
   // Number<T>::lowest, where a patch has no pair and is left behind.
   SFR_INLINE Vec<T> updated(Vec<T> log_weight, Vec<T> most, Vec<T> sum) const {
     const Vec<T> log = most + (sum > 0 ? log2<T>(sum) : Vec<T>{});
-    if (has_reach()) return log_weight - (log + offset) / gain();
-    return log_weight - log;
+    return held(has_reach() ? log_weight - (log + offset) / gain() : log_weight - log);
+  }
+  // A potential that is so large that its rounding could make any mass of the patch's: none, then.
+  SFR_INLINE static Vec<T> held(Vec<T> x) {
+    const Vec<T> rounding = vabs<T>(x) * (2 * Number<T>::epsilon);
+    return rounding > T(0.5) ? x - rounding : x;
   }
   // A mass that nobody else notices.
   SFR_INLINE T nothing() const { return Rules<T>::nothing * total; }

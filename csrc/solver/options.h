@@ -3,6 +3,7 @@
 
 #include "../contracts/sinkhorn.h"
 #include "passes.h"
+#include "strategy.h"
 
 namespace SFR_TARGET {
 
@@ -12,6 +13,8 @@ struct Spread {
   T centre = 0;          // the least: no large cost moves it
   T mean = 0;            // under a (x) b, beyond the centre
   T deviation = 0;       // standard
+  T evenly = 0;          // standard deviation of the costs between patches whose weights matter, whatever these are
+  T others = 1;          // share of a side that its heaviest patch does not have, of the side where that is less
   T allowed = 1;         // mass of a (x) b on the pairs that are allowed
   bool forbids = false;  // there are others
   bool feasible = true;  // no patch that has to be matched is left without a pair
@@ -69,6 +72,14 @@ SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
     out.allowed = 0;
     return out;
   }
+  T heaviest_row[1], heaviest_column[1];
+  plan.template reduce_rows<Max>(heaviest_row, [&](Index i, Vec<T>(&found)[1]) {
+    found[0] = vmax<T>(found[0], kept(plan.rows, i, load(plan.rows.weight + i)));
+  });
+  plan.template reduce_columns<Max>(heaviest_column, [&](Index j, Vec<T>(&found)[1]) {
+    found[0] = vmax<T>(found[0], kept(plan.columns, j, load(plan.columns.weight + j)));
+  });
+  out.others = 1 - (heaviest_row[0] > heaviest_column[0] ? heaviest_row[0] : heaviest_column[0]);
   // In units of the range, so that nothing overflows or underflows on the way.
   out.centre = -most[0];
   const T range = most[1] - out.centre, unit = range > Number<T>::smallest ? range : Number<T>::smallest;
@@ -79,12 +90,20 @@ SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
   };
   const auto apart = [&](Index i, Index j) { return (plan.cost_at(i, j) - out.centre) * scale; };
   constexpr T middle = T(0.5);
-  T sums[3];
-  plan.template reduce_entries<Sum>(sums, [&](Index i, Index j, Vec<T>(&found)[3]) {
+  // All others together weigh less than what an error may be.
+  const T rows_matter = T(options.tol) / T(8 * plan.kept_rows),
+          columns_matter = T(options.tol) / T(8 * plan.kept_columns);
+  T sums[6];
+  plan.template reduce_entries<Sum>(sums, [&](Index i, Index j, Vec<T>(&found)[6]) {
     const Vec<T> mass = mass_of(i, j), x = apart(i, j), d = x - middle;
+    const Vec<T> counts =
+        (mass_at(plan.columns, j) > columns_matter) & (mass > 0) ? splat<T>(a[i] > rows_matter) : Vec<T>{};
     found[0] += mass;
     found[1] += mass > 0 ? mass * x : Vec<T>{};
     found[2] += mass > 0 ? mass * d * d : Vec<T>{};
+    found[3] += counts;
+    found[4] += counts > 0 ? d : Vec<T>{};
+    found[5] += counts > 0 ? d * d : Vec<T>{};
   });
   if (out.forbids) out.allowed = sums[0];
   const T mean = sums[1] / out.allowed, aside = (mean - middle) * (mean - middle) * out.allowed;
@@ -94,6 +113,10 @@ SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
       const Vec<T> mass = mass_of(i, j), d = apart(i, j) - mean;
       found[0] += mass > 0 ? mass * d * d : Vec<T>{};
     });
+  if (sums[3] > 0) {
+    const T off = sums[4] / sums[3], square = sums[5] / sums[3] - off * off;
+    out.evenly = square > 0 ? unit * sqrt_of(square) : T(0);
+  }
   out.mean = unit * mean;
   out.deviation = unit * sqrt_of(squares[0] / out.allowed);
   return out;
@@ -146,15 +169,8 @@ SFR_FN T regularisation(const Solve& solve, const Spread<T>& spread, int64_t p) 
 template <class T, template <class> class Plan>
 SFR_FN bool spans(Plan<T>& plan, const Spread<T>& spread, T reach) {
   const Within<T> within = pairs_within(plan, spread.centre + reach);
-  return within.all && within.mass >= spread.allowed / 4;
+  return within.all && within.mass >= spread.allowed / 64;
 }
-
-// How far costs are apart, as far as it matters.
-template <class T>
-struct CostRange {
-  T near = 0;  // without costs that are so large that they seem to mean "never"
-  T far = 0;   // with them: there may be mass that has to pay them
-};
 
 // Nothing is moved much further than a reach.
 template <class T, template <class> class Plan>
@@ -162,6 +178,7 @@ SFR_FN CostRange<T> how_far_apart(Plan<T>& plan, const Spread<T>& spread, const 
   constexpr T beyond = 100, suspicious = T(is_single<T> ? 1 << 16 : 1 << 20);
   // Where nearly all mass of a (x) b lies on few pairs, their deviation says little of how far others are.
   T apart = spread.deviation > spread.mean / 4 ? spread.deviation : spread.mean / 4;
+  if (spread.evenly > apart) apart = spread.evenly;
   if (options.reach_a > 0 && apart > beyond * T(options.reach_a)) apart = beyond * T(options.reach_a);
   if (options.reach_b > 0 && apart > beyond * T(options.reach_b)) apart = beyond * T(options.reach_b);
   const T far = apart;
@@ -174,7 +191,7 @@ SFR_FN CostRange<T> how_far_apart(Plan<T>& plan, const Spread<T>& spread, const 
       (spans(plan, spread, between) ? apart : below) = between;
     }
   }
-  return {apart, far};
+  return {apart, far, spread.others};
 }
 
 // What is this far below costs is 0 to any potential: nothing gets there.

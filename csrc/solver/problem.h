@@ -89,7 +89,7 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
     plan.each_row([&](Index i) { store(plan.rows.scale() + i, splat<T>(1)); });
     plan.each_column([&](Index j) { store(plan.columns.scale() + j, splat<T>(1)); });
     plan.sync();  // mutant: the next pass has a barrier before it reads; for those to come
-    if (eps > 0) apart = {apart.near / eps, apart.far / eps};
+    if (eps > 0) apart = {apart.near / eps, apart.far / eps, apart.moved};
     solution = solve(plan, out.options, apart, warm, out.eps_given != nullptr);
     eps *= solution.annealed_eps;
   }
@@ -98,8 +98,10 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
   const T mean = eps > 0 ? T(0) : spread.mean / 2;
   // A side's potentials, and what they add to the dual value.
   const auto put_potential = [&](const Marginal<T>& side, Index i, T* to) {
+    // Of a patch that has no pair, and is left behind, it is beyond all bounds.
+    constexpr T most = Number<T>::largest / 4;
     const T bare = (side.log()[i] - log_weight_of(side, i)) * T(ln2), f = sound ? bare * eps + mean : nan;
-    if (to) *to = f;
+    if (to) *to = f > most ? most : f;
     if (!side.has_reach()) return side.weight[i] * f;
     return -side.weight[i] * side.reach(eps) * expm1_of(-side.over_reach(bare));
   };

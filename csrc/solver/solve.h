@@ -38,6 +38,19 @@ SFR_FN void start(Plan<T>& plan, bool symmetric) {
   plan.sync();  // mutant: the next pass has a barrier before it reads; for those to come
 }
 
+// Keeps the columns' potentials, from which the rows' follow; the shift beside them.
+template <class T, template <class> class Plan>
+SFR_FN T hold(Plan<T>& plan) {
+  plan.each_column([&](Index j) { store(plan.columns.before() + j, load(plan.columns.log() + j)); });
+  return plan.shift;
+}
+template <class T, template <class> class Plan>
+SFR_FN void take_back(Plan<T>& plan, T shift) {
+  plan.each_column([&](Index j) { store(plan.columns.log() + j, load(plan.columns.before() + j)); });
+  if (plan.has_reach()) shift_masses(plan, shift - plan.shift);
+  plan.sync();
+}
+
 template <class T>
 struct Solution {
   int64_t n_iter = 0;
@@ -49,20 +62,29 @@ struct Solution {
 // potentials are a start that was given. `fixed`: eps may not give way.
 template <class T, template <class> class Plan>
 SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, CostRange<T> apart, bool warm, bool fixed) {
-  SolverStrategy<T, Plan<T>::factorises> strategy(options, apart.near, apart.far, warm, fixed, price_of(plan));
+  SolverStrategy<T, Plan<T>::factorises> strategy(options, apart, warm, fixed, price_of(plan));
   Refinement<T> refinement(options, plan.light);
   const auto round_off = [&] { return rounding(plan); };
   From from = strategy.start();
-  T annealed_eps = 1;
+  T annealed_eps = 1, held = 0;
+  bool retreats = false;
   SFR_ROLLED
   for (;;) {
     if (strategy.annealed_eps() != annealed_eps) {
+      if (strategy.held_eps() == annealed_eps) held = hold(plan);
       scale_eps(plan, strategy.annealed_eps() / annealed_eps);
       annealed_eps = strategy.annealed_eps();
+      if (retreats) take_back(plan, held);
     }
     // Where the rows' potentials are still to follow, the masses are not known yet.
     if (plan.has_reach() && (from == From::potentials || from == From::scalings)) balance_masses(plan);
-    const Evaluation<T> now = plan.evaluate(from);
+    Evaluation<T> now = plan.evaluate(from);
+    SFR_ROLLED
+    while (plan.has_reach() && now.underflow && from == From::columns) {
+      balance_masses(plan);
+      from = From::potentials;
+      now = plan.evaluate(from);
+    }
     Step<T> step{Action::finish};
     if (!refinement.begun()) step = strategy.next(now, round_off);
     if (step.action == Action::finish) {
@@ -75,6 +97,9 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, CostRange<
         return {strategy.n_iter, now, annealed_eps};
       case Action::evaluate:
       case Action::anneal:
+        break;
+      case Action::retreat:
+        retreats = true;
         break;
       case Action::restart:
         start(plan, options.symmetric);

@@ -66,6 +66,7 @@ enum class Action {
   evaluate,  // nothing but that
   restart,   // forget the start, which is a bad one
   anneal,    // on to the next smaller eps
+  retreat,   // back to the last eps that was solved for
   update,    // both potentials in the log domain, where scalings would underflow
   iterate,
   newton,
@@ -111,6 +112,14 @@ struct Rules {
   static constexpr T adjoint_precision = is_single<T> ? T(1e-6) : T(1e-13);
 };
 
+// What is known of a problem before it is solved.
+template <class T>
+struct CostRange {
+  T near = 0;   // how far costs are apart, without those that are so large that they seem to mean "never"
+  T far = 0;    // with them: there may be mass that has to pay them
+  T moved = 1;  // share of the mass that is not bound to the heaviest patch of both sides
+};
+
 // Would iterations bring this error below tol as soon as Newton steps, each of which squares it and costs twenty?
 // `last` is the error `sampled_every` iterations ago.
 template <class T>
@@ -136,10 +145,10 @@ class SolverStrategy {
   const int64_t price;  // iterations that factorising takes; 0: it is not to be had
   Relaxation<T> relaxation;
 
-  // `spread`: how far costs are apart, over eps; `most`: the same with those that seem to mean "never". `warm`: there
+  // `apart`: over eps. `warm`: there
   // is a start, and none is sought unless it is a bad one. `fixed`: eps is to be that of the problem, whatever becomes
   // of it.
-  SFR_FN SolverStrategy(const SolverOptions& options, T spread, T most, bool warm, bool fixed, int64_t price = 0)
+  SFR_FN SolverStrategy(const SolverOptions& options, CostRange<T> apart, bool warm, bool fixed, int64_t price = 0)
       : price(price),
         relaxation(options.method != Method::plain),
         tol_(T(options.tol)),
@@ -149,13 +158,18 @@ class SolverStrategy {
         newton_(options.method == Method::automatic && !options.symmetric),
         warm_(warm && newton_),
         fixed_(fixed),
-        spread_(spread),
-        most_spread_(most) {
+        spread_(apart.near),
+        most_spread_(apart.far) {
+    // An error of a part of the mass that may move at all.
+    if (4 * apart.moved < 1)
+      rough_ = 4 * apart.moved * rough > tol_ ? 4 * apart.moved * rough : tol_ < rough ? tol_ : rough;
     if (!warm_ && max_iter_ > 0) begin_annealing();
   }
 
   // The eps to solve for at first, in units of the problem's own; what it is in the end, once that has been found.
   SFR_FN T annealed_eps() const { return annealed_eps_; }
+  // The last one that was solved for, whose solution is to be held; 0: none.
+  SFR_FN T held_eps() const { return held_eps_; }
   SFR_FN From start() const { return symmetric_ ? From::halfway : From::columns; }
 
   // `rounding()`: the error that rounding of the potentials leaves.
@@ -186,15 +200,20 @@ class SolverStrategy {
       begin_eps(try_for);
       tried_ = spread_ > far;
     }
+    if (error < smallest_) smallest_ = error;
     if (doubtful() && n_iter >= doubt_at_) {
       // Mass that gets no nearer to where it is missing has to pay what seemed to be too much.
-      if (error > rough && error > seen_ * T(0.8) && n_iter < max_iter_) {
-        spread_ = most_spread_;
+      if (smallest_ > rough_ && smallest_ > seen_ * T(0.95) && n_iter < max_iter_) {
+        // Or has far to go among the others.
+        spread_ = widened_ || widen_by * spread_ > most_spread_ ? most_spread_ : widen_by * spread_;
+        widened_ = true;
+        seen_ = smallest_ = Number<T>::infinity;
+        doubt_at_ = n_iter + doubted_for;
         annealed_eps_ = 1;
         begin_annealing();
         return {Action::restart};
       }
-      seen_ = error;
+      seen_ = smallest_;
       doubt_at_ = n_iter + doubted_for;
     }
     uneven_ = now.relative > 4 * error;
@@ -242,8 +261,13 @@ class SolverStrategy {
         before_ = Number<T>::infinity;
         return {Action::update};
       }
-      if (annealing_ && anneal(rounding)) return {Action::anneal};
+      if (annealing_ && anneal(rounding, error)) return {Action::anneal};
       if (!(error > tol_) || n_iter >= last_) {
+        if (held_eps_ > annealed_eps_ && !(error <= rough_ || error <= tol_)) {
+          annealed_eps_ = held_eps_;
+          last_ = n_iter;
+          return {Action::retreat};
+        }
         if (now.exact) return {Action::finish};
         reached_ = true;
         return {Action::evaluate};
@@ -276,6 +300,7 @@ class SolverStrategy {
   SFR_FN From after(const Step<T>& step) const {
     switch (step.action) {
       case Action::anneal:
+      case Action::retreat:
       case Action::restart:
         return From::columns;
       case Action::update:
@@ -290,7 +315,7 @@ class SolverStrategy {
     if (symmetric_) return From::potentials;
     if (correcting_) return scaled();
     if (annealing_ && !uneven_ && (stop == Stop::reached || (stop == Stop::ended && n_iter >= until_ && !tried_)))
-      return anneal(rounding) ? From::columns : From::potentials;
+      return anneal(rounding, stop == Stop::reached ? rough_ : Number<T>::infinity) ? From::columns : From::potentials;
     reached_ = stop == Stop::reached && !annealing_;
     return stop == Stop::ended ? scaled() : From::potentials;
   }
@@ -305,7 +330,7 @@ class SolverStrategy {
 
  private:
   static constexpr T newton_below = T(1e-2);
-  static constexpr T rough = T(0.003);                // error that is enough at a larger eps
+  static constexpr T rough = T(0.003);                // error that is enough at a larger eps, of all mass
   static constexpr int64_t anneal_for = 1000;         // iterations at most, at each of them
   static constexpr T most_rounding = T(0.02);         // no smaller eps where it would leave this
   static constexpr T bad_start = T(0.5);              // error of a start that is worse than none
@@ -313,6 +338,7 @@ class SolverStrategy {
   static constexpr int64_t try_for = 100;             // iterations that one has there to lead on
   static constexpr T few = T(0.03);           // mean error of a patch in units of its own marginal, at a larger eps
   static constexpr int most_updates = 4;      // ... that are made for it
+  static constexpr T widen_by = 64;           // ratio of the costs that are left in, where it does not, to those before
   static constexpr int64_t doubted_for = 64;  // iterations in which the error is to fall where large costs are left out
   static constexpr T thrown_about = 1;       // error after a step that was cut patch by patch, and should not have been
   static constexpr int64_t corrections = 8;  // iterations after a Newton step
@@ -322,14 +348,18 @@ class SolverStrategy {
   static constexpr int most_scaled = 8;  // plans in a row that are scaled ones
 
   SFR_FN bool hard() const { return factorises && hard_; }
-  SFR_FN T tolerance() const { return annealing_ ? rough : tol_; }
+  SFR_FN T tolerance() const { return annealing_ ? rough_ : tol_; }
   SFR_FN int64_t last() const { return annealing_ || (tried_ && until_ < last_) ? until_ : last_; }
   // Where iterations do not lead to where Newton steps hold, those that are factorised find the way themselves.
   SFR_FN bool given_up(T gate) {
     if constexpr (factorises) hard_ = hard_ || (price > 0 && gate > 0 && n_iter >= given_up_);
     return hard() && n_iter >= resume_;
   }
-  SFR_FN bool doubtful() const { return most_spread_ > spread_; }
+  // Costs that leave no eps near the problem's own to rounding are not to be paid, whatever the error does.
+  SFR_FN bool doubtful() const {
+    constexpr T payable = T(1e9) * most_rounding / Number<T>::epsilon;
+    return most_spread_ > spread_ && most_spread_ < payable;
+  }
   SFR_FN int64_t patience() const {
     int64_t all = last();
     if (doubtful() && n_iter < doubt_at_ && doubt_at_ < all) all = doubt_at_;
@@ -352,6 +382,7 @@ class SolverStrategy {
   // Where to start from: an eps at which patches reach most others. Where the deviation of the costs is up to 22 times
   // eps, iterations at eps itself are as fast.
   SFR_FN void begin_annealing() {
+    held_eps_ = 0;
     while (newton_ && larger()) annealed_eps_ *= Rules<T>::anneal_by;
     begin_eps(anneal_for);
   }
@@ -367,13 +398,15 @@ class SolverStrategy {
     return true;
   }
 
-  // On to the next smaller eps, unless this is the last that the type or max_iter can do with.
+  // On to the next smaller eps, with the error that is left at this one, unless it is the last that the type or
+  // max_iter can do with.
   template <class Rounding>
-  SFR_FN bool anneal(Rounding&& rounding) {
+  SFR_FN bool anneal(Rounding&& rounding, T error) {
     annealing_ = tried_ = false;
     most_spread_ = spread_;
     const int64_t needed = hard() ? 10 * (1 + price) : 1;
     if (!fixed_ && (n_iter + needed > max_iter_ || rounding() * Rules<T>::anneal_by > most_rounding)) return false;
+    if (!fixed_ && error <= rough_) held_eps_ = annealed_eps_;
     annealed_eps_ /= Rules<T>::anneal_by;
     begin_eps(anneal_for);
     return true;
@@ -400,7 +433,7 @@ class SolverStrategy {
     return scaled_ > 0 ? From::scalings : From::potentials;
   }
 
-  T tol_;
+  T tol_, rough_ = rough;    // errors that are enough: at the problem's own eps, and at larger ones
   int64_t max_iter_, last_;  // no iteration after `last_`: rounding has been met
   bool symmetric_, newton_;
   bool warm_;             // the plan is of a start that was given, and is to be judged
@@ -408,9 +441,12 @@ class SolverStrategy {
   bool tried_ = false;    // the start is to have led to the error wanted by iteration `until_`
   bool fixed_;
   T spread_, annealed_eps_ = 1;     // above 1: at eps times this
+  T held_eps_ = 0;                  // the same of the last eps that was solved for
   T most_spread_;                   // where some costs were left out of it, the same with them
   int64_t doubt_at_ = doubted_for;  // iteration at which the error is to have fallen, where they were
-  T seen_ = Number<T>::infinity;    // ... below this
+  T seen_ = Number<T>::infinity;    // ... below this, which is the smallest then
+  T smallest_ = Number<T>::infinity;
+  bool widened_ = false;            // more costs were left in, if not all
   bool annealing_ = false;          // a smaller eps is to follow
   bool uneven_ = false;             // small patches are further from their marginals than others
   int updates_ = 0;                 // in the log domain for them, at the present eps

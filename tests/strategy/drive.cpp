@@ -14,14 +14,14 @@ struct Driven {
 
 extern "C" {
 
-Driven* strategy_new(double tol, int64_t max_iter, int method, int symmetric, double spread, double most, int warm,
-                     int fixed, int64_t price) {
+Driven* strategy_new(double tol, int64_t max_iter, int method, int symmetric, double spread, double most, double moved,
+                     int warm, int fixed, int64_t price) {
   sfr::SolverOptions options;
   options.tol = tol;
   options.max_iter = max_iter;
   options.method = sfr::Method(method);
   options.symmetric = symmetric != 0;
-  return new Driven{Strategy(options, spread, most, warm != 0, fixed != 0, price)};
+  return new Driven{Strategy(options, {spread, most, moved}, warm != 0, fixed != 0, price)};
 }
 void strategy_free(Driven* driven) {
   delete driven;
@@ -53,6 +53,9 @@ int strategy_iterated(Driven* driven, int stop, double rounding) {
 }
 int strategy_stepped(Driven* driven, int cut, int factorised) {
   return int(driven->strategy.stepped({cut != 0, factorised != 0}));
+}
+double strategy_held_eps(const Driven* driven) {
+  return driven->strategy.held_eps();
 }
 double strategy_annealed_eps(const Driven* driven) {
   return driven->strategy.annealed_eps();
