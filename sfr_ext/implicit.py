@@ -123,9 +123,7 @@ def costs(
     return matrix(x, y, metric=metric, patch_size=patch_size)
 
 
-def _kept(
-    features: Tensor, weight: Tensor | None, patch_size: int, tokens: bool, like_first: bool = False
-) -> Tensor:
+def _kept(features: Tensor, weight: Tensor | None, patch_size: int, tokens: bool, like_first: bool = False) -> Tensor:
     if weight is None:
         return features
     kept = weight > 0

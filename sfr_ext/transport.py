@@ -205,9 +205,9 @@ def solve_sample(
     max_iter: int = 1000,
     init: tuple[Tensor, Tensor] | None = None,
 ) -> OTResult:
-    """`solve` on ``cost_matrix(x, y)`` in one pass, without that matrix in memory. It is kept for backward only where
-    it takes at most a tenth of the bytes of both features; ``"exact"`` makes it on a GPU, for windows and for the
-    cosine.
+    """`solve` on ``cost_matrix(x, y)`` in one pass, without that matrix in memory but for the problem that a thread is
+    at. It is kept for backward only where it takes at most a tenth of the bytes of both features; ``"exact"`` makes it
+    on a GPU, for windows and for the cosine.
 
     Args:
         x, y, metric, patch_size: as in `cost_matrix`.

@@ -670,3 +670,9 @@ def test_an_order_within_a_common_offset_is_proven_by_what_costs_differ_by(noise
     result = solve(cost, solver="exact")
     for ours, one in zip(result.transport_cost, cost.numpy(), strict=True):
         assert ours - one[linear_sum_assignment(one)].mean() <= 1e-14 * offset
+
+
+@pytest.mark.parametrize("large", [1e300, 9e307, 1.7e308])
+def test_weights_whose_sum_overflows(large: float) -> None:
+    result = solve(torch.rand(3, 3, dtype=torch.float64), torch.full((3,), large, dtype=torch.float64), solver="exact")
+    assert result.converged and result.marginal_error < 1e-12

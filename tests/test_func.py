@@ -194,3 +194,14 @@ def test_jacobians_of_autograd_with_all_rows_at_once(call: str) -> None:
 
     row_by_row = torch.autograd.functional.jacobian(values, (x, a))
     same(torch.autograd.functional.jacobian(values, (x, a), vectorize=True), row_by_row)
+
+
+@pytest.mark.parametrize("of", ["plan", "rounded_plan", "barycentric"])
+def test_an_empty_axis_of_vmap(of: str) -> None:
+    def function(cost: Tensor) -> Tensor:
+        result = solve(cost)
+        if of == "plan":
+            return result.plan
+        return result.rounded_plan() if of == "rounded_plan" else result.barycentric(torch.zeros(3, 3))
+
+    assert vmap(function)(torch.rand(0, 5, 3)).shape == (0, 5, 3)

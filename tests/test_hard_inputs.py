@@ -936,3 +936,20 @@ def test_a_constant_in_a_start_changes_nothing(constant: float, dtype: torch.dty
     warm = solve(cost, **options, init=(cold.f + constant, cold.g - constant))
     assert cold.converged.all() and warm.converged.all()
     assert (warm.n_iter <= cold.n_iter).all() and error(warm.transport_cost, cold.transport_cost) < 1e-4
+
+
+@pytest.mark.parametrize("objective", ["transport", "entropic"])
+@pytest.mark.parametrize("weight", [1e-33, 1e-35, 5e-37, 5e-38, 2e-38, 1e-38, 1e-39, 1e-42, 1e-45])
+def test_the_gradient_in_a_weight_at_the_end_of_float32(weight: float, objective: str) -> None:
+    """It is right, or that of a weight of 0; just above these some digits are lost."""
+    x, y = features(1, 20, 6), features(1, 15, 6)
+    a = torch.full((1, 20), 1 / 19)
+    a[0, 3] = weight
+    found = []
+    for dtype in (F32, F64):
+        given = a.to(dtype, copy=True).requires_grad_()
+        options = {"objective": objective, "eps": 0.3, "tol": 1e-6}
+        value = emd_l2(x.to(dtype), y.to(dtype), student_weight=given, **options)
+        found.append(torch.autograd.grad(value, given)[0][0, 3].item())
+    near = found[0] == pytest.approx(found[1], rel=1e-3 if weight > 3e-38 else 0.1)
+    assert near or (found[0] == 0 and weight < 2e-38)

@@ -190,6 +190,17 @@ def test_nothing_is_down_cast_under_autocast(solver: str) -> None:
             torch.testing.assert_close(matched, plain.barycentric(features_to_match), rtol=0, atol=0)
 
 
+def test_backward_under_autocast_is_no_other() -> None:
+    x, y = features(2, 6, 4, grad=True), features(2, 5, 4, grad=True)
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(solve_sample(x, y).barycentric(y).square().sum(), (x, y))
+
+    plain = gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(gradients(), plain, rtol=0, atol=0)
+
+
 def test_barycentric_ignores_removed_teachers() -> None:
     x, y = features(1, 6, 4), features(1, 5, 4)
     b = torch.tensor([[1.0, 1, 1, 0, 0]])

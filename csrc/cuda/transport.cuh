@@ -29,8 +29,8 @@ struct Weights {
     if (weight) weight += b * view.stride_b + g * view.stride_g;
   }
 
-  // In units of the largest, so that no sum overflows and no weight that counts is lost; 0 where it does not count, or
-  // would not be a normal number, once divided by the sum.
+  // In units of the largest, so that no sum overflows and no weight that counts is lost; 0 where it does not count:
+  // what is kept is a normal number, once divided by the sum.
   SFR_DEVICE T unit(int i) const {
     constexpr T least = sizeof(T) == 4 ? T(1.17549435e-38) : T(2.2250738585072014e-308);
     const T x = weight[i * stride] / most;

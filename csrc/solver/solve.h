@@ -78,12 +78,13 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, CostRange<
     }
     // Where the rows' potentials are still to follow, the masses are not known yet.
     if (plan.has_reach() && (from == From::potentials || from == From::scalings)) balance_masses(plan);
-    Evaluation<T> now = plan.evaluate(from);
+    Evaluation<T> now;
     SFR_ROLLED
-    while (plan.has_reach() && now.underflow && from == From::columns) {
+    for (;;) {
+      now = plan.evaluate(from);
+      if (!(plan.has_reach() && now.underflow && from == From::columns)) break;
       balance_masses(plan);
       from = From::potentials;
-      now = plan.evaluate(from);
     }
     Step<T> step{Action::finish};
     if (!refinement.begun()) step = strategy.next(now, round_off);

@@ -15,7 +15,8 @@
 // anywhere, if they are short at first.
 //
 // Before a smaller eps, patches of little weight are brought near their marginals. Annealing begins without the costs
-// that seem to mean "never", and anew with them where the error does not fall.
+// that seem to mean "never", and anew with more of them, and then all, where the error does not fall. The last larger
+// eps that was solved for is what solving goes back to where max_iter or rounding leaves the next one unsolved.
 //
 // Where eps is small, mass moves as slowly from a start that is a little off as from none. Such a start is taken at the
 // least of the larger eps at which its error is small, and at the next where it does not lead on from there.
@@ -145,9 +146,8 @@ class SolverStrategy {
   const int64_t price;  // iterations that factorising takes; 0: it is not to be had
   Relaxation<T> relaxation;
 
-  // `apart`: over eps. `warm`: there
-  // is a start, and none is sought unless it is a bad one. `fixed`: eps is to be that of the problem, whatever becomes
-  // of it.
+  // `apart`: over eps. `warm`: there is a start, and none is sought unless it is a bad one. `fixed`: eps is to be that
+  // of the problem, whatever becomes of it.
   SFR_FN SolverStrategy(const SolverOptions& options, CostRange<T> apart, bool warm, bool fixed, int64_t price = 0)
       : price(price),
         relaxation(options.method != Method::plain),
