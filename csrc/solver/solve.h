@@ -78,13 +78,11 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, CostRange<
     }
     // Where the rows' potentials are still to follow, the masses are not known yet.
     if (plan.has_reach() && (from == From::potentials || from == From::scalings)) balance_masses(plan);
-    Evaluation<T> now;
-    SFR_ROLLED
-    for (;;) {
-      now = plan.evaluate(from);
-      if (!(plan.has_reach() && now.underflow && from == From::columns)) break;
+    Evaluation<T> now = plan.evaluate(from);
+    if (plan.has_reach() && now.underflow && from == From::columns) {
       balance_masses(plan);
       from = From::potentials;
+      now = plan.evaluate(from);
     }
     Step<T> step{Action::finish};
     if (!refinement.begun()) step = strategy.next(now, round_off);
