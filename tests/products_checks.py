@@ -77,7 +77,8 @@ def removed_patches_change_no_bit() -> None:
     a[0, ::3] = 0
     b[0, :2] = b[0, 7:20] = 0
     kept_a, kept_b = a[0] > 0, b[0] > 0
-    with torch.no_grad():
+    with torch.no_grad():  # near pairs: few among all, and not among those that are kept
+        y[0, kept_b.nonzero()[:10, 0]] = x[0, kept_a.nonzero()[:10, 0]] + 1e-4 * random(10, 64)
         x[0, ~kept_a], y[0, ~kept_b] = torch.nan, torch.nan
     value = emd_l2(x, y, student_weight=a, teacher_weight=b, eps=0.1, tol=1e-6)
     padded = torch.autograd.grad(value, (x, y))
@@ -136,6 +137,28 @@ def what_is_no_number_stays_in_its_problem() -> None:
             assert gradient[::2].isfinite().all() and gradient[1].isnan().all()
 
 
+def empty_problems_have_no_gradient() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x, y = random(2, 20, 64).to(dtype).requires_grad_(), random(2, 2, 25, 64).to(dtype)
+        b = torch.ones(2, 2, 25)
+        b[0], b[1, 1] = 0, 0
+        y[b == 0] = torch.nan
+        for objective in ("transport", "divergence"):
+            value = emd_l2(x, y.requires_grad_(), teacher_weight=b, objective=objective, reduction="none")
+            gradients = torch.autograd.grad(value.sum(), (x, y))
+            assert (value[0] == 0).all() and value[1, 1] == 0 and value[1, 0] > 0
+            assert (gradients[0][0] == 0).all() and gradients[0].isfinite().all() and gradients[0][1].any()
+            assert gradients[1].isfinite().all()
+            y = y.detach()
+
+
+def copies_have_the_same_bits() -> None:
+    x = random(3, 30, 64)
+    assert torch.equal(cost_matrix(x, x), cost_matrix(x, x.clone()))
+    y = x[:1].expand(3, 30, 64)
+    assert torch.equal(cost_matrix(x, y), cost_matrix(x, y.contiguous()))
+
+
 def half_types_are_read() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         x, y = random(2, 20, 64).to(dtype), random(2, 21, 64).to(dtype)
@@ -151,6 +174,8 @@ if __name__ == "__main__":
         batch_threads_and_groups_change_no_bit,
         equal_features_are_0_apart,
         what_is_no_number_stays_in_its_problem,
+        empty_problems_have_no_gradient,
+        copies_have_the_same_bits,
         half_types_are_read,
     ):
         check()

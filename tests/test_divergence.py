@@ -352,3 +352,13 @@ def test_an_eps_that_gave_way_is_that_of_all_three() -> None:
     for b in range(3):
         expected = emd_l2(x[b : b + 1].double(), y[b : b + 1].double(), **{**options, "eps": used[b].item()})
         assert error(ours[b : b + 1], expected) < 1e-4
+
+
+@pytest.mark.parametrize("groups", [None, 2])
+def test_no_problems_at_all(groups: int | None) -> None:
+    lead = (0,) if groups is None else (0, groups)
+    x, y = torch.rand(0, 5, 4).requires_grad_(), torch.rand(*lead, 6, 4).requires_grad_()
+    a, b = torch.rand(0, 5).requires_grad_(), torch.rand(*lead, 6).requires_grad_()
+    value = emd_l2(x, y, student_weight=a, teacher_weight=b, objective="divergence", reduction="none")
+    gradients = torch.autograd.grad(value.sum(), (x, y, a, b))
+    assert value.shape == lead and [g.shape for g in gradients] == [t.shape for t in (x, y, a, b)]

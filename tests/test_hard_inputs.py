@@ -953,3 +953,37 @@ def test_the_gradient_in_a_weight_at_the_end_of_float32(weight: float, objective
         found.append(torch.autograd.grad(value, given)[0][0, 3].item())
     near = found[0] == pytest.approx(found[1], rel=1e-3 if weight > 3e-38 else 0.1)
     assert near or (found[0] == 0 and weight < 2e-38)
+
+
+@pytest.mark.parametrize("weight", [1e-8, 1e-12, 1e-20])
+@pytest.mark.parametrize("far", [1e3, 1e4, 1e5])
+def test_a_far_patch_of_next_to_no_weight_costs_no_eps(far: float, weight: float) -> None:
+    """float32's rounding of one potential is no reason to smooth the others."""
+    for _ in range(5):
+        x, y = features(1, 16, 8), features(1, 20, 8)
+        x[0, 3] *= far
+        a = torch.ones(1, 16)
+        a[0, 3] = weight
+        found, right = (solve_sample(x.to(dtype), y.to(dtype), a) for dtype in (F32, F64))
+        assert found.eps.item() == pytest.approx(right.eps.item(), rel=1e-3)
+        assert found.transport_cost.item() == pytest.approx(right.transport_cost.item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("reach", [None, 50.0])
+def test_an_eps_is_that_asked_for_whoever_wants_a_gradient(reach: float | None) -> None:
+    """One patch against many, of which one is near: nothing may move, but for rounding."""
+    for _ in range(10):
+        x, y = features(1, 1, 8), features(1, 49, 8)
+        y[0, 7] = x[0, 0] + 1e-2
+        b = weights(1, 49)
+        plain = solve_sample(x, y, None, b, reach=reach)
+        wanted = solve_sample(x, y, None, b.clone().requires_grad_(), reach=reach)
+        assert torch.equal(plain.eps, wanted.eps)
+
+
+def test_costs_far_beyond_a_reach() -> None:
+    """Nothing is moved, and the value says so."""
+    cost = 2242 + 208 * torch.rand(100, 4, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    b = torch.tensor([0.3, 0.9], dtype=F64)
+    result = solve(cost, None, b, reach=2.0, eps=0.5, eps_scale="absolute")
+    torch.testing.assert_close(result.entropic_cost, torch.full((100,), 2 * 1 + 2 * 1.2 + 0.5 * 1.2, dtype=F64))

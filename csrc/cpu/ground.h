@@ -118,10 +118,8 @@ struct Ground {
     x.set(map_offset(*x.view, b, 0), kept_x, n);
     y.set(map_offset(*y.view, b, g), kept_y, m);
     ld = padded<T>(m);
-    // Of a set with itself half of what is near 0 would be summed again.
-    const bool itself = x.view->data == y.view->data && x.map == y.map;
     by_products = sizeof(T) == 4 && params->patch == 1 && pair_of(params->metric) == Pair::difference &&
-                  params->C >= least_product_channels && !itself && products_are_faster();
+                  params->C >= least_product_channels && n > 0 && m > 0 && products_are_faster();
   }
 
   // v / (|x_i| |y_j|)
@@ -358,7 +356,10 @@ struct GroundGrad {
   bool by_products = false;
   Meeting* near = nullptr;   // pairs so near that a product's gradient cancels, of which there are few
   T* near_weight = nullptr;  // theirs, which the weights of all pairs are without
-  int64_t near_count = 0, most_near = 0;
+  int64_t near_count = 0;
+
+  // Of so many pairs; more are not worth a list.
+  static int64_t few_of(int64_t pairs) { return pairs / 64; }
 
   void reserve(Arena& arena, const CostParams& p, const FeatureView& grad_x, const FeatureView& grad_y) {
     x = grad_x;
@@ -369,9 +370,8 @@ struct GroundGrad {
     if (p.patch > 1) pixel_weight = arena.take<T>(px * padded<T>(py));
     transposed = arena.take<T>(py * padded<T>(px));
     gathered = arena.take<T>(p.C * padded<T>(px));
-    most_near = px * py / 64;
-    near = arena.take<Meeting>(most_near);
-    near_weight = arena.take<T>(most_near);
+    near = arena.take<Meeting>(few_of(px * py));
+    near_weight = arena.take<T>(few_of(px * py));
   }
 };
 
@@ -555,7 +555,7 @@ bool part_near(const Ground<T>& ground, GroundGrad<T>& work, T* W) {
     for (int64_t j = 0; j < m; ++j) any |= !(cost[j] >= least);
     for (int64_t j = 0; any && j < m; ++j) {
       if (cost[j] >= least) continue;
-      if (count == work.most_near) return false;
+      if (count == work.few_of(n * m)) return false;
       work.near[count++] = {int32_t(i), int32_t(j)};
     }
   }

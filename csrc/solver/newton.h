@@ -218,12 +218,13 @@ SFR_FN void undo_step(Plan<T>& plan) {
   plan.sync();
 }
 
-// What rounding of the potentials leaves of an error.
+// What rounding of the potentials leaves of an error. Patches of less than a millionth of the mass count for less.
 template <class T, template <class> class Plan>
 SFR_FN T rounding(Plan<T>& plan) {
   const auto size = [](const Marginal<T>& side, Index i, Vec<T>(&most)[1]) {
     const Vec<T> log = vabs<T>(kept(side, i, load(side.log() + i)));
-    most[0] = vmax<T>(most[0], load(side.sum() + i) > 0 ? log : Vec<T>{});
+    const Vec<T> share = load(side.sum() + i) * (T(1e6) / side.total);
+    most[0] = vmax<T>(most[0], share > 0 ? (share < 1 ? share * log : log) : Vec<T>{});
   };
   T of_rows[1], of_columns[1];
   plan.template reduce_rows<Max>(of_rows, [&](Index i, Vec<T>(&most)[1]) { size(plan.rows, i, most); });

@@ -190,8 +190,12 @@ SFR_FN CostRange<T> how_far_apart(Plan<T>& plan, const Spread<T>& spread, const 
       const T between = sqrt_of(below) * sqrt_of(apart);
       (spans(plan, spread, between) ? apart : below) = between;
     }
+    // Mass has further to go than to the nearest.
+    constexpr T further = 16;
+    apart = further * apart < far ? further * apart : far;
   }
-  return {apart, far, spread.others};
+  const bool reach = options.reach_a > 0 || options.reach_b > 0;  // all mass may stay or move
+  return {apart, far, reach ? T(1) : spread.others};
 }
 
 // What is this far below costs is 0 to any potential: nothing gets there.

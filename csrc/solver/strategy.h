@@ -15,8 +15,8 @@
 // anywhere, if they are short at first.
 //
 // Before a smaller eps, patches of little weight are brought near their marginals. Annealing begins without the costs
-// that seem to mean "never", and anew with more of them, and then all, where the error does not fall. The last larger
-// eps that was solved for is what solving goes back to where max_iter or rounding leaves the next one unsolved.
+// that seem to mean "never", and anew with them where the error does not fall. The last larger eps that was solved for
+// is what solving goes back to where max_iter leaves the next one unsolved.
 //
 // Where eps is small, mass moves as slowly from a start that is a little off as from none. Such a start is taken at the
 // least of the larger eps at which its error is small, and at the next where it does not lead on from there.
@@ -158,11 +158,12 @@ class SolverStrategy {
         newton_(options.method == Method::automatic && !options.symmetric),
         warm_(warm && newton_),
         fixed_(fixed),
+        holds_(!fixed && options.reach_a == 0 && options.reach_b == 0),
         spread_(apart.near),
         most_spread_(apart.far) {
-    // An error of a part of the mass that may move at all.
-    if (4 * apart.moved < 1)
-      rough_ = 4 * apart.moved * rough > tol_ ? 4 * apart.moved * rough : tol_ < rough ? tol_ : rough;
+    // An error of a part of the mass that may move at all, as far as tol and the type go.
+    const T finer = 4 * apart.moved * rough > finest ? 4 * apart.moved * rough : finest;
+    if (finer < rough) rough_ = finer > tol_ ? finer : tol_ < rough ? tol_ : rough;
     if (!warm_ && max_iter_ > 0) begin_annealing();
   }
 
@@ -204,11 +205,7 @@ class SolverStrategy {
     if (doubtful() && n_iter >= doubt_at_) {
       // Mass that gets no nearer to where it is missing has to pay what seemed to be too much.
       if (smallest_ > rough_ && smallest_ > seen_ * T(0.95) && n_iter < max_iter_) {
-        // Or has far to go among the others.
-        spread_ = widened_ || widen_by * spread_ > most_spread_ ? most_spread_ : widen_by * spread_;
-        widened_ = true;
-        seen_ = smallest_ = Number<T>::infinity;
-        doubt_at_ = n_iter + doubted_for;
+        spread_ = most_spread_;
         annealed_eps_ = 1;
         begin_annealing();
         return {Action::restart};
@@ -263,7 +260,8 @@ class SolverStrategy {
       }
       if (annealing_ && anneal(rounding, error)) return {Action::anneal};
       if (!(error > tol_) || n_iter >= last_) {
-        if (held_eps_ > annealed_eps_ && !(error <= rough_ || error <= tol_)) {
+        if (held_eps_ == annealed_eps_ * Rules<T>::anneal_by &&
+            !(error <= rough_ || error <= 10 * tol_ || error <= 16 * rounding())) {
           annealed_eps_ = held_eps_;
           last_ = n_iter;
           return {Action::retreat};
@@ -338,7 +336,6 @@ class SolverStrategy {
   static constexpr int64_t try_for = 100;             // iterations that one has there to lead on
   static constexpr T few = T(0.03);           // mean error of a patch in units of its own marginal, at a larger eps
   static constexpr int most_updates = 4;      // ... that are made for it
-  static constexpr T widen_by = 64;           // ratio of the costs that are left in, where it does not, to those before
   static constexpr int64_t doubted_for = 64;  // iterations in which the error is to fall where large costs are left out
   static constexpr T thrown_about = 1;       // error after a step that was cut patch by patch, and should not have been
   static constexpr int64_t corrections = 8;  // iterations after a Newton step
@@ -355,11 +352,7 @@ class SolverStrategy {
     if constexpr (factorises) hard_ = hard_ || (price > 0 && gate > 0 && n_iter >= given_up_);
     return hard() && n_iter >= resume_;
   }
-  // Costs that leave no eps near the problem's own to rounding are not to be paid, whatever the error does.
-  SFR_FN bool doubtful() const {
-    constexpr T payable = T(1e9) * most_rounding / Number<T>::epsilon;
-    return most_spread_ > spread_ && most_spread_ < payable;
-  }
+  SFR_FN bool doubtful() const { return most_spread_ > spread_ && finite(most_spread_); }
   SFR_FN int64_t patience() const {
     int64_t all = last();
     if (doubtful() && n_iter < doubt_at_ && doubt_at_ < all) all = doubt_at_;
@@ -406,7 +399,7 @@ class SolverStrategy {
     most_spread_ = spread_;
     const int64_t needed = hard() ? 10 * (1 + price) : 1;
     if (!fixed_ && (n_iter + needed > max_iter_ || rounding() * Rules<T>::anneal_by > most_rounding)) return false;
-    if (!fixed_ && error <= rough_) held_eps_ = annealed_eps_;
+    if (holds_ && error <= rough_) held_eps_ = annealed_eps_;
     annealed_eps_ /= Rules<T>::anneal_by;
     begin_eps(anneal_for);
     return true;
@@ -440,13 +433,13 @@ class SolverStrategy {
   bool updated_ = false;  // ... after an update
   bool tried_ = false;    // the start is to have led to the error wanted by iteration `until_`
   bool fixed_;
+  bool holds_;  // what is solved for; under a reach the error is one of the mass, of which there may be next to none
   T spread_, annealed_eps_ = 1;     // above 1: at eps times this
   T held_eps_ = 0;                  // the same of the last eps that was solved for
   T most_spread_;                   // where some costs were left out of it, the same with them
   int64_t doubt_at_ = doubted_for;  // iteration at which the error is to have fallen, where they were
   T seen_ = Number<T>::infinity;    // ... below this, which is the smallest then
   T smallest_ = Number<T>::infinity;
-  bool widened_ = false;            // more costs were left in, if not all
   bool annealing_ = false;          // a smaller eps is to follow
   bool uneven_ = false;             // small patches are further from their marginals than others
   int updates_ = 0;                 // in the log domain for them, at the present eps

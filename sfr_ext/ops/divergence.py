@@ -403,7 +403,7 @@ def _backward(
     if need.need_a and to_a is not None:
         grad_a += to_a
     if need.need_b and to_b is not None:
-        grad_b += fold_groups(to_b.view(*lead, -1), b)
+        grad_b += fold_groups(to_b.view(*lead, to_b.shape[-1]), b)
     if masses is not None:  # the same for every patch, but for those that are removed
         apart = grad * eps * masses
         if need.need_a and a is not None and options.reach_a:
