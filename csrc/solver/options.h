@@ -191,7 +191,7 @@ SFR_FN CostRange<T> how_far_apart(Plan<T>& plan, const Spread<T>& spread, const 
       (spans(plan, spread, between) ? apart : below) = between;
     }
     // Mass has further to go than to the nearest.
-    constexpr T further = 16;
+    constexpr T further = 4;
     apart = further * apart < far ? further * apart : far;
   }
   const bool reach = options.reach_a > 0 || options.reach_b > 0;  // all mass may stay or move
