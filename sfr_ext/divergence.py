@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from . import checks, ops
-from .transport import as_weights_want, ground
+from .transport import as_weights_of_pair_want, ground
 
 
 class SelfTerm(NamedTuple):
@@ -111,7 +111,7 @@ def divergence_between(
 ) -> ops.Divergence:
     """Values of the divergence."""
     given = (None, None) if teacher is None else _given(where, pair, costs, options, teacher)
-    options = as_weights_want(options, pair.a, pair.b, ops.compute_dtype(pair.x, pair.y))
+    options = as_weights_of_pair_want(options, pair)
     return ops.Divergence(*ops.divergence_forward(*pair, *given, *costs, *options, where))
 
 

@@ -298,17 +298,17 @@ def solved_between(
 ) -> ops.Solved:
     """What `ops.emd_forward` returns for features."""
     init_g = None if init is None else checked_init(where, init, pair, costs)
-    options = _as_weights_want(options, pair)
+    options = as_weights_of_pair_want(options, pair)
     return ops.Solved(*ops.emd_forward(*pair, init_g, *costs, *options, where)[:-1])
 
 
 def value_between(where: str, pair: ops.Pair, costs: ops.Ground, options: ops.SolverOptions, objective: str) -> Tensor:
     """What `ops.emd_value` returns for features."""
     which = ops.Solved._fields.index(objective)
-    return ops.emd_value(pair, costs, _as_weights_want(options, pair), where, which)
+    return ops.emd_value(pair, costs, as_weights_of_pair_want(options, pair), where, which)
 
 
-def _as_weights_want(options: ops.SolverOptions, pair: ops.Pair) -> ops.SolverOptions:
+def as_weights_of_pair_want(options: ops.SolverOptions, pair: ops.Pair) -> ops.SolverOptions:
     if pair.a is None and pair.b is None:
         return options
     return as_weights_want(options, pair.a, pair.b, ops.compute_dtype(pair.x, pair.y))

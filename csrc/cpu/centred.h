@@ -20,19 +20,14 @@ namespace sfr::cpu::SFR_ISA {
 // Channels below which a centre, and what follows the sums, take longer than products gain.
 constexpr int64_t least_product_channels = 32;
 
-// The teacher's channels at the centre.
+// A panel less the first pixel of each row of `centre`, into `out`; either may be the panel itself.
 template <class T>
-void read_centre(const T* panel, int64_t ld, int64_t channels, T* centre) {
-  for (int64_t c = 0; c < channels; ++c) centre[c] = panel[c * ld];
-}
-
-// A panel less the centre into `out`, which may be where it is.
-template <class T>
-void subtract_centre(const T* panel, int64_t ld, int64_t pixels, int64_t channels, const T* centre, T* out,
-                     int64_t ld_out) {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t p = 0; p < pixels; p += lanes<T>)
-      store(out + c * ld_out + p, load(panel + c * ld + p) - splat(centre[c]));
+void subtract_centre(const T* panel, int64_t ld, int64_t pixels, int64_t channels, const T* centre, int64_t ld_centre,
+                     T* out, int64_t ld_out) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const Vec<T> first = splat(centre[c * ld_centre]);
+    for (int64_t p = 0; p < pixels; p += lanes<T>) store(out + c * ld_out + p, load(panel + c * ld + p) - first);
+  }
 }
 
 // Where a pixel of x meets a vector of y.

@@ -32,7 +32,7 @@ struct Side {
   uint8_t* unused = nullptr;      // [pixels] 1 where no kept patch covers a pixel (patch > 1); such a pixel reads as 0
   T* squares = nullptr;           // [ld] |pixel|^2 (cosine; less the centre: distances by products)
   T* inverse = nullptr;           // [padded patches] 1 / |patch|, 0 for 0 (cosine)
-  T* own = nullptr;               // [ld] coefficient of the pixel itself in its gradient (cosine)
+  T* own = nullptr;               // [ld] coefficient of the pixel itself in its gradient (cosine, products)
 
   // `last`: offset of the last map.
   void reserve(Arena& arena, const FeatureView& features, int64_t last, const CostParams& p) {
@@ -166,10 +166,9 @@ void add_squares(const Side<T>& side, Panel<T> panel, int64_t channels, bool fir
 template <class T>
 void centre_panels(const Side<T>& x, const Side<T>& y, int64_t channels, Panel<T>& of_x, Panel<T>& of_y, T* x_copy,
                    T* y_copy) {
-  T centre[panel_channels];
-  read_centre(of_y.data, of_y.ld, channels, centre);
-  subtract_centre(of_x.data, of_x.ld, x.pixels.count, channels, centre, x_copy, x.ld);
-  subtract_centre(of_y.data, of_y.ld, y.pixels.count, channels, centre, y_copy, y.ld);
+  // The teacher's last: it holds the centre.
+  subtract_centre(of_x.data, of_x.ld, x.pixels.count, channels, of_y.data, of_y.ld, x_copy, x.ld);
+  subtract_centre(of_y.data, of_y.ld, y.pixels.count, channels, of_y.data, of_y.ld, y_copy, y.ld);
   of_x = {x_copy, x.ld};
   of_y = {y_copy, y.ld};
 }

@@ -93,12 +93,11 @@ def differentiable(
     eager: Any = type(name, (Eager,), {"__module__": __name__})
 
     def call(*inputs: Any) -> Any:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if _recorded():
             return registered(*inputs)
-        # Private names, the same since torch 2.1: nothing public tells.
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if _transformed():
             return transformed.apply(*inputs)
-        if torch._C._len_torch_dispatch_stack() or not _plain(inputs):
+        if not _plain(inputs):
             return registered(*map(_unwrapped, inputs))
         if not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in inputs[:tensors]):
             return operator.function(*operator.split(inputs))
@@ -112,11 +111,16 @@ def differentiable(
 
 def on_plain_tensors(*inputs: Any) -> bool:
     """Whether neither a compiler, nor a transform, nor a dispatch mode looks on, and all are what they look like."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return False
-    return not torch._C._len_torch_dispatch_stack() and _plain(inputs)
+    return not _recorded() and not _transformed() and _plain(inputs)
+
+
+def _recorded() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _transformed() -> bool:
+    # Private names, the same since torch 2.1: nothing public tells.
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _unwrapped(value: Any) -> Any:
@@ -130,11 +134,12 @@ _PLAIN = frozenset((Tensor, Parameter, type(None), bool, int, float, str))
 
 
 def _plain(inputs: tuple[Any, ...]) -> bool:
-    """Whether all are what they look like: no subclass of a tensor, no symbol for a number, memory behind them.
+    """Whether all are what they look like: no subclass of a tensor, no symbol for a number, memory behind them; and no
+    dispatch mode looks on.
 
     A view may also stand for the negative of what its memory holds; the dispatcher resolves that.
     """
-    if not _PLAIN.issuperset(map(type, inputs)):
+    if torch._C._len_torch_dispatch_stack() or not _PLAIN.issuperset(map(type, inputs)):
         return False
     for value in inputs:
         if not isinstance(value, Tensor):

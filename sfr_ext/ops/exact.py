@@ -16,7 +16,7 @@ from .contracts import (
     ExactSaved,
     ExactSolved,
 )
-from .derivatives import differentiable, on_plain_tensors
+from .derivatives import differentiable
 from .gradients import NeedGiven, fold_groups, named, nothing, weight_gradients
 from .launch import run
 from .operator import Operator
@@ -158,12 +158,4 @@ def exact_plan(rows: Tensor, columns: Tensor, mass: Tensor, n: int, m: int) -> T
     f, g = mass.new_empty((*mass.shape[:2], n)), mass.new_empty((*mass.shape[:2], m))  # not looked at
     ones = mass.new_ones(mass.shape[:2])
     saved, need = ExactSaved(f, g, rows, columns, mass), NeedGiven(True, False, False)
-    # It has no gradient: on plain tensors autograd need not hear of it.
-    backward = _backward if on_plain_tensors(rows, columns, mass) else _backward_by_operator
-    return backward(ones, None, None, None, saved, ExactOptions(), need)[0]
-
-
-def _backward_by_operator(ones: Tensor, *others: Any) -> Gradients:
-    *given, saved, options, need = others
-    found: Gradients = exact_backward(ones, *given, *saved, *options, *need)
-    return found
+    return exact_backward(ones, None, None, None, *saved, *ExactOptions(), *need)[0]
