@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import OBJECTIVES, features, weights
+from cases import METRICS, OBJECTIVES, features, weights
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
@@ -89,6 +89,65 @@ def test_jacrev(of: str) -> None:
     outputs = functions[of](leaf)
     rows = [torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in outputs.flatten()]
     same(jacrev(functions[of])(x), torch.stack(rows).view(*outputs.shape, *x.shape))
+
+
+ONE_BATCH_OF_ONE = {
+    **{metric: lambda x, y, metric=metric: cost_matrix(x, y, metric=metric) for metric in METRICS},
+    "groups": lambda x, y: cost_matrix(x, torch.stack([y, 2 * y, -y], 1)),
+    "windows": lambda x, y: cost_matrix(*(z.mT.reshape(1, 3, 2, 2) for z in (x, y[:, :4])), patch_size=2),
+    **{objective: lambda x, y, objective=objective: emd_l2(x, y, objective=objective) for objective in OBJECTIVES},
+    "divergence of groups": lambda x, y: emd_l2(
+        x, torch.stack([y, 2 * y], 1), objective="divergence", reduction="none"
+    ),
+    "exact": lambda x, y: emd_l2(x, y, solver="exact"),
+    "exact of groups": lambda x, y: emd_l2(x, torch.stack([y, 2 * y], 1), solver="exact", reduction="none"),
+    "solve": lambda x, y: solve(cost_matrix(x, y)).entropic_cost,
+    "solve exactly": lambda x, y: solve(cost_matrix(x, y), solver="exact").transport_cost,
+    "weights": lambda x, y: solve_sample(x, y, x[..., 0].square(), y[..., 1].square()).transport_cost,
+    "plan": lambda x, y: solve_sample(x, y).plan,
+    "barycentric": lambda x, y: solve_sample(x, y).barycentric(y),
+    "directions": lambda x, y: self_feature_loss([x.reshape(1, 3, 2, 2), y[:, :4].reshape(1, 6, 2, 1)]),
+}
+
+
+@pytest.mark.parametrize("of", ONE_BATCH_OF_ONE)
+def test_all_rows_at_once_of_a_batch_of_one(of: str) -> None:
+    """What forward kept is then the same for all rows: expanded, a batch of one stays a view."""
+    torch.manual_seed(0)
+    x, y = features(1, 4, 3, dtype=F64), features(1, 5, 3, dtype=F64)
+    values = ONE_BATCH_OF_ONE[of](x, y).numel()
+    scale = torch.linspace(1, 2, 7, dtype=F64)
+
+    def call(x: Tensor) -> Tensor:
+        return ONE_BATCH_OF_ONE[of](x, y)
+
+    row_by_row = torch.autograd.functional.jacobian(call, x)
+    same(jacrev(call)(x), row_by_row)
+    if values == 1:
+        same(
+            vmap(lambda s: grad(lambda x: s * call(x).sum())(x))(scale),
+            torch.stack([s * row_by_row for s in scale]).view(-1, *x.shape),
+        )
+    leaf = x.clone().requires_grad_()
+    outputs = call(leaf)
+    rows = torch.eye(values, dtype=F64).view(values, *outputs.shape)
+    found = vmap(lambda row: torch.autograd.grad(outputs, leaf, row, retain_graph=True)[0])(rows)
+    same(found.view(row_by_row.shape), row_by_row)
+
+
+def test_operators_take_what_was_kept_with_any_strides() -> None:
+    def spread(value: object) -> object:
+        return torch.stack([value, value], -1)[..., 0] if isinstance(value, Tensor) else value
+
+    torch.manual_seed(0)
+    for of in ONE_BATCH_OF_ONE:
+        leaf = features(1, 4, 3, dtype=F64).requires_grad_()
+        y = features(1, 5, 3, dtype=F64)
+        found = []
+        for hook in (lambda kept: kept, spread):
+            with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, hook):
+                found += torch.autograd.grad(ONE_BATCH_OF_ONE[of](leaf, y).square().sum(), leaf)
+        assert torch.equal(*found), of
 
 
 def test_hessian_by_jacrev_twice() -> None:

@@ -13,7 +13,7 @@ from .derivatives import differentiable, second_derivatives
 from .gradients import feature_gradients, named
 from .launch import run
 from .operator import Operator
-from .views import Ground, compute_dtype, cost_params, patch_grids, problems, view_of
+from .views import Ground, compute_dtype, cost_params, dense, patch_grids, problems, view_of
 
 
 class Features(NamedTuple):
@@ -58,7 +58,7 @@ def _backward(grad_cost: Tensor, cost: Tensor, features: Features, ground: Groun
     view = view_of(features.x)
     grad_x, grad_y = map(view, named(gradients, need))
     problem = cost_params(*features, ground, cost.dtype)
-    run("cost_backward", cost, CostBackwardParams(problem, cost, grad_cost.contiguous(), grad_x, grad_y))
+    run("cost_backward", cost, CostBackwardParams(problem, dense(cost), dense(grad_cost), grad_x, grad_y))
     return gradients
 
 

@@ -213,7 +213,10 @@ def second_derivatives(
 def folded(
     function: Callable[..., Any], count: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    """``function`` with an axis of ``count`` more on some inputs, folded into the batch; what is shared is expanded."""
+    """``function`` with an axis of ``count`` more on some inputs, folded into the batch; what is shared is expanded.
+
+    A batch of one stays a view of what is expanded.
+    """
 
     def in_front(value: Any, dim: int | None) -> Any:
         if not isinstance(value, Tensor):

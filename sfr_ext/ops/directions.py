@@ -12,7 +12,7 @@ from .contracts import DTYPES, DirectionsBackwardParams, DirectionsForwardParams
 from .derivatives import differentiable, second_derivatives
 from .launch import on_cpu, run
 from .operator import Operator
-from .views import feature_view
+from .views import dense, feature_view
 
 
 class Grid(NamedTuple):
@@ -67,7 +67,8 @@ def _forward(x: Tensor, grid: Grid) -> Directions:
 @BACKWARD.kernel_on("CPU")
 def _backward(grad: Tensor, x: Tensor, directions: Tensor, inverse: Tensor, grid: Grid) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    run("directions_backward", x, DirectionsBackwardParams(_problem(out, grid), directions, inverse, grad.contiguous()))
+    given = map(dense, (directions, inverse, grad))
+    run("directions_backward", x, DirectionsBackwardParams(_problem(out, grid), *given))
     return out
 
 

@@ -30,7 +30,18 @@ from .gradients import NeedPair, fold_groups, named, pair_gradients
 from .launch import run
 from .operator import Operator
 from .solved import VALUES, Saved, Upstream, again, room, saved
-from .views import Ground, Pair, compute_dtype, cost_params, dense, patch_grids, problems, view_of, weight_view
+from .views import (
+    Ground,
+    Pair,
+    all_dense,
+    compute_dtype,
+    cost_params,
+    dense,
+    patch_grids,
+    problems,
+    view_of,
+    weight_view,
+)
 from .weights import check_status
 
 
@@ -178,8 +189,9 @@ def features_backward(
     """Calls the backward kernel. ``grad_eps``: upstream, of the eps that was used; ``grad_eps_given``: out."""
     gradients = pair_gradients(pair, saved.f, saved.g, need)
     grad_x, grad_y, grad_a, grad_b = named(gradients, need)
+    saved = all_dense(saved)
     solve = SolveGrad(
-        solve=Solve(again(saved), options, weight_view(pair.a), weight_view(pair.b), eps_given),
+        solve=Solve(again(saved), options, weight_view(pair.a), weight_view(pair.b), dense(eps_given)),
         grad_transport=dense(upstream.grad_transport),
         grad_entropic=dense(upstream.grad_entropic),
         grad_eps=dense(grad_eps),
@@ -187,7 +199,7 @@ def features_backward(
         grad_b=grad_b,
         grad_eps_given=grad_eps_given,
     )
-    run_backward(pair, ground, solve, some(cost), grad_x, grad_y, saved.f.dtype)
+    run_backward(pair, ground, solve, dense(some(cost)), grad_x, grad_y, saved.f.dtype)
     return *gradients[:2], fold_groups(gradients[2], pair.a), fold_groups(gradients[3], pair.b)
 
 

@@ -81,6 +81,7 @@ class emd_forward(torch.autograd.Function):  # by this name tensors show where t
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *pair, outputs, cost = ctx.saved_tensors
+        outputs, cost = dense(outputs), dense(cost)
         pull = _pull if on_plain_tensors(grad) and not torch.is_grad_enabled() else _pull_by_operator
         return (*pull(Pair(*pair), ctx.task, outputs, cost, grad, ctx.needs_input_grad[:4]), None)
 

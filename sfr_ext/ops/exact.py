@@ -21,7 +21,7 @@ from .gradients import NeedGiven, fold_groups, named, nothing, weight_gradients
 from .launch import run
 from .operator import Operator
 from .solved import Given, room
-from .views import compute_dtype, cost_view, weight_view
+from .views import all_dense, compute_dtype, cost_view, dense, weight_view
 from .weights import check_status
 
 FORWARD = Operator("exact_forward", ExactSolved, given=Given, options=ExactOptions, caller="str")
@@ -86,8 +86,8 @@ def _backward(
     grad_cost, grad_a, grad_b = named(gradients, need)
     params = ExactBackwardParams(
         problem=_problem(saved.f, saved.g, a, b, options),
-        saved=saved,
-        grad_value=grad_value.contiguous(),
+        saved=all_dense(saved),
+        grad_value=dense(grad_value),
         grad_cost=grad_cost,
         grad_a=grad_a,
         grad_b=grad_b,

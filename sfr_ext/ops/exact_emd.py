@@ -24,7 +24,18 @@ from .gradients import NeedPair, fold_groups, named, pair_gradients
 from .launch import on_cpu, run
 from .operator import Operator
 from .solved import room
-from .views import Ground, Pair, compute_dtype, cost_params, patch_grids, problems, view_of, weight_view
+from .views import (
+    Ground,
+    Pair,
+    all_dense,
+    compute_dtype,
+    cost_params,
+    dense,
+    patch_grids,
+    problems,
+    view_of,
+    weight_view,
+)
 from .weights import check_status
 
 FORWARD = Operator("exact_emd_forward", ExactSolved, pair=Pair, ground=Ground, options=ExactOptions, caller="str")
@@ -83,8 +94,8 @@ def _backward(
         a=weight_view(pair.a),
         b=weight_view(pair.b),
         options=options,
-        saved=saved,
-        grad_value=grad_value.contiguous(),
+        saved=all_dense(saved),
+        grad_value=dense(grad_value),
         grad_x=view(grad_x),
         grad_y=view(grad_y),
         grad_a=grad_a,

@@ -23,7 +23,7 @@ from .gradients import NeedGiven, named, nothing, weight_gradients
 from .launch import run
 from .operator import Operator
 from .solved import VALUES, Given, Saved, Upstream, again, room, saved
-from .views import compute_dtype, cost_view, dense, weight_view
+from .views import all_dense, compute_dtype, cost_view, dense, weight_view
 from .weights import check_status
 
 FORWARD = Operator("sinkhorn_forward", Solved, given=Given, init_g="Tensor?", options=SolverOptions, caller="str")
@@ -77,7 +77,7 @@ def _backward(upstream: Upstream, given: Given, saved: Saved, options: SolverOpt
     gradients = _gradients(upstream, given, saved, options, need)
     grad_cost, grad_a, grad_b = named(gradients, need)
     solve = SolveGrad(
-        solve=Solve(again(saved), options, weight_view(given.a), weight_view(given.b)),
+        solve=Solve(again(all_dense(saved)), options, weight_view(given.a), weight_view(given.b)),
         grad_transport=dense(upstream.grad_transport),
         grad_entropic=dense(upstream.grad_entropic),
         grad_eps=None,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from .contracts import DTYPES, CostParams, CostView, FeatureView, Metric, WeightView
+
+List = TypeVar("List", bound=tuple[Any, ...])
+Maybe = TypeVar("Maybe", Tensor, Tensor | None)
 
 
 class Pair(NamedTuple):
@@ -70,9 +73,14 @@ def cost_view(cost: Tensor) -> CostView:
     return CostView(cost, DTYPES[cost.dtype], *cost.stride())
 
 
-def dense(tensor: Tensor | None) -> Tensor | None:
+def dense(tensor: Maybe) -> Maybe:
     """As kernels want what they are given no strides of."""
-    return None if tensor is None else tensor.contiguous()
+    return tensor if tensor is None else tensor.contiguous()
+
+
+def all_dense(tensors: List) -> List:
+    """The same for a list, such as of what forward saved: a transform or a hook may give it back with other strides."""
+    return type(tensors)(*map(dense, tensors))
 
 
 def problems(x: Tensor, y: Tensor) -> tuple[int, ...]:
