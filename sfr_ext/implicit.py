@@ -86,8 +86,10 @@ def solution(
     # The potentials that were returned are those of the centred costs, and so are these scalings.
     exponent = torch.where(flat[..., None, None], 0.0, (cost - centre[..., None, None]) / per_pair)
     log_a, log_b = _log(a), _log(b)
+    # Where all costs are equal potentials hold their mean, and the plan is that of the weights.
+    mean_f, mean_g = (torch.where(flat[..., None], h, 0.0).detach() for h in (f, g))
     with torch.no_grad():
-        p, q = f / per_side + log_a, g / per_side + log_b
+        p, q = (f - mean_f) / per_side + log_a, (g - mean_g) / per_side + log_b
     half, shift = centre[..., None] / 2, shift[..., None]
     centre_f, centre_g = half + shift, half - shift
     s_a, s_b = (per_side / reach if reach else None for reach in (problem.reach_a, problem.reach_b))
@@ -95,8 +97,8 @@ def solution(
     target_q = log_b if s_b is None else (1 + s_b) * log_b - centre_g / problem.reach_b
     p, q = _Scalings.apply(exponent, target_p, target_q, s_a, s_b, kept, p, q)
     plan = _plan(p, q, exponent, kept)
-    f = torch.where(a > 0, per_side * (p - log_a) + centre_f, 0.0)
-    g = torch.where(b > 0, per_side * (q - log_b) + centre_g, 0.0)
+    f = torch.where(a > 0, per_side * (p - log_a) + centre_f + mean_f, 0.0)
+    g = torch.where(b > 0, per_side * (q - log_b) + centre_g + mean_g, 0.0)
     return Solution(plan, f, g, eps, a, b, kept)
 
 
@@ -114,7 +116,7 @@ def costs(
     x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, metric: str, patch_size: int, matrix: CostMatrix
 ) -> Tensor:
     """Costs of features, by a function such as `sfr_ext.cost_matrix`, with other pixels in place of those that no kept
-    patch has: 0, or, of the teacher, what the first kept patch has, from which the CPU may count (csrc/cpu/centred.h).
+    patch has: 0, or, of the teacher, what the first kept patch has, from which distances may count (csrc/ground/products.h).
 
     Nothing follows from those, but a gradient of 0 times a NaN would be NaN.
     """

@@ -987,3 +987,31 @@ def test_costs_far_beyond_a_reach() -> None:
     b = torch.tensor([0.3, 0.9], dtype=F64)
     result = solve(cost, None, b, reach=2.0, eps=0.5, eps_scale="absolute")
     torch.testing.assert_close(result.entropic_cost, torch.full((100,), 2 * 1 + 2 * 1.2 + 0.5 * 1.2, dtype=F64))
+
+
+SLOW_UNDER_A_REACH = {
+    # cost, a, b, eps, reach: Newton steps are right in direction and too long
+    "two": ([[0.774, 0.796], [0.975, 0.534]], (0.4086, 0.5914), (0.4392, 0.5608), 0.01, 5.0),
+    "three": (
+        [[0.435, 0.455], [0.66, 0.495], [1.109, 0.888]],
+        (0.1142857, 0.3142857, 0.5714286),
+        (0.1170213, 0.8829787),
+        0.003,
+        10.0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("two", torch.float32), ("two", torch.float64), ("three", torch.float64)])
+def test_a_reach_of_some_times_the_costs(name: str, dtype: torch.dtype) -> None:
+    cost, a, b, eps, reach = SLOW_UNDER_A_REACH[name]
+    given = [torch.tensor(z, dtype=dtype) for z in (cost, a, b)]
+    given[0].requires_grad_()
+    result = solve(*given, eps=eps, reach=reach)
+    assert result.converged and result.n_iter < 400
+    right = [torch.tensor(z, dtype=torch.float64) for z in (cost, a, b)]
+    right[0].requires_grad_()
+    reference = solve(*right, eps=eps, reach=reach, tol=1e-12, max_iter=100_000)
+    assert reference.converged
+    ours, theirs = (torch.autograd.grad(r.transport_cost, z[0])[0] for r, z in ((result, given), (reference, right)))
+    assert (ours - theirs).norm() < 2e-3 * theirs.norm()

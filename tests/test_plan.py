@@ -104,6 +104,29 @@ def test_equal_costs_and_removed_patches() -> None:
     assert torch.equal(ours, expected) and ours[0, :, :2].abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("cost", "a", "b", "dtype"),
+    [
+        ([[0.0, 1.0], [2.0, 5.0]], (1.0, 1e-16), (1e-16, 1.0), torch.float32),
+        ([[0.0, 1.0], [2.0, 5.0]], (1.0, 1e-40), (1e-40, 1.0), torch.float64),
+        ([[1e9, 1e9 + 128], [1e9 + 128, 1e9]], (0.5, 0.5), (0.25, 0.75), torch.float32),
+        ([[1e18, 1e18 + 256], [1e18 + 256, 1e18]], (0.5, 0.5), (0.25, 0.75), torch.float64),
+        ([[7.0, 7.0], [7.0, 7.0]], (0.5, 0.5), (0.25, 0.75), torch.float32),
+    ],
+)
+def test_costs_that_are_equal_but_for_rounding(cost: Any, a: Any, b: Any, dtype: torch.dtype) -> None:
+    """Any plan is optimal within rounding: that of the weights is meant. Potentials hold the mean."""
+    given = torch.tensor(cost, dtype=dtype, requires_grad=True)
+    result = solve(given, torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype))
+    product = torch.outer(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64))
+    assert result.eps == 0 and result.converged
+    torch.testing.assert_close(result.plan.double(), product, rtol=1e-6, atol=1e-30)
+    value = (product * torch.tensor(cost, dtype=torch.float64)).sum()
+    torch.testing.assert_close(result.transport_cost.double(), value, rtol=1e-6, atol=0)
+    (gradient,) = torch.autograd.grad(result.transport_cost, given)
+    torch.testing.assert_close(gradient.double(), product, rtol=1e-6, atol=1e-30)
+
+
 def test_nan_stays_in_its_own_problem() -> None:
     cost = torch.rand(2, 4, 5)
     cost[1, 0, 0] = torch.nan

@@ -406,6 +406,37 @@ def test_a_factorised_step_that_was_cut_leads_on_in_longer_ones_while_nothing_ge
     assert s.next(0.6).longest == 4  # no shorter
 
 
+def test_factorised_steps_that_lead_in_circles_get_shorter(strategy) -> None:
+    s = hard(strategy)
+    for _ in range(4):  # the error rises and falls; what leads there is kept
+        s.stepped(cut=True, n=21, factorised=True)
+        step = s.next(0.6)
+        assert step.action == "newton" and step.longest == 4
+        s.stepped(cut=True, n=21, factorised=True)
+        assert s.next(0.4).longest == 8
+        s.stepped(cut=True, n=21, factorised=True)
+        assert s.next(0.6).action == "undo" and s.next(0.4).longest == 4
+    s.stepped(cut=True, n=21, factorised=True)
+    assert s.next(0.6).action == "undo"
+    assert s.next(0.4).longest == 1
+
+
+def test_a_factorised_step_that_failed_is_followed_by_shorter_ones(strategy) -> None:
+    s = hard(strategy)
+    for longest in (1, 0.25):
+        s.stepped(n=21, factorised=True)
+        assert s.next(0.5).action == "undo"
+        step = s.next(0.4)
+        assert step.action == "newton" and step.longest == longest
+    s.stepped(n=21, factorised=True)
+    assert s.next(0.5).action == "undo"
+    assert s.next(0.4).action == "iterate"
+    far = hard(strategy, spread=1e5)
+    far.stepped(n=21, factorised=True)
+    assert far.next(0.5).action == "undo"
+    assert far.next(0.4).action == "iterate"
+
+
 def test_the_last_factorised_step_is_judged_as_any_other(strategy) -> None:
     s = hard(strategy)
     s.n_iter = 985  # there is no room for another
@@ -478,7 +509,7 @@ def test_what_is_not_solved_goes_back_to_the_last_eps_that_was(strategy) -> None
 
 @pytest.mark.parametrize(
     ("error", "options", "rounding"),
-    [(0.002, {}, 0.0), (0.1, {"fixed": True}, 0.0), (0.1, {}, 0.01), (0.1, {"tol": 0.02}, 0.0)],
+    [(0.002, {}, 0.0), (0.1, {"fixed": True}, 0.0), (0.08, {}, 0.01), (0.1, {"tol": 0.02}, 0.0)],
 )
 def test_what_is_as_good_or_of_a_given_eps_stays(strategy, error: float, options: Any, rounding: float) -> None:
     s = at_the_last_eps(strategy, **options)
@@ -486,6 +517,21 @@ def test_what_is_as_good_or_of_a_given_eps_stays(strategy, error: float, options
     s.iterated("ended", 30)
     assert s.next(error, exact=False, rounding=rounding).action == "evaluate"
     assert s.next(error, rounding=rounding).action == "finish" and s.annealed_eps == 1
+
+
+@pytest.mark.parametrize(("error", "goes_back"), [(0.1, False), (0.3, True), (math.nan, True)])
+def test_an_error_that_costs_more_than_a_larger_eps_goes_back_further(strategy, error: float, goes_back: bool) -> None:
+    """Costs are 48 eps apart: mass that is off costs as much; the eps that was solved for is 4 times as large."""
+    s = strategy(spread=48.0, max_iter=1500)
+    s.next(0.5)
+    assert s.iterated("reached", 10) == "columns" and s.held_eps == 4
+    s.next(0.5)
+    assert s.iterated("ended", 1000) == "columns" and s.annealed_eps == 1 and s.held_eps == 4
+    s.next(0.5)
+    s.iterated("ended", 490)
+    step = s.next(error, exact=False, rounding=0.1)
+    assert step.action == ("retreat" if goes_back else "evaluate") and s.annealed_eps == (4 if goes_back else 1)
+    assert s.next(0.3 if goes_back else error, rounding=0.1).action == "finish"  # once
 
 
 def test_nothing_is_held_where_an_eps_was_left_unsolved(strategy) -> None:

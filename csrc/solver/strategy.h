@@ -231,8 +231,10 @@ class SolverStrategy {
         // The direction is right, wherever it leads at first: on, and in longer steps while nothing gets worse.
         const bool worse = error > before_ * T(1.05), longer = longest_ > shortest;
         if (!worse && longest_ < farthest) longest_ *= 2;
-        if (worse) longest_ = shortest;
-        if (worse && longer) return {Action::undo};
+        if (worse && !longer) ++worsened_;
+        const bool circles = worse && worsened_ > most_worsened && longest_ > least_step;
+        if (worse) longest_ = circles && !longer ? longest_ / 4 : shortest;
+        if (worse && (longer || circles)) return {Action::undo};
         lowest_ = Number<T>::infinity;
       } else if (good) {
         if (cut_ && longest_ < farthest) longest_ *= 2;
@@ -241,6 +243,8 @@ class SolverStrategy {
           longest_ = shortest;
         } else if (precision_ > finest && !cut_ && !hard()) {
           precision_ *= T(1e-2);
+        } else if (hard() && longest_ > least_step && spread_ < nearby) {
+          longest_ /= 4;
         } else {
           if (rest_ > 64 && before_ < 4 * rounding()) last_ = n_iter;
           resume_ = n_iter + rest_;
@@ -260,9 +264,9 @@ class SolverStrategy {
       }
       if (annealing_ && anneal(rounding, error)) return {Action::anneal};
       if (!(error > tol_) || n_iter >= last_) {
-        if (held_eps_ == annealed_eps_ * Rules<T>::anneal_by &&
-            !(error <= rough_ || error <= 10 * tol_ || error <= 16 * rounding())) {
+        if (!(error <= rough_ || error <= 10 * tol_) && held_is_better(error, rounding)) {
           annealed_eps_ = held_eps_;
+          held_eps_ = 0;
           last_ = n_iter;
           return {Action::retreat};
         }
@@ -340,9 +344,11 @@ class SolverStrategy {
   static constexpr T thrown_about = 1;       // error after a step that was cut patch by patch, and should not have been
   static constexpr int64_t corrections = 8;  // iterations after a Newton step
   static constexpr T finest = is_single<T> ? T(1e-5) : T(1e-10);  // precision of a Newton step
-  // ... and how far one may go where such parts are far from others.
-  static constexpr T shortest = Rules<T>::longest_step, farthest = 64;
-  static constexpr int most_scaled = 8;  // plans in a row that are scaled ones
+  // ... and how far one may go where such parts are far from others, and, factorised, where the shortest goes too far.
+  static constexpr T shortest = Rules<T>::longest_step, farthest = 64, least_step = T(0.25);
+  static constexpr T nearby = 16384;       // spread above which such short steps lead nowhere
+  static constexpr int most_worsened = 4;  // short steps that may raise the error at one eps: more lead in circles
+  static constexpr int most_scaled = 8;    // plans in a row that are scaled ones
 
   SFR_FN bool hard() const { return factorises && hard_; }
   SFR_FN T tolerance() const { return annealing_ ? rough_ : tol_; }
@@ -351,6 +357,13 @@ class SolverStrategy {
   SFR_FN bool given_up(T gate) {
     if constexpr (factorises) hard_ = hard_ || (price > 0 && gate > 0 && n_iter >= given_up_);
     return hard() && n_iter >= resume_;
+  }
+  // Whether the last eps that was solved for is worth more than an error at the present one: if it is the next larger
+  // one, and if mass that is off may be further off, since costs are that far apart.
+  template <class Rounding>
+  SFR_FN bool held_is_better(T error, Rounding&& rounding) const {
+    if (held_eps_ == annealed_eps_ * Rules<T>::anneal_by && !(error <= 16 * rounding())) return true;
+    return held_eps_ > 0 && !(error * spread_ <= 2 * held_eps_);
   }
   SFR_FN bool doubtful() const { return most_spread_ > spread_ && finite(most_spread_); }
   SFR_FN int64_t patience() const {
@@ -416,7 +429,7 @@ class SolverStrategy {
     longest_ = shortest;
     rest_ = 16;
     before_ = lowest_ = Number<T>::infinity;
-    updates_ = 0;
+    updates_ = worsened_ = 0;
     reached_ = stepped_ = correcting_ = false;
   }
 
@@ -448,6 +461,7 @@ class SolverStrategy {
   int64_t until_ = 0;               // iteration at which the present eps is left
   T precision_ = T(1e-2);           // of the next Newton step
   T longest_ = shortest;            // ... and how far it may go
+  int worsened_ = 0;                // such steps that raised the error, and were kept
   int64_t rest_ = 16, resume_ = 0;  // no Newton step before iteration `resume_`
   T before_ = Number<T>::infinity;  // error before the last Newton step, or the last symmetric iterations
   T lowest_ = Number<T>::infinity;  // error after the best of them
