@@ -43,17 +43,17 @@ def double(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def costs_are_as_near_as_those_of_differences() -> None:
+def costs_are_as_near_as_those_of_differences(most: float = 8e-7) -> None:
     for name, x, y in pairs():
         right = double(x, y)
         for layout in ("tokens", "maps"):
             given = (x, y) if layout == "tokens" else (z.mT.unsqueeze(-1).contiguous() for z in (x, y))
             found = cost_matrix(*given).double()
             # float32's differences come to 3e-7.
-            assert ((found - right).abs() <= 8e-7 * right).all(), (name, layout, ((found - right) / right).abs().max())
+            assert ((found - right).abs() <= most * right).all(), (name, layout, ((found - right) / right).abs().max())
         squared = cost_matrix(x, y, metric="sqeuclidean").double()
         finite = squared.isfinite()
-        assert ((squared - right.square())[finite].abs() <= 1.6e-6 * right.square()[finite] + 1e-38).all(), name
+        assert ((squared - right.square())[finite].abs() <= 2 * most * right.square()[finite] + 1e-38).all(), name
 
 
 def gradients_are_those_of_float64() -> None:

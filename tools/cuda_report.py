@@ -39,6 +39,7 @@ ALLOWED: dict[str, str] = {
     "quotient *": "float64's, compiled with less effort; float's is inlined",
     "solve_and_write<float, float> *": "the exact solver in one; its scans have no local access (budgets.toml)",
     "transport_forward<float, any> *": "beside the solver's loops, which have no local access (tests/gpu_model)",
+    "transport_backward<float, any> *": "some bytes, once each",
     "read_weights<float, any> *": "a store of 4 bytes",
     "ground_forward<float, any> sm_120": "between tiles of a map; the assembler needs none on sm_75",
     "emd_gradients<float, any> sm_120": "a panel on its way, once each; the assembler needs none on sm_75",

@@ -10,10 +10,10 @@
 // N = (H - patch + 1)(W - patch + 1), M likewise. Squared differences and products of patches are sums of
 // those of pixels along the diagonal of offsets: nothing is ever unfolded.
 //
-// l2 and sqeuclidean come from direct differences, forward and backward. A CPU may take |x|^2 + |y|^2 - 2 x.y of
-// float32 features less a centre instead, but for pairs in which that cancels (../cpu/centred.h). Saved for backward:
-// x, y and the cost itself, which is the output. Sums in float32 (float64 if either input is float64), in an order
-// fixed by the shapes.
+// l2 and sqeuclidean come from direct differences, forward and backward; or from |x|^2 + |y|^2 - 2 x.y of float32
+// features less a centre, but for pairs in which that cancels (../ground/products.h): on a GPU, and on some CPUs. Saved
+// for backward: x, y and the cost itself, which is the output. Sums in float32 (float64 if either input is float64), in
+// an order fixed by the shapes.
 #pragma once
 
 #include "types.h"

@@ -118,8 +118,7 @@ struct Ground {
     x.set(map_offset(*x.view, b, 0), kept_x, n);
     y.set(map_offset(*y.view, b, g), kept_y, m);
     ld = padded<T>(m);
-    by_products = sizeof(T) == 4 && params->patch == 1 && pair_of(params->metric) == Pair::difference &&
-                  params->C >= least_product_channels && n > 0 && m > 0 && products_are_faster();
+    by_products = sizeof(T) == 4 && may_take_products(*params) && n > 0 && m > 0 && products_are_faster();
   }
 
   // v / (|x_i| |y_j|)
@@ -227,13 +226,13 @@ void finish_products(const Ground<T>& ground, int64_t i, int64_t rows, char* mem
   for (int l = 0; l < L; ++l) lane[l] = l;
   const auto mask = [&](int64_t r, int64_t j, Vec<T> squared) {
     const Int<T> inside = lane < typename Simd<T>::Scalar(m - j < L ? m - j : L);
-    return cancelled<T>(x.squares[r], load(y.squares + j), squared) & inside;
+    return ~is_told(x.squares[r], load(y.squares + j), squared) & inside;
   };
   for (int64_t r = i; r < i + rows; ++r) {
     T* row = ground.cost + r * ground.ld;
     Int<T> any{};
     for (int64_t j = 0; j < m; j += L) {
-      const Vec<T> squared = from_products<T>(x.squares[r], load(y.squares + j), load(row + j));
+      const Vec<T> squared = from_products(x.squares[r], load(y.squares + j), load(row + j));
       store(row + j, squared);
       any |= mask(r, j, squared);
     }
@@ -545,7 +544,7 @@ template <class T>
 bool part_near(const Ground<T>& ground, GroundGrad<T>& work, T* W) {
   const Side<T>&x = ground.x, &y = ground.y;
   const int64_t n = x.patches, m = y.patches, ld = ground.ld;
-  const T share = ground.params->metric == Metric::sqeuclidean ? T(0.0625) : T(0.25);
+  const T share = near_share<T>(ground.params->metric);
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
     const T* cost = ground.cost + i * ld;

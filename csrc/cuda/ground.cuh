@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../contracts/cost.h"
-#include "problem.cuh"
+#include "centred.cuh"
 
 namespace sfr::cuda {
 
@@ -12,6 +12,11 @@ inline Operation operation_of(const CostParams& p) {
   operation.x_pixels = p.x.H * p.x.W, operation.y_pixels = p.y.H * p.y.W;
   operation.windows = p.patch > 1;
   operation.norms = p.metric == Metric::cosine;
+  // Not where one warp solves a problem, since what follows the sums takes longer than they gain; and the centre is to
+  // fit into shared memory.
+  constexpr int64_t most_channels = 4096;
+  operation.products = p.compute == DType::float32 && may_take_products(p) && p.C <= most_channels &&
+                       std::max(p.N(), p.M()) > warp_threads;
   return operation;
 }
 
@@ -24,15 +29,25 @@ struct Ground : Problem<T, place> {
   const CostParams& params;
   int64_t b, g;
   const uint8_t *x_used, *y_used;  // null: all pixels are
+  bool products;                   // squared distances by them, and gradients
 
   SFR_DEVICE Ground(const TeamContext<place>& context, const CostParams& p, int64_t item, int64_t group)
-      : Problem<T, place>(context), params(p), b(item), g(group) {
+      : Problem<T, place>(context), params(p), b(item), g(group), products(is_single<T> && context.operation.products) {
     const bool weighted = context.operation.solved && at.summary->weighted;
     x_used = weighted ? at.x_used : nullptr;
     y_used = weighted ? at.y_used : nullptr;
   }
 
   SFR_DEVICE int patch() const { return int(params.patch); }
+  // Of the pixels of a region.
+  SFR_DEVICE const uint8_t* used(const uint8_t* of_map, const Reader& reader) const {
+    return of_map ? of_map + reader.region.first : nullptr;
+  }
+  // The teacher's pixel of which features are taken before there are products of them; negative: there are none.
+  SFR_DEVICE int centre() const {
+    const int first = products ? first_used(y_used, layout.y_pixels) : layout.y_pixels;
+    return first < layout.y_pixels ? first : -1;
+  }
   // v / (|x_i| |y_j|)
   SFR_DEVICE T scaled(T v, int i, int j) const { return v * at.x_inverse[i] * at.y_inverse[j]; }
   // The first pixel of patch i of a map.
@@ -141,6 +156,48 @@ SFR_DEVICE void sum_windows(const Ground<T, place>& ground, int first, int rows,
   }
 }
 
+// Sums over channels of all pairs of two regions into sums [x][row]; by products costs, and those pairs that products
+// tell too little of once more, by differences. Ends with a barrier.
+template <class T, Place place>
+SFR_DEVICE void compare_tile(Ground<T, place>& ground, const Reader& x, const Reader& y, Panels<T>& panels,
+                             const Centred<T>* products, int edge, T* sums, int64_t row) {
+  Team& team = ground.team;
+  const CostParams& p = ground.params;
+  const int height = x.region.count, width = y.region.count;
+  const bool root = p.metric == Metric::l2;
+  bool again = false;
+#pragma unroll 1
+  for (;;) {
+    const auto wanted = [&](int r, int c) {
+      bool some = !again;
+#pragma unroll 1
+      for (int k = 0; again && k < edge * edge; ++k) {
+        const int i = r + k / edge, j = c + k % edge;
+        if (i < height && j < width) some = some || sums[i * row + j] == T(untold);
+      }
+      return some;
+    };
+    const auto seen = [&](int k, int c, int channels) {
+      if (products)
+        add_squares(team, panels.x(k), panels.x_row, height, panels.y(k), panels.y_row, width, products->centre + c,
+                    channels, c == 0, products->squares);
+    };
+    const auto put = [&](int r, int c, T sum) {
+      T& to = sums[r * row + c];
+      if (!again) to = sum;
+      if (again && to == T(untold)) to = -sum;
+    };
+    pair_sums(team, pair_of(p.metric), edge, ground.layout.pair_slices, x, y, int(p.C),
+              products ? products->centre : nullptr, panels, wanted, seen, put);
+    if (!products) break;
+    again = finish_products(team, root, height, width, products->squares, ground.used(ground.x_used, x),
+                            ground.used(ground.y_used, y), products->warps, sums, row);
+    if (!again) break;
+    products = nullptr;
+  }
+  if (again) finish_differences(team, root, height, width, sums, row);
+}
+
 // Costs of the rows [first, first + rows) of problem (b, g) into out [rows][ld], from the features. Ends with a barrier
 // of the block.
 template <class T, Place place>
@@ -158,7 +215,15 @@ template <class T, Place place>
   const int count = windows ? ground.share_end(layout.x_pixels) - begin : rows;
   T* of_pixels = ground.at.pixel_costs + int64_t(begin) * pixel_ld;
   const int x_tile = layout.compare_x, y_tile = layout.compare_y, edge = tile_edge<T>(x_tile, y_tile);
-  Panels<T> panels(ground.at.compare_panels, layout.panel_channels, panel_row(x_tile, edge), panel_row(y_tile, edge));
+  Arena room = ground.at.compare_panels;
+  const Centred<T> centred(room, layout, context.operation);
+  const int centre = ground.centre();
+  const bool by_products = centre >= 0;
+  if (by_products) {
+    read_centre(team, ground.y_region(0, layout.y_pixels), centre, 0, int(p.C), centred.centre);
+    team.sync();
+  }
+  Panels<T> panels(room, layout.panel_channels, panel_row(x_tile, edge), panel_row(y_tile, edge));
 #pragma unroll 1
   for (int i = 0; i < count; i += x_tile)
 #pragma unroll 1
@@ -167,12 +232,9 @@ template <class T, Place place>
       panels.clear_ends(team, height, width);
       const Reader x(ground.x_region(begin + i, height), ground.x_used, layout.panel_channels);
       const Reader y(ground.y_region(j, width), ground.y_used, layout.panel_channels);
-      pair_sums(team, pair_of(p.metric), edge, layout.pair_slices, x, y, int(p.C), panels, [&](int r, int c, T sum) {
-        if (windows)
-          of_pixels[int64_t(i + r) * pixel_ld + j + c] = sum;
-        else
-          out[(i + r) * ld + j + c] = sum;
-      });
+      T* sums = windows ? of_pixels + int64_t(i) * pixel_ld + j : out + i * ld + j;
+      const int64_t row = windows ? pixel_ld : ld;
+      compare_tile(ground, x, y, panels, by_products ? &centred : nullptr, edge, sums, row);
     }
   if (windows) team.grid_barrier();
 
@@ -182,6 +244,7 @@ template <class T, Place place>
   }
   with_metric(p.metric, [&](auto metric) {
     constexpr Metric of = decltype(metric)::value;
+    if (by_products) return;
     if constexpr (of == Metric::l2 || of == Metric::cosine)  // of others they are the sums
       each_entry(
           team, rows, layout.M, [&](int i) { return out + i * ld; }, [](const T* row, int j) { return row[j]; },
@@ -195,7 +258,8 @@ template <class T, Place place>
 
 // From d/dC of a slab to the weights of pairs of patches, W [slab][ld] (may be in the place of either): grad_x_i =
 // sum_j pull(W_ij, x_i, y_j), to which cosine adds own_i x_i. The ends of its rows, and the rows after the last
-// patch up to a multiple of 4, are 0. `broken`: NaN everywhere.
+// patch up to a multiple of 4, are 0. `broken`: NaN everywhere. Where gradients are pulled by products the last bit of
+// a weight says whether its pair is near.
 template <class T, Place place>
 SFR_DEVICE void weigh(Ground<T, place>& ground, int first, int rows, const T* grad, int64_t ld_grad, const T* cost,
                       int64_t ld_cost, T* W, int64_t ld, bool broken) {
@@ -207,21 +271,38 @@ SFR_DEVICE void weigh(Ground<T, place>& ground, int first, int rows, const T* gr
   struct Row {
     const T *cost, *grad;
     bool real;  // not one behind the last patch
+    T least;    // cost of a pair that is not near
   };
+  const int centre = ground.centre();
+  const bool by_products = centre >= 0;
+  if (by_products) {  // here, since weights may take the place of costs
+#pragma unroll 1
+    for (int i = team.rank; i < rows; i += team.size)
+      ground.at.x_own[first + i] = near_share<T>(ground.params.metric) * cost[i * ld_cost + centre];
+    team.sync();
+  }
   struct Two {
     T cost, grad;
+    bool near;
   };
   with_metric(ground.params.metric, [&](auto metric) {
     each_entry(
-        team, end, columns, [&](int i) { return Row{cost + i * ld_cost, grad + i * ld_grad, i < rows}; },
+        team, end, columns,
+        [&](int i) {
+          const T least = by_products && i < rows ? ground.at.x_own[first + i] : T(0);
+          return Row{cost + i * ld_cost, grad + i * ld_grad, i < rows, least};
+        },
         [&](const Row& row, int j) {
-          return row.real && j < layout.M ? Two{row.cost[j], row.grad[j]} : Two{T(0), T(0)};
+          if (!row.real || j >= layout.M) return Two{T(0), T(0), false};
+          const T c = row.cost[j];
+          return Two{c, row.grad[j], !(c >= row.least)};
         },
         [&](int i, int j, Two of) {
           T w = 0;
           if (i < rows && j < layout.M) {
             const auto scaled = [&](T v) { return ground.scaled(v, first + i, j); };
             w = broken ? nan : weight_of<decltype(metric)::value>(of.grad, of.cost, scaled);
+            if (by_products) w = marked(w, of.near);
           }
           W[i * ld + j] = w;
         });
@@ -277,18 +358,52 @@ SFR_DEVICE void own_coefficients(Ground<T, place>& ground) {
   spread(ground.params.y, ground.layout.y_pixels, at.y_sums, at.y_inverse, at.y_own);
 }
 
+// Products: the pixels' own coefficients, the sum over each one's weights, or NaN where one of its pairs is near.
+template <class T, Place place>
+SFR_DEVICE void sum_weights(Ground<T, place>& ground, const T* W, int64_t ld) {
+  const Team& team = ground.team;
+  const int N = ground.layout.N, M = ground.layout.M;
+#pragma unroll 1
+  for (int i = ground.share_begin(N) + team.warp(); i < ground.share_end(N); i += team.warps()) {
+    T sum = 0, near = 0;
+#pragma unroll 2
+    for (int j = team.lane(); j < M; j += warp_threads) {
+      const T w = W[i * ld + j];
+      sum += w;
+      if (is_marked(w)) near = 1;
+    }
+    sum = over_lanes<Sum>(sum, warp_threads);
+    near = over_lanes<Max>(near, warp_threads);
+    if (team.lane() == 0) ground.at.x_own[i] = near > 0 ? T(NAN) : sum;
+  }
+#pragma unroll 1
+  for (int j = ground.share_begin(M) + team.rank; j < ground.share_end(M); j += team.size) {
+    T sum = 0;
+    bool near = false;
+#pragma unroll 4
+    for (int i = 0; i < N; ++i) {
+      const T w = W[i * ld + j];
+      sum += w;
+      near = near || is_marked(w);
+    }
+    ground.at.y_own[j] = near ? T(NAN) : sum;
+  }
+}
+
 // Panels of both sides and of both gradients.
 template <class T>
 struct PullPanels {
   T *x, *y, *grad_x, *grad_y;
+  T* centre;  // its features, where no panel is sure to have them
   int x_row, y_row;
 
-  SFR_DEVICE PullPanels(Arena arena, const ProblemLayout& s)
+  SFR_DEVICE PullPanels(Arena arena, const ProblemLayout& s, bool products)
       : x_row(panel_row(s.pull_x, 4)), y_row(panel_row(s.pull_y, 4)) {
     x = arena.take<T>(int64_t(s.pull_channels) * x_row);
     y = arena.take<T>(int64_t(s.pull_channels) * y_row);
     grad_x = arena.take<T>(int64_t(s.pull_channels) * x_row);
     grad_y = arena.take<T>(int64_t(s.pull_channels) * y_row);
+    centre = products && s.pull_rows() * s.pull_columns() > 1 ? arena.take<T>(s.pull_channels) : nullptr;
   }
 };
 
@@ -343,11 +458,19 @@ struct PairWeights {
   }
 };
 
+// What gradients have of the pixels themselves: cosine's coefficients; by products, the sums of the pixels' weights
+// (NaN: of this pixel by differences), and a panel's channels of the centre, so far apart.
+template <class T>
+struct OwnShare {
+  const T *own, *centre;  // no centre: not of centred features
+  int apart;
+};
+
 // Tiles of one side's gradient for a panel: onto `out`, unless it is the first of the others' tiles that they see.
 template <Pull pull, class T>
 SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T* mine, int my_row, const T* theirs,
-                           int their_row, int pixels, int others, const PairWeights<T>& W, int channels, const T* own,
-                           bool first, bool last, T* out) {
+                           int their_row, int pixels, int others, const PairWeights<T>& W, int channels,
+                           const OwnShare<T>& share, bool first, bool last, T* out) {
   const int columns = (pixels + 3) / 4, rows = (channels + 3) / 4, tiles = columns * rows;
   const int apart = pull == Pull::to_x ? columns : 1;
   // Units are counted over both sides, so that their tiles fill the team together. Neighbours are at the same pixels:
@@ -364,23 +487,37 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
           for (int p = 0; p < 4; ++p)
             if (pixel + p * apart < pixels)  // mutant: what lies beyond is added to what nobody stores
               sum[c][p] = out[(channel + c) * my_row + pixel + p * apart];
-    const auto add = [&](const T* weights) {
-      with_pair(pair, [&](auto known) {
-        pull_tile<decltype(known)::value, pull>(mine, my_row, theirs, their_row, others, weights, W.ld, pixel, apart,
-                                                channel, channels, sum);
-      });
+    bool centred = share.centre != nullptr;
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      const T own = centred && pixel + p * apart < pixels ? share.own[pixel + p * apart] : T(0);
+      centred = centred && own - own == 0;
+    }
+    const auto add = [&](auto known, auto of_centred, const T* weights) {
+      pull_tile<decltype(known)::value, pull, decltype(of_centred)::value>(mine, my_row, theirs, their_row, others,
+                                                                           weights, W.ld, pixel, apart, channel,
+                                                                           channels, share.centre, share.apart, sum);
+    };
+    const auto by_pair = [&](const T* weights) {
+      with_pair(pair, [&](auto known) { add(known, Constant<bool, false>{}, weights); });
     };
     // Where weights may lie in either memory, each has instructions of its own.
-    W.far ? add(W.far) : add(W.near);
+    if (centred)
+      add(Constant<Pair, Pair::product>{}, Constant<bool, true>{}, W.near);
+    else
+      W.far ? by_pair(W.far) : by_pair(W.near);
 #pragma unroll
     for (int c = 0; c < 4; ++c)
-      if (channel + c < channels)
+      if (channel + c < channels) {
+        const T middle = centred ? share.centre[(channel + c) * share.apart] : T(0);
 #pragma unroll
         for (int p = 0; p < 4; ++p) {
           const int at = (channel + c) * my_row + pixel + p * apart;
+          const bool of_own = last && (centred || pair == Pair::product);
           if (pixel + p * apart < pixels)  // mutant: what lies beyond is the end of the panel's row, which nobody reads
-            out[at] = pair == Pair::product && last ? sum[c][p] + own[pixel + p * apart] * mine[at] : sum[c][p];
+            out[at] = of_own ? sum[c][p] + share.own[pixel + p * apart] * (mine[at] - middle) : sum[c][p];
         }
+      }
   }
 }
 
@@ -394,7 +531,8 @@ SFR_DEVICE void pull_features(Ground<T, place>& ground, const PairWeights<T>& W,
   const CostParams& p = ground.params;
   const Pair pair = pair_of(p.metric);
   const int C = int(p.C), width = layout.pull_channels;
-  PullPanels<T> panels(ground.at.pull_panels, layout);
+  PullPanels<T> panels(ground.at.pull_panels, layout, ground.products);
+  const int centre = ground.centre();
   const auto channels_at = [&](int c) { return C - c < width ? C - c : width; };
   const auto x_part = [&](const PullStep& at) {
     return part_of(layout.x_pixels, at.row * layout.pull_x, layout.pull_x);
@@ -434,6 +572,7 @@ SFR_DEVICE void pull_features(Ground<T, place>& ground, const PairWeights<T>& W,
     commit(team, x, c, channels, next_x, panels.x, panels.x_row);
     commit(team, y, c, channels, next_y, panels.y, panels.y_row);
     if (!whole) {
+      if (centre >= 0) read_centre(team, ground.y_region(0, layout.y_pixels), centre, c, channels, panels.centre);
       clear_end(panels.x, panels.x_row, nx);
       clear_end(panels.y, panels.y_row, ny);
     }
@@ -446,13 +585,15 @@ SFR_DEVICE void pull_features(Ground<T, place>& ground, const PairWeights<T>& W,
       fetch(team, y, next.channel, channels_at(next.channel), 0, next_y);
     }
     const PairWeights<T> weights = W.from(x_first, y_first);
+    const T* of_centre = centre < 0 ? nullptr : whole ? panels.y + centre : panels.centre;
+    const auto share = [&](const T* own) { return OwnShare<T>{own, of_centre, whole ? panels.y_row : 1}; };
     const int x_tiles = now.to_x ? (nx + 3) / 4 * ((channels + 3) / 4) : 0;
     if (now.to_x)
       pull_panel<Pull::to_x>(team, pair, 0, panels.x, panels.x_row, panels.y, panels.y_row, nx, ny, weights, channels,
-                             ground.at.x_own + x_first, now.first(), now.last(), panels.grad_x);
+                             share(ground.at.x_own + x_first), now.first(), now.last(), panels.grad_x);
     if (now.to_y)
       pull_panel<Pull::to_y>(team, pair, x_tiles, panels.y, panels.y_row, panels.x, panels.x_row, ny, nx, weights,
-                             channels, ground.at.y_own + y_first, now.first(), now.last(), panels.grad_y);
+                             channels, share(ground.at.y_own + y_first), now.first(), now.last(), panels.grad_y);
     team.sync();
     if (now.to_x && now.last()) {
       T* sum = ground.at.gathered;
@@ -488,8 +629,10 @@ SFR_DEVICE void ground_backward(Ground<T, place>& ground, const T* W, int64_t ld
   }
   const PairWeights<T> weights{W, windows ? ground.at.pixel_costs : nullptr,
                                windows ? round_up(ground.layout.y_pixels, 4) : ld};
+  const bool products = ground.centre() >= 0;
   if (cosine) own_coefficients(ground);
-  if (windows || cosine) ground.team.grid_barrier();
+  if (products) sum_weights(ground, W, ld);
+  if (windows || cosine || products) ground.team.grid_barrier();
   pull_features(ground, weights, grad_x, grad_y);
   ground.team.grid_barrier();
 }

@@ -19,9 +19,10 @@ struct Operation {
   int64_t N = 0, M = 0;                       // patches
   int64_t x_pixels = 0, y_pixels = 0, C = 0;  // 0: costs are given
   int64_t G = 1;
-  bool windows = false;  // a patch is more than one pixel
-  bool norms = false;    // cosine
-  bool solved = true;    // there is a plan; else costs alone
+  bool windows = false;   // a patch is more than one pixel
+  bool norms = false;     // cosine
+  bool products = false;  // squared distances by them
+  bool solved = true;     // there is a plan; else costs alone
   bool backward = false;
   bool reach = false;  // on a side
 };
@@ -83,7 +84,8 @@ struct ProblemMemory {
   Arena compare_panels, pull_panels;
   // Far: global memory of the team.
   T *blocks, *far_cost, *pixel_costs, *gathered;
-  T *x_own, *y_own, *x_inverse, *y_inverse, *x_sums, *y_sums;  // cosine
+  T *x_own, *y_own;  // cosine, and gradients by products, for which one block has them in shared memory
+  T *x_inverse, *y_inverse, *x_sums, *y_sums;  // cosine
   size_t shared_end, near_end, far_end;
 
   SFR_BOTH ProblemMemory(const ProblemLayout& s, const Operation& operation, Arena shared, Arena near, Arena far) {
@@ -104,7 +106,15 @@ struct ProblemMemory {
     // unless they are where several blocks see them. The solver's vectors are needed at neither time.
     compare_panels = shared;
     P = solver(own, int64_t(rows) * s.ld);
-    pull_panels = !near_known && s.blocks > 1 ? compare_panels : shared;
+    const bool alone = near_known || s.blocks == 1;
+    pull_panels = alone ? shared : compare_panels;
+    x_own = y_own = nullptr;
+    const auto coefficients = [&](Arena& arena) {
+      x_own = arena.take<T>(s.x_pixels);
+      y_own = arena.take<T>(s.y_pixels);
+    };
+    const bool by_products = is_single<T> && operation.products && operation.backward;
+    if (by_products && alone) coefficients(pull_panels);
     if (near_known && s.in_registers) {
       row_vectors = solver(own, tiles64.row_entries<T>());
       column_vectors = solver(own, s.solvers / warp_threads * tiles64.column_entries<T>());
@@ -118,12 +128,11 @@ struct ProblemMemory {
     shared_end = shared.used;
     near_end = near.used;
 
-    blocks = !near_known && s.blocks > 1 ? far.take<T>(ReductionBuffer<T>::entries_of_blocks(s.blocks, s.M)) : nullptr;
+    blocks = !alone ? far.take<T>(ReductionBuffer<T>::entries_of_blocks(s.blocks, s.M)) : nullptr;
     far_cost = s.cost_near ? nullptr : far.take<T>(int64_t(round_up(s.N, 4)) * s.ld);
     pixel_costs = operation.windows ? far.take<T>(int64_t(round_up(s.x_pixels, 4)) * round_up(s.y_pixels, 4)) : nullptr;
     const auto norms = [&](int64_t count) { return operation.norms ? far.take<T>(count) : nullptr; };
-    x_own = norms(s.x_pixels);
-    y_own = norms(s.y_pixels);
+    if (operation.norms || (by_products && !alone)) coefficients(far);
     x_inverse = norms(s.N);
     y_inverse = norms(s.M);
     x_sums = norms(s.N);
@@ -133,22 +142,41 @@ struct ProblemMemory {
   }
 };
 
+// What squared distances by products take beside panels.
+template <class T>
+struct Centred {
+  T *centre = nullptr, *squares = nullptr, *warps = nullptr;
+
+  SFR_BOTH Centred(Arena& arena, const ProblemLayout& s, const Operation& operation) {
+    if (!is_single<T> || !operation.products) return;
+    centre = arena.take<T>(operation.C);
+    squares = arena.take<T>(2 * int64_t(s.compare_x + s.compare_y));
+    warps = arena.take<T>(most_warps);
+  }
+};
+
 // Bytes of shared memory that panels of `channels` channels take: to compare, and to pull gradients.
 template <class T>
-int64_t compare_bytes(const ProblemLayout& s, int channels) {
+int64_t compare_bytes(const ProblemLayout& s, const Operation& operation, int channels) {
   const int edge = tile_edge<T>(s.compare_x, s.compare_y);
-  return Panels<T>::bytes(channels, panel_row(s.compare_x, edge), panel_row(s.compare_y, edge));
+  Arena beside;
+  Centred<T>(beside, s, operation);
+  return int64_t(beside.used) + Panels<T>::bytes(channels, panel_row(s.compare_x, edge), panel_row(s.compare_y, edge));
 }
 template <class T>
-int64_t pull_bytes(const ProblemLayout& s, int channels) {
-  return Panels<T>::bytes(channels, panel_row(s.pull_x, 4), panel_row(s.pull_y, 4));
+int64_t pull_bytes(const ProblemLayout& s, const Operation& operation, int channels) {
+  const bool tiles = s.pull_rows() * s.pull_columns() > 1;
+  const int64_t centre = operation.products && tiles ? 4 * round_up(channels, 4) : 0;
+  return centre + Panels<T>::bytes(channels, panel_row(s.pull_x, 4), panel_row(s.pull_y, 4));
 }
 
 // Slices of the channels of a panel to compare that keep the threads busy.
 template <class T>
 int most_pair_slices(const ProblemLayout& s) {
-  const Tiling tiling(s.compare_x, s.compare_y, tile_edge<T>(s.compare_x, s.compare_y), 1);
-  return tiling.most_slices(s.threads, int(compare_bytes<T>(s, s.panel_channels) / int64_t(sizeof(T))));
+  const int edge = tile_edge<T>(s.compare_x, s.compare_y);
+  const Tiling tiling(s.compare_x, s.compare_y, edge, 1);
+  const int64_t room = Panels<T>::bytes(s.panel_channels, panel_row(s.compare_x, edge), panel_row(s.compare_y, edge));
+  return tiling.most_slices(s.threads, int(room / int64_t(sizeof(T))));
 }
 
 constexpr int most_panel_channels = 64;  // more would gain nothing
@@ -157,21 +185,22 @@ constexpr int most_panel_channels = 64;  // more would gain nothing
 template <class T>
 int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room, bool tiled) {
   const int n = s.compare_x = s.compared(operation.windows), m = s.compare_y = s.y_pixels;
-  if (tiled && compare_bytes<T>(s, 1) > room) {
+  if (tiled && compare_bytes<T>(s, operation, 1) > room) {
     // As many tiles of results as a block has threads: then a panel is read once.
     const int edge = tile_edge<T>(n, m);
     for (int side = 16; side > 0; side /= 2) {
       s.compare_x = std::min(n, side * edge), s.compare_y = std::min(m, side * edge);
-      if (compare_bytes<T>(s, 8) <= room) break;
+      if (compare_bytes<T>(s, operation, 8) <= room) break;
     }
   }
   // As many channels as come in one round of loads; fewer where memory is short.
   const int pixels = std::max(s.compare_x, s.compare_y);
   int channels = std::clamp(s.threads * fetched_elements / pixels / 8 * 8, 8,
                             std::min(most_panel_channels, round_up(operation.C, 8)));
-  while (channels > 1 && compare_bytes<T>(s, channels) > room) channels = channels > 8 ? channels - 8 : channels / 2;
+  while (channels > 1 && compare_bytes<T>(s, operation, channels) > room)
+    channels = channels > 8 ? channels - 8 : channels / 2;
   s.panel_channels = channels;
-  return compare_bytes<T>(s, channels);
+  return compare_bytes<T>(s, operation, channels);
 }
 
 // The same for panels to pull gradients.
@@ -179,12 +208,12 @@ template <class T>
 int64_t fill_pull(ProblemLayout& s, const Operation& operation, int64_t room, bool tiled) {
   s.pull_x = s.x_pixels, s.pull_y = s.y_pixels;
   int tiles = (s.pull_x + 3) / 4 + (s.pull_y + 3) / 4;  // of results, 4 channels each
-  if (tiled && pull_bytes<T>(s, 1) > room) {
+  if (tiled && pull_bytes<T>(s, operation, 1) > room) {
     // As many tiles of results as threads, in as many channels as leave a part of a map worth its loads.
     int side = 16 * s.threads / std::min(32, round_up(operation.C, 4)) / 4 * 4;
     for (;; side = side * 3 / 16 * 4) {
       s.pull_x = std::min(s.x_pixels, side), s.pull_y = std::min(s.y_pixels, side);
-      if (side <= 4 || pull_bytes<T>(s, std::min(8, round_up(operation.C, 4))) <= room) break;
+      if (side <= 4 || pull_bytes<T>(s, operation, std::min(8, round_up(operation.C, 4))) <= room) break;
     }
     tiles = std::max((s.pull_x + 3) / 4, (s.pull_y + 3) / 4);
   }
@@ -192,9 +221,10 @@ int64_t fill_pull(ProblemLayout& s, const Operation& operation, int64_t room, bo
   const int fewest = s.blocks > 1 ? std::clamp(round_up(operation.C / s.blocks, 4), 4, 16) : 4;
   const int most = std::min(most_panel_channels, round_up(operation.C, 4));
   int channels = std::clamp(s.threads / tiles * 4, std::min(fewest, most), most);
-  while (channels > 1 && pull_bytes<T>(s, channels) > room) channels = channels > 4 ? channels - 4 : channels / 2;
+  while (channels > 1 && pull_bytes<T>(s, operation, channels) > room)
+    channels = channels > 4 ? channels - 4 : channels / 2;
   s.pull_channels = channels;
-  return pull_bytes<T>(s, channels);
+  return pull_bytes<T>(s, operation, channels);
 }
 
 // Fills in sizes and panels; false: does not fit into `shared` bytes.

@@ -6,6 +6,8 @@
 
 // After what it is made of.
 #include "../ground/metric.h"
+// After that.
+#include "../ground/products.h"
 
 namespace sfr::cuda {
 
@@ -44,8 +46,9 @@ SFR_BOTH int tile_edge(int n, int m) {
   return sizeof(T) == 4 && n % 7 == 0 && m % 7 == 0 ? 7 : 4;
 }
 
-template <Pair pair, int edge, class T>
-SFR_DEVICE void add_pairs(const T* x, const T* y, T* sum) {
+// One channel of a tile's pairs; `centred`: less the channel's `centre`.
+template <Pair pair, int edge, bool centred, class T>
+SFR_DEVICE void add_pairs(const T* x, const T* y, const T* centre, T* sum) {
   T a[edge], b[edge];
   if constexpr (edge == 4) {
     const Four<T> xs = load4(x), ys = load4(y);
@@ -54,6 +57,11 @@ SFR_DEVICE void add_pairs(const T* x, const T* y, T* sum) {
   } else {
 #pragma unroll
     for (int k = 0; k < edge; ++k) a[k] = x[k], b[k] = y[k];
+  }
+  if constexpr (centred) {
+    const T middle = *centre;
+#pragma unroll
+    for (int k = 0; k < edge; ++k) a[k] -= middle, b[k] -= middle;  // hot: centre
   }
 #pragma unroll
   for (int r = 0; r < edge; ++r)
@@ -101,8 +109,9 @@ struct Panels {
   }
 };
 
-// Streams all channels of both regions through the panels and calls use(buffer, channels) for each, with the
-// next one already on its way. `use` must leave the panels alone. A barrier must follow before they are filled again.
+// Streams all channels of both regions through the panels and calls use(buffer, first channel, channels) for each, with
+// the next one already on its way. `use` must leave the panels alone. A barrier must follow before they are filled
+// again.
 template <class T, class Use>
 SFR_DEVICE void for_each_panel(Team& team, const Reader& x, const Reader& y, int C, Panels<T>& panels, Use&& use) {
   Fetched<T> next_x, next_y;
@@ -120,7 +129,7 @@ SFR_DEVICE void for_each_panel(Team& team, const Reader& x, const Reader& y, int
       fetch(team, x, after, width(after), 0, next_x);
       fetch(team, y, after, width(after), 0, next_y);
     }
-    use(k, width(c));
+    use(k, c, width(c));
   }
 }
 
@@ -157,11 +166,13 @@ SFR_DEVICE void add_slices(const Team& team, const Tiling& tiling, int n, int m,
 }
 
 // put(i, j, sum over channels of pair(x_i, y_j)), by tiles of `edge`, 4 or (in float32) 7, and by slices of the
-// channels, whose number decides the bits. The features are streamed by the same loop for every kind of tile: it is the
-// larger part of the code. Ends with a barrier.
-template <class T, class Put>
+// channels, whose number decides the bits; of those tiles alone for which wanted(first row, first column). `centre`:
+// what is taken from every channel first, and products are summed; or null. The first pass over the features calls
+// seen(buffer, first channel, channels) with every panel. They are streamed by the same loop for every kind of tile: it
+// is the larger part of the code. Ends with a barrier.
+template <class T, class Wanted, class Seen, class Put>
 SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, int slices, const Reader& x, const Reader& y, int C,
-                          Panels<T>& panels, Put&& put) {
+                          const T* centre, Panels<T>& panels, Wanted&& wanted, Seen&& seen, Put&& put) {
   constexpr int most = sizeof(T) == 4 ? 7 : 4;
   const int n = x.region.count, m = y.region.count;
   const Tiling tiling(n, m, edge, slices);
@@ -169,24 +180,30 @@ SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, int slices, const Rea
   for (int pass = 0; pass < tiling.passes(team.size); ++pass) {
     const int unit = pass * team.size + team.rank;
     const int slice = unit / tiling.tiles(), tile = unit - slice * tiling.tiles();
-    const bool busy = slice < tiling.slices;
     const int row = tile / tiling.columns * edge, column = (tile - row / edge * tiling.columns) * edge;
+    const bool busy = slice < tiling.slices && wanted(row, column);
     T sums[most * most] = {};
-    for_each_panel(team, x, y, C, panels, [&](int k, int channels) {
+    for_each_panel(team, x, y, C, panels, [&](int k, int c, int channels) {
+      if (pass == 0) seen(k, c, channels);
       if (!busy) return;
       const T *a = panels.x(k) + row, *b = panels.y(k) + column;
-      const auto add = [&](auto kind, auto size) {
+      const auto add = [&](auto kind, auto size, auto centred) {
+        constexpr bool less = decltype(centred)::value;
 #pragma unroll 1
         for (int s = slice; s < channels; s += tiling.slices)
-          add_pairs<decltype(kind)::value, decltype(size)::value>(a + s * panels.x_row, b + s * panels.y_row, sums);
+          add_pairs<decltype(kind)::value, decltype(size)::value, less>(a + s * panels.x_row, b + s * panels.y_row,
+                                                                        less ? centre + c + s : nullptr, sums);
       };
-      const auto sized = [&](auto kind) {
+      const auto sized = [&](auto kind, auto centred) {
         if (most == 7 && edge == 7)
-          add(kind, Constant<int, most>{});
+          add(kind, Constant<int, most>{}, centred);
         else
-          add(kind, Constant<int, 4>{});
+          add(kind, Constant<int, 4>{}, centred);
       };
-      with_pair(pair, sized);
+      if (centre)
+        sized(Constant<Pair, Pair::product>{}, Constant<bool, true>{});
+      else
+        with_pair(pair, [&](auto kind) { sized(kind, Constant<bool, false>{}); });
     });
     team.sync();
     if (tiling.slices > 1) {
@@ -217,19 +234,22 @@ enum class Pull {
   to_y,  // out_j = sum_i pull(W_ij, y_j, x_i)
 };
 
-// One tile of 4 pixels x 4 channels of a gradient: adds the sums over the `others` pixels of the other side. W has rows
-// of the student's pixels, and zeros beyond the last pixel of either side, up to a multiple of 4. The teacher's pixels
-// of a tile are neighbours, as in a row of W; the student's are `apart`, so that neighbouring threads read neighbouring
-// rows.
-template <Pair pair, Pull pull, class T>
+// One tile of 4 pixels x 4 channels of a gradient: adds the sums over the `others` pixels of the other side, `centred`:
+// less their channel's centre. W has rows of the student's pixels, and zeros beyond the last pixel of either side, up
+// to a multiple of 4. The teacher's pixels of a tile are neighbours, as in a row of W; the student's are `apart`, so
+// that neighbouring threads read neighbouring rows.
+template <Pair pair, Pull pull, bool centred, class T>
 SFR_DEVICE void pull_tile(const T* mine, int my_row, const T* theirs, int their_row, int others, const T* W,
-                          int64_t ldw, int pixel, int apart, int channel, int channels, T (&sum)[4][4]) {
+                          int64_t ldw, int pixel, int apart, int channel, int channels, const T* centre,
+                          int centre_apart, T (&sum)[4][4]) {
   // Tiles may reach beyond the last channel of the panel: those repeat it and are not stored.
   int rows[4];
+  T middle[4];
   Four<T> own[4];
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     rows[c] = channel + c < channels ? channel + c : channels - 1;
+    if constexpr (centred) middle[c] = centre[rows[c] * centre_apart];
     if constexpr (pull == Pull::to_y)
       own[c] = load4(mine + rows[c] * my_row + pixel);
     else
@@ -244,7 +264,9 @@ SFR_DEVICE void pull_tile(const T* mine, int my_row, const T* theirs, int their_
       w[k] = load4(pull == Pull::to_x ? W + (pixel + k * apart) * ldw + o : W + (o + k) * ldw + pixel);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const Four<T> other = load4(theirs + rows[c] * their_row + o);
+      Four<T> other = load4(theirs + rows[c] * their_row + o);
+#pragma unroll
+      for (int q = 0; centred && q < 4; ++q) other.at[q] -= middle[c];
 #pragma unroll
       for (int q = 0; q < 4; ++q)
 #pragma unroll

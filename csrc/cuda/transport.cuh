@@ -11,6 +11,7 @@ namespace sfr::cuda {
 // The operation of an operation that solves.
 inline Operation solving(Operation operation, const Solve& solve) {
   operation.reach = solve.options.reach_a > 0 || solve.options.reach_b > 0;
+  if (solve.options.symmetric) operation.products = false;  // every patch has a near one: itself
   return operation;
 }
 

@@ -26,9 +26,11 @@ def fits(task: Task, device: Device) -> Layout | None:
 def tasks(side: int, other: int) -> list[Task]:
     either = (False, True)
     return [
-        Task.of_maps(side * side, other * other, C, norms=norms, solved=solved, reach=reach, float64=float64)
-        for C, norms, solved, reach, float64 in itertools.product(CHANNELS, either, either, either, either)
-        if solved or not reach
+        Task.of_maps(
+            side * side, other * other, C, norms=norms, products=products, solved=solved, reach=reach, float64=float64
+        )
+        for C, norms, products, solved, reach, float64 in itertools.product(CHANNELS, *[either] * 5)
+        if (solved or not reach) and not (products and (norms or float64 or not 32 <= C <= 4096))
     ]
 
 

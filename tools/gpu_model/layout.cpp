@@ -43,16 +43,17 @@ void fill_out(const Operation& task, Strategy strategy, const DeviceLimits& devi
 
 }  // namespace
 
-// in: N, M, x_pixels, y_pixels, C, G, windows, norms, solved, backward, reach, float64; processors, shared, together,
-// strategy. False, and the reason: it does not fit.
+// in: N, M, x_pixels, y_pixels, C, G, windows, norms, products, solved, backward, reach, float64; processors, shared,
+// together, strategy. False, and the reason: it does not fit.
 extern "C" bool choose_layout(const int64_t* in, int64_t* out, char* why, int length) {
   Operation task;
   task.N = in[0], task.M = in[1], task.x_pixels = in[2], task.y_pixels = in[3], task.C = in[4], task.G = in[5];
-  task.windows = in[6], task.norms = in[7], task.solved = in[8], task.backward = in[9], task.reach = in[10];
-  const DeviceLimits device{int(in[12]), size_t(in[13]), in[14] != 0};
-  const auto strategy = Strategy(in[15]);
+  task.windows = in[6], task.norms = in[7], task.products = in[8], task.solved = in[9], task.backward = in[10];
+  task.reach = in[11];
+  const DeviceLimits device{int(in[13]), size_t(in[14]), in[15] != 0};
+  const auto strategy = Strategy(in[16]);
   try {
-    in[11] ? fill_out<double>(task, strategy, device, out) : fill_out<float>(task, strategy, device, out);
+    in[12] ? fill_out<double>(task, strategy, device, out) : fill_out<float>(task, strategy, device, out);
     return true;
   } catch (const std::exception& error) {
     std::snprintf(why, size_t(length), "%s", error.what());

@@ -35,6 +35,7 @@ class Task:
     G: int = 1
     windows: bool = False
     norms: bool = False
+    products: bool = False
     solved: bool = True
     backward: bool = False
     reach: bool = False

@@ -27,6 +27,8 @@ COPY = 24  # instructions to write a cost for backward, or to read it
 FETCHED = 8  # elements of a thread that are on their way at once, which is a pass of the loop over a panel
 ROWS = 4  # of a plan in memory that a warp is at together
 BLOCKS = 8  # whose sums are on their way at once
+LEAST_PRODUCT_CHANNELS = 32
+SQUARED = 4  # channels in a pass of the loop that sums squares
 STORED = 4  # elements of a gradient in a pass of the loop that stores them
 REGISTERS = 256  # of a thread: one block of 8 warps fills a multiprocessor
 SHARED_BANKS = 128  # bytes of shared memory in a clock
@@ -52,6 +54,7 @@ ASSUMED = f"""\
 * A result takes {STORE} clocks to store, and where slices are added up {RESULT} more to find its place.
 * Other blocks' sums are read {BLOCKS} at a time, a latency of the L2 cache each; a meeting takes three of them.
 * Weights of pairs are read with the bank conflicts that their addresses have; from global memory, 32 bytes for 16.
+* No pair of patches is so near that it is summed again by differences.
 * A launch, reading marginals and writing outputs take no time."""
 
 
@@ -72,7 +75,12 @@ class Workload:
         return self.side * self.side
 
     def task(self, backward: bool) -> Task:
-        return Task.of_maps(self.pixels, self.pixels, self.channels, backward=backward)
+        return Task.of_maps(self.pixels, self.pixels, self.channels, backward=backward, products=self.products)
+
+    @property
+    def products(self) -> bool:
+        """Squared distances by them: csrc/ground/products.h, `operation_of` in csrc/cuda/ground.cuh."""
+        return self.channels >= LEAST_PRODUCT_CHANNELS and self.pixels > 32
 
     @property
     def maps(self) -> int:
@@ -255,7 +263,8 @@ class Model:
 
     def distances(self) -> None:
         s, C = self.layout, self.workload.channels
-        pair, slice_ = self.figures("pair"), self.figures("slice of pairs")
+        pair = self.figures("pair by products" if self.workload.products else "pair")
+        slice_ = self.figures("slice of pairs")
         scale = (s.edge / 7) ** 2
         channels = C / s.tile_slices
         work = -(-self.rows // s.compare_x) * -(-self.n // s.compare_y) * s.passes
@@ -270,6 +279,11 @@ class Model:
             clocks += added * (RESULT + (s.tile_slices - 1) / 4 * slice_.clocks) + 2 * BARRIER
         self.add("slices", work, clocks, 0, 0, self.all)
         sides = min(self.rows, s.compare_x), min(self.n, s.compare_y)
+        if self.workload.products:
+            square, units = self.figures("square"), 2 * sum(sides)
+            turns = math.ceil(units / s.threads)
+            self.add("squares", work / s.passes * turns * C / 2 / SQUARED, square.clocks, square.instructions,
+                     square.multiply_adds, min(self.all, math.ceil(units / 32)))  # fmt: skip
         meanwhile = pair.clocks * scale * s.panel_channels / s.tile_slices
         self.panels(work * math.ceil(C / s.panel_channels), s.panel_channels, sides, self.n % s.edge == 0, meanwhile)
         self.entries("costs", 1, "row update", self.all)
@@ -336,7 +350,7 @@ class Model:
 
     def pull(self) -> None:
         s, C = self.layout, self.workload.channels
-        loop = self.figures("pull to x")
+        loop = self.figures("pull to x by products" if self.workload.products else "pull to x")
         panels = math.ceil(C / s.pull_channels / s.blocks)
         quads = math.ceil(self.n / 4)
         rows = math.ceil(s.pull_channels / 4)
@@ -355,7 +369,8 @@ class Model:
         copied = self.n % 4 == 0
         self.panels(panels, s.pull_channels, (self.n, self.n), copied, rounds * quads * loop.clocks)
         self.gradients(panels, s.pull_channels * self.n * 2, copied)
-        self.entries("costs", 1, "row update", self.all)
+        # Products: once more, for the sums of the weights by rows and by columns.
+        self.entries("costs", 3 if self.workload.products else 1, "row update", self.all)
 
     def tile(self, name: str, times: float, loop: str) -> None:
         """A pass over a plan in registers."""

@@ -1,0 +1,127 @@
+"""Distances and gradients by products (csrc/cuda/centred.cuh), on the emulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import products_checks as checks
+import pytest
+import torch
+from torch import Tensor
+
+from sfr_ext import cost_matrix, emd_l2, solve_sample
+from simt.test_kernels import FLAVOUR, emulated
+
+# strategy, KiB of shared memory of a block
+DEVICES = {"automatic": ("automatic", None), "cooperative": ("cooperative", None), "tiles": ("stream", 8)}
+EVERYWHERE = [
+    checks.costs_are_as_near_as_those_of_differences,
+    checks.gradients_are_those_of_float64,
+    checks.batch_threads_and_groups_change_no_bit,
+    checks.equal_features_are_0_apart,
+    checks.what_is_no_number_stays_in_its_problem,
+    checks.empty_problems_have_no_gradient,
+    checks.copies_have_the_same_bits,
+    checks.half_types_are_read,
+]
+
+
+@pytest.mark.parametrize("check", EVERYWHERE, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_holds_on_a_cpu(device: str, check: Callable[..., None]) -> None:
+    strategy, shared = DEVICES[device]
+    # A thread adds up more channels one after the other than a CPU does: 9e-7 in 8 million pairs.
+    most = {"most": 1.2e-6} if check is checks.costs_are_as_near_as_those_of_differences else {}
+    with emulated(FLAVOUR, strategy, 1, shared):
+        check(**most)
+
+
+def some_near(n: int = 37, m: int = 34, channels: int = 40) -> tuple[Tensor, Tensor]:
+    """Maps [2, C, H, W]: no pair is near in the first problem, some are in the second."""
+    torch.manual_seed(0)
+    x, y = torch.randn(2, channels, 1, n), torch.randn(2, channels, 1, m)
+    y[1, ..., 3], y[1, ..., 7] = x[1, ..., 5], x[1, ..., 0] + 1e-3
+    return x, y
+
+
+def values_and_gradients(x: Tensor, y: Tensor, **options: object) -> list[Tensor]:
+    x, y = x.detach().clone().requires_grad_(), y.detach().clone().requires_grad_()
+    value = emd_l2(x, y, eps=0.1, tol=1e-5, reduction="none", **options)
+    cost = cost_matrix(x, y)
+    return [
+        *torch.autograd.grad(value.sum(), (x, y)),
+        *torch.autograd.grad(cost, (x, y), torch.linspace(-1, 1, cost.numel()).view_as(cost)),
+        value.detach(),
+        cost.detach(),
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["block", "cooperative", "stream"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_no_race(strategy: str, weighted: bool) -> None:
+    x, y = some_near()
+    a = torch.ones(2, x.shape[-1])
+    a[:, ::4] = 0
+    b = torch.ones(2, y.shape[-1])
+    b[:, :2] = 0
+    options = {"student_weight": a, "teacher_weight": b} if weighted else {}
+    right = values_and_gradients(x.double(), y.double(), **options)
+    for shared in (None, 6) if strategy == "stream" else (None,):
+        with emulated("race", strategy, 1, shared):
+            found = values_and_gradients(x, y, **options)
+        for ours, theirs in zip(found, right, strict=True):
+            assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def test_products_are_taken() -> None:
+    """What a pair comes to by differences does not hang on the teacher's first patch."""
+    x, y = some_near(40, 36)
+    other = y.clone()
+    other[..., 0] += 1
+    for channels, same in ((31, True), (40, False)):
+        with emulated(FLAVOUR, "automatic", 1):
+            costs = [cost_matrix(x[:, :channels], z[:, :channels])[..., 1:] for z in (y, other)]
+        assert torch.equal(*costs) == same
+    with emulated(FLAVOUR, "automatic", 1):  # near pairs are summed by differences
+        near = [cost_matrix(x, z)[1, [5, 0], [3, 7]] for z in (y, other)]
+    assert torch.equal(*near) and near[0][0] == 0
+
+
+@pytest.mark.parametrize("strategy", ["block", "stream"])
+def test_removed_patches_are_not_read(strategy: str) -> None:
+    x, y = some_near(40, 30, 64)
+    a, b = torch.rand(2, 40) + 0.1, torch.rand(2, 30) + 0.1
+    a[:, ::3] = b[:, :2] = b[:, 9:14] = 0
+    kept_a, kept_b = a[0] > 0, b[0] > 0
+    x[..., ~kept_a] = y[..., ~kept_b] = torch.nan
+    with emulated(FLAVOUR, strategy, 1):
+        found = values_and_gradients(x, y, student_weight=a, teacher_weight=b)
+        plan = solve_sample(x, y, a, b, eps=0.1, tol=1e-5).plan
+        right = values_and_gradients(
+            x[..., kept_a], y[..., kept_b], student_weight=a[:, kept_a], teacher_weight=b[:, kept_b]
+        )
+    torch.testing.assert_close(found[4], right[4], rtol=1e-5, atol=0)
+    for ours, theirs, kept in zip(found[:2], right[:2], (kept_a, kept_b), strict=True):
+        assert (ours[..., kept] - theirs).abs().max() < 1e-4 * theirs.abs().max()
+        assert (ours[..., ~kept] == 0).all()
+    assert (plan.sum(-1) - a / a.sum(-1, keepdim=True)).abs().sum() < 1e-3
+
+
+def test_costs_alone_have_the_bits_of_those_that_are_solved() -> None:
+    """They are computed some rows at a time, by several blocks."""
+    x, y = (torch.randn(1, 64, 1, n) for n in (200, 196))
+    y[..., 100] = x[..., 150] + 1e-3
+    with emulated(FLAVOUR, "automatic", 1):
+        plan = solve_sample(x, y, eps=0.3, tol=1e-6)
+        cost = cost_matrix(x, y)
+    found = (plan.plan * cost).sum()
+    torch.testing.assert_close(found, plan.transport_cost[0], rtol=1e-5, atol=0)
+
+
+def test_a_problem_with_itself_is_symmetric() -> None:
+    x, y = some_near(36, 36)
+    with emulated(FLAVOUR, "automatic", 1):
+        assert emd_l2(x, x.clone(), objective="divergence").abs() < 1e-6
+        found = emd_l2(x, y, objective="divergence", reduction="none", tol=1e-6)
+    right = emd_l2(x.double(), y.double(), objective="divergence", reduction="none", tol=1e-9)
+    torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-6)
