@@ -116,7 +116,8 @@ def costs(
     x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, metric: str, patch_size: int, matrix: CostMatrix
 ) -> Tensor:
     """Costs of features, by a function such as `sfr_ext.cost_matrix`, with other pixels in place of those that no kept
-    patch has: 0, or, of the teacher, what the first kept patch has, from which distances may count (csrc/ground/products.h).
+    patch has: 0, or, of the teacher, what the first kept patch has, from which distances may count
+    (csrc/ground/products.h).
 
     Nothing follows from those, but a gradient of 0 times a NaN would be NaN.
     """

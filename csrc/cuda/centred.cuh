@@ -59,7 +59,7 @@ SFR_DEVICE void add_squares(const Team& team, const T* x, int x_row, int nx, con
   }
 }
 
-// Whether something is so for any thread of the team's block. A barrier before and after.
+// Whether something is so for any thread of the team's block. A barrier, and another one must follow before the next.
 template <class T>
 SFR_DEVICE bool any_of(const Team& team, T* warps, bool so) {
   const T of_warp = over_lanes<Max>(so ? T(1) : T(0), warp_threads);
@@ -68,7 +68,6 @@ SFR_DEVICE bool any_of(const Team& team, T* warps, bool so) {
   T most = 0;
 #pragma unroll 1
   for (int w = 0; w < team.warps(); ++w) most = Max()(most, warps[w]);
-  team.sync();
   return most > 0;
 }
 

@@ -160,7 +160,7 @@ SFR_DEVICE void sum_windows(const Ground<T, place>& ground, int first, int rows,
 // tell too little of once more, by differences. Ends with a barrier.
 template <class T, Place place>
 SFR_DEVICE void compare_tile(Ground<T, place>& ground, const Reader& x, const Reader& y, Panels<T>& panels,
-                             const Centred<T>* products, int edge, T* sums, int64_t row) {
+                             const Centred<T>& centred, bool products, int edge, T* sums, int64_t row) {
   Team& team = ground.team;
   const CostParams& p = ground.params;
   const int height = x.region.count, width = y.region.count;
@@ -179,21 +179,21 @@ SFR_DEVICE void compare_tile(Ground<T, place>& ground, const Reader& x, const Re
     };
     const auto seen = [&](int k, int c, int channels) {
       if (products)
-        add_squares(team, panels.x(k), panels.x_row, height, panels.y(k), panels.y_row, width, products->centre + c,
-                    channels, c == 0, products->squares);
+        add_squares(team, panels.x(k), panels.x_row, height, panels.y(k), panels.y_row, width, centred.centre + c,
+                    channels, c == 0, centred.squares);
     };
     const auto put = [&](int r, int c, T sum) {
       T& to = sums[r * row + c];
       if (!again) to = sum;
       if (again && to == T(untold)) to = -sum;
     };
-    pair_sums(team, pair_of(p.metric), edge, ground.layout.pair_slices, x, y, int(p.C),
-              products ? products->centre : nullptr, panels, wanted, seen, put);
+    pair_sums(team, pair_of(p.metric), edge, ground.layout.pair_slices, x, y, int(p.C), products, centred.centre,
+              panels, wanted, seen, put);
     if (!products) break;
-    again = finish_products(team, root, height, width, products->squares, ground.used(ground.x_used, x),
-                            ground.used(ground.y_used, y), products->warps, sums, row);
+    again = finish_products(team, root, height, width, centred.squares, ground.used(ground.x_used, x),
+                            ground.used(ground.y_used, y), centred.warps, sums, row);
     if (!again) break;
-    products = nullptr;
+    products = false;
   }
   if (again) finish_differences(team, root, height, width, sums, row);
 }
@@ -234,7 +234,7 @@ template <class T, Place place>
       const Reader y(ground.y_region(j, width), ground.y_used, layout.panel_channels);
       T* sums = windows ? of_pixels + int64_t(i) * pixel_ld + j : out + i * ld + j;
       const int64_t row = windows ? pixel_ld : ld;
-      compare_tile(ground, x, y, panels, by_products ? &centred : nullptr, edge, sums, row);
+      compare_tile(ground, x, y, panels, centred, by_products, edge, sums, row);
     }
   if (windows) team.grid_barrier();
 

@@ -166,13 +166,13 @@ SFR_DEVICE void add_slices(const Team& team, const Tiling& tiling, int n, int m,
 }
 
 // put(i, j, sum over channels of pair(x_i, y_j)), by tiles of `edge`, 4 or (in float32) 7, and by slices of the
-// channels, whose number decides the bits; of those tiles alone for which wanted(first row, first column). `centre`:
-// what is taken from every channel first, and products are summed; or null. The first pass over the features calls
-// seen(buffer, first channel, channels) with every panel. They are streamed by the same loop for every kind of tile: it
-// is the larger part of the code. Ends with a barrier.
+// channels, whose number decides the bits; of those tiles alone for which wanted(first row, first column).
+// `centred`: of products, and every channel less its `centre`. The first pass over the features calls seen(buffer,
+// first channel, channels) with every panel. They are streamed by the same loop for every kind of tile: it is the
+// larger part of the code. Ends with a barrier.
 template <class T, class Wanted, class Seen, class Put>
 SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, int slices, const Reader& x, const Reader& y, int C,
-                          const T* centre, Panels<T>& panels, Wanted&& wanted, Seen&& seen, Put&& put) {
+                          bool centred, const T* centre, Panels<T>& panels, Wanted&& wanted, Seen&& seen, Put&& put) {
   constexpr int most = sizeof(T) == 4 ? 7 : 4;
   const int n = x.region.count, m = y.region.count;
   const Tiling tiling(n, m, edge, slices);
@@ -187,20 +187,20 @@ SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, int slices, const Rea
       if (pass == 0) seen(k, c, channels);
       if (!busy) return;
       const T *a = panels.x(k) + row, *b = panels.y(k) + column;
-      const auto add = [&](auto kind, auto size, auto centred) {
-        constexpr bool less = decltype(centred)::value;
+      const auto add = [&](auto kind, auto size, auto of_centred) {
+        constexpr bool less = decltype(of_centred)::value;
 #pragma unroll 1
         for (int s = slice; s < channels; s += tiling.slices)
           add_pairs<decltype(kind)::value, decltype(size)::value, less>(a + s * panels.x_row, b + s * panels.y_row,
                                                                         less ? centre + c + s : nullptr, sums);
       };
-      const auto sized = [&](auto kind, auto centred) {
+      const auto sized = [&](auto kind, auto of_centred) {
         if (most == 7 && edge == 7)
-          add(kind, Constant<int, most>{}, centred);
+          add(kind, Constant<int, most>{}, of_centred);
         else
-          add(kind, Constant<int, 4>{}, centred);
+          add(kind, Constant<int, 4>{}, of_centred);
       };
-      if (centre)
+      if (centred)
         sized(Constant<Pair, Pair::product>{}, Constant<bool, true>{});
       else
         with_pair(pair, [&](auto kind) { sized(kind, Constant<bool, false>{}); });
