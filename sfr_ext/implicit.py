@@ -75,12 +75,15 @@ def solution(
     a, b = marginal(a, f, problem.reach_a), marginal(b, g, problem.reach_b)
     kept = (a > 0)[..., :, None] & (b > 0)[..., None, :]
     kept = kept & (cost != math.inf) & ~infeasible[..., None, None]
+    rounding = torch.finfo(cost.dtype).eps if cost.dtype == torch.float64 else torch.finfo(torch.float32).eps
     cost = torch.where(kept, cost.double(), centre[..., None, None])
     flat = eps == 0
     eps = torch.where(flat, 1.0, eps)
     if problem.relative:
-        # The solver's own number, with the derivative of the standard deviation.
-        scaled = _deviation(cost, kept, a, b)
+        # The solver's own number, with the derivative of the standard deviation; of equal costs, under a reach, with
+        # that of their size.
+        scaled, mean = _deviation(cost, kept, a, b)
+        scaled = torch.where(scaled <= 2 * rounding * mean.abs(), mean.abs(), scaled)
         eps = torch.where(flat | (scaled == 0), eps, eps * (scaled / torch.where(scaled > 0, scaled, 1.0).detach()))
     per_side, per_pair = eps[..., None], eps[..., None, None]
     # The potentials that were returned are those of the centred costs, and so are these scalings.
@@ -191,8 +194,9 @@ def _log(weight: Tensor) -> Tensor:
     return torch.where(weight > 0, weight, 1.0).log()
 
 
-def _deviation(cost: Tensor, kept: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Standard deviation of the costs under a (x) b on pairs that are kept; derivative 0 where they are all equal.
+def _deviation(cost: Tensor, kept: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviation of the costs under a (x) b on pairs that are kept; derivative 0 where they are all equal. And
+    their mean.
 
     In units of the largest distance from the mean, so that no square overflows or underflows.
     """
@@ -204,7 +208,8 @@ def _deviation(cost: Tensor, kept: Tensor, a: Tensor, b: Tensor) -> Tensor:
     unit = apart.detach().abs().amax((-2, -1), keepdim=True)
     unit = torch.where(unit > 0, unit, 1.0)
     variance = (product * (apart / unit).square()).sum((-2, -1))
-    return unit[..., 0, 0] * torch.where(variance > 0, torch.where(variance > 0, variance, 1.0).sqrt(), 0.0)
+    deviation = unit[..., 0, 0] * torch.where(variance > 0, torch.where(variance > 0, variance, 1.0).sqrt(), 0.0)
+    return deviation, mean[..., 0, 0]
 
 
 def _plan(p: Tensor, q: Tensor, exponent: Tensor, kept: Tensor) -> Tensor:

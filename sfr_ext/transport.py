@@ -21,7 +21,7 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
     ``"l2"``: :math:`|x_i - y_j|`, with subgradient 0 where they coincide. ``"sqeuclidean"``: its square.
     ``"cosine"``: :math:`1 - x_i \cdot y_j / (|x_i| |y_j|)`, and 1 with gradient 0 where either is 0. ``"l1"``:
     :math:`\sum_c |x_{ic} - y_{jc}|`, with subgradient 0 where two values coincide. Distances are summed from direct
-    differences; on a GPU, and on some processors, those of 32 float32 channels or more from
+    differences; on a GPU, and on some processors, those of 32 channels or more, computed in float32, from
     ``|x|^2 + |y|^2 - 2 x.y`` of centred features, and where that cancels from differences all the same.
 
     Args:

@@ -127,6 +127,19 @@ def test_costs_that_are_equal_but_for_rounding(cost: Any, a: Any, b: Any, dtype:
     torch.testing.assert_close(gradient.double(), product, rtol=1e-6, atol=1e-30)
 
 
+@pytest.mark.parametrize("reach", [2.0, (None, 2.0), 50.0])
+def test_equal_costs_under_a_reach(reach: Any) -> None:
+    """Their size stands for the deviation, in derivatives too."""
+
+    def call(size: Tensor) -> tuple[Tensor, ...]:
+        result = solve(size.expand(2, 3), eps=0.5, reach=reach, tol=1e-12, max_iter=10_000)
+        return result.plan, result.transport_cost, result.entropic_cost
+
+    size = torch.tensor([[7.0]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(call, size, eps=1e-5, atol=1e-6)
+    assert torch.autograd.gradgradcheck(lambda size: call(size)[1:], size, eps=1e-5, atol=1e-6)
+
+
 def test_nan_stays_in_its_own_problem() -> None:
     cost = torch.rand(2, 4, 5)
     cost[1, 0, 0] = torch.nan

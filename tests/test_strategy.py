@@ -529,9 +529,9 @@ def test_an_error_that_costs_more_than_a_larger_eps_goes_back_further(strategy, 
     assert s.iterated("ended", 1000) == "columns" and s.annealed_eps == 1 and s.held_eps == 4
     s.next(0.5)
     s.iterated("ended", 490)
-    step = s.next(error, exact=False, rounding=0.1)
+    step = s.next(error, exact=False, rounding=0.05)
     assert step.action == ("retreat" if goes_back else "evaluate") and s.annealed_eps == (4 if goes_back else 1)
-    assert s.next(0.3 if goes_back else error, rounding=0.1).action == "finish"  # once
+    assert s.next(0.3 if goes_back else error, rounding=0.05).action == "finish"  # once
 
 
 def test_nothing_is_held_where_an_eps_was_left_unsolved(strategy) -> None:

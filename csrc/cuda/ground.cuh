@@ -488,6 +488,13 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
             if (pixel + p * apart < pixels)  // mutant: what lies beyond is added to what nobody stores
               sum[c][p] = out[(channel + c) * my_row + pixel + p * apart];
     bool centred = share.centre != nullptr;
+    // A weight of 0 makes nothing of a centre that is no number.
+#pragma unroll
+    for (int c = 0; c < 4; ++c)
+      if (centred && channel + c < channels) {
+        const T middle = share.centre[(channel + c) * share.apart];
+        centred = middle - middle == 0;
+      }
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
       const T own = centred && pixel + p * apart < pixels ? share.own[pixel + p * apart] : T(0);

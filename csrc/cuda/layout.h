@@ -62,6 +62,8 @@ template <class T>
 struct WeightSummary;
 constexpr int64_t summary_entries = 8;  // that it takes
 
+constexpr int most_own_near = 1024;  // pixels of both maps, whose coefficients have room in shared memory
+
 // What a kernel knows of its problems when it is compiled.
 enum class Place {
   any,   // nothing
@@ -84,7 +86,7 @@ struct ProblemMemory {
   Arena compare_panels, pull_panels;
   // Far: global memory of the team.
   T *blocks, *far_cost, *pixel_costs, *gathered;
-  T *x_own, *y_own;  // cosine, and gradients by products, for which one block has them in shared memory
+  T *x_own, *y_own;  // cosine, and gradients by products, for which one block has those of small maps in shared memory
   T *x_inverse, *y_inverse, *x_sums, *y_sums;  // cosine
   size_t shared_end, near_end, far_end;
 
@@ -114,7 +116,8 @@ struct ProblemMemory {
       y_own = arena.take<T>(s.y_pixels);
     };
     const bool by_products = is_single<T> && operation.products && operation.backward;
-    if (by_products && alone) coefficients(pull_panels);
+    const bool own_near = by_products && alone && s.x_pixels + s.y_pixels <= most_own_near;
+    if (own_near) coefficients(pull_panels);
     if (near_known && s.in_registers) {
       row_vectors = solver(own, tiles64.row_entries<T>());
       column_vectors = solver(own, s.solvers / warp_threads * tiles64.column_entries<T>());
@@ -132,7 +135,7 @@ struct ProblemMemory {
     far_cost = s.cost_near ? nullptr : far.take<T>(int64_t(round_up(s.N, 4)) * s.ld);
     pixel_costs = operation.windows ? far.take<T>(int64_t(round_up(s.x_pixels, 4)) * round_up(s.y_pixels, 4)) : nullptr;
     const auto norms = [&](int64_t count) { return operation.norms ? far.take<T>(count) : nullptr; };
-    if (operation.norms || (by_products && !alone)) coefficients(far);
+    if (operation.norms || (by_products && !own_near)) coefficients(far);
     x_inverse = norms(s.N);
     y_inverse = norms(s.M);
     x_sums = norms(s.N);

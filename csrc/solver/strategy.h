@@ -243,7 +243,7 @@ class SolverStrategy {
           longest_ = shortest;
         } else if (precision_ > finest && !cut_ && !hard()) {
           precision_ *= T(1e-2);
-        } else if (hard() && longest_ > least_step && spread_ < nearby) {
+        } else if (hard() && longest_ > least_step && spread_ < nearby && n_iter + 5 * (1 + price) <= max_iter_) {
           longest_ /= 4;
         } else {
           if (rest_ > 64 && before_ < 4 * rounding()) last_ = n_iter;
@@ -363,7 +363,7 @@ class SolverStrategy {
   template <class Rounding>
   SFR_FN bool held_is_better(T error, Rounding&& rounding) const {
     if (held_eps_ == annealed_eps_ * Rules<T>::anneal_by && !(error <= 16 * rounding())) return true;
-    return held_eps_ > 0 && !(error * spread_ <= 2 * held_eps_);
+    return held_eps_ > 0 && !(error * spread_ <= 2 * held_eps_ || error <= 4 * rounding());
   }
   SFR_FN bool doubtful() const { return most_spread_ > spread_ && finite(most_spread_); }
   SFR_FN int64_t patience() const {

@@ -118,6 +118,32 @@ def test_costs_alone_have_the_bits_of_those_that_are_solved() -> None:
     torch.testing.assert_close(found, plan.transport_cost[0], rtol=1e-5, atol=0)
 
 
+def test_gradients_of_maps_whose_sums_of_weights_lie_in_global_memory() -> None:
+    torch.manual_seed(0)
+    x, y = (torch.randn(1, 32, 24, 24).requires_grad_() for _ in range(2))
+    upstream = torch.rand(1, 576, 576)
+    with emulated(FLAVOUR, "automatic", 1):
+        found = torch.autograd.grad(cost_matrix(x, y), (x, y), upstream)
+    right = torch.autograd.grad(cost_matrix(x.double(), y.double()), (x, y), upstream.double())
+    for ours, theirs in zip(found, right, strict=True):
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", [0, 20])
+def test_a_teacher_that_is_no_number_spoils_no_other(at: int, broken: float) -> None:
+    """Not even where it is the centre, and others have no weight at all."""
+    x, y = torch.randn(1, 40, 1, 40), torch.randn(1, 40, 1, 36)
+    y[0, 7, 0, at] = broken
+    y.requires_grad_()
+    upstream = torch.zeros(1, 40, 36)
+    upstream[0, 10:14, 24:28] = 1
+    with emulated(FLAVOUR, "automatic", 1):
+        (found,) = torch.autograd.grad(cost_matrix(x, y), y, upstream)
+    others = [j for j in range(36) if j != at]
+    assert found[..., others].isfinite().all() and found[..., 24:28].abs().sum() > 0
+
+
 def test_a_problem_with_itself_is_symmetric() -> None:
     x, y = some_near(36, 36)
     with emulated(FLAVOUR, "automatic", 1):
