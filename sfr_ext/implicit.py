@@ -75,7 +75,6 @@ def solution(
     a, b = marginal(a, f, problem.reach_a), marginal(b, g, problem.reach_b)
     kept = (a > 0)[..., :, None] & (b > 0)[..., None, :]
     kept = kept & (cost != math.inf) & ~infeasible[..., None, None]
-    rounding = torch.finfo(cost.dtype).eps if cost.dtype == torch.float64 else torch.finfo(torch.float32).eps
     cost = torch.where(kept, cost.double(), centre[..., None, None])
     flat = eps == 0
     eps = torch.where(flat, 1.0, eps)
@@ -83,7 +82,11 @@ def solution(
         # The solver's own number, with the derivative of the standard deviation; of equal costs, under a reach, with
         # that of their size.
         scaled, mean = _deviation(cost, kept, a, b)
-        scaled = torch.where(scaled <= 2 * rounding * mean.abs(), mean.abs(), scaled)
+        size = mean.abs()
+        # To the solver, which says so by the eps it took. (Of no axis, vmap over nothing fails.)
+        used, little = eps[..., None] / problem.eps, 1e-3 * size[..., None]
+        equal = (scaled[..., None] < little) & ((used - size[..., None]).abs() < little)
+        scaled = torch.where(equal[..., 0], size, scaled)
         eps = torch.where(flat | (scaled == 0), eps, eps * (scaled / torch.where(scaled > 0, scaled, 1.0).detach()))
     per_side, per_pair = eps[..., None], eps[..., None, None]
     # The potentials that were returned are those of the centred costs, and so are these scalings.
@@ -213,7 +216,8 @@ def _deviation(cost: Tensor, kept: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor
 
 
 def _plan(p: Tensor, q: Tensor, exponent: Tensor, kept: Tensor) -> Tensor:
-    return torch.where(kept, (p[..., :, None] + q[..., None, :] - exponent).exp(), 0.0)
+    # Of a pair that is not kept the exponential may be inf, of which backward would make NaN.
+    return torch.where(kept, p[..., :, None] + q[..., None, :] - exponent, -math.inf).exp()
 
 
 class _Scalings(torch.autograd.Function):

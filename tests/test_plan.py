@@ -127,6 +127,27 @@ def test_costs_that_are_equal_but_for_rounding(cost: Any, a: Any, b: Any, dtype:
     torch.testing.assert_close(gradient.double(), product, rtol=1e-6, atol=1e-30)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("which", ["removed", "forbidden"])
+@pytest.mark.parametrize("eps", [1e-2, 1e-3, 1e-4])
+def test_a_pair_that_is_left_out_has_no_gradient(which: str, eps: float, dtype: torch.dtype) -> None:
+    """Its exponential may be inf where eps is small."""
+    torch.manual_seed(0)
+    cost = torch.rand(20, 5, 6, dtype=dtype)
+    a, b = torch.rand(20, 5, dtype=dtype) + 0.1, torch.rand(20, 6, dtype=dtype) + 0.1
+    if which == "removed":
+        a[:, 2] = 0
+    else:
+        cost[:, 1, 3] = cost[:, 4, 0] = math.inf
+    result = solve(cost.requires_grad_(), a.requires_grad_(), b, eps=eps)
+    upstream = torch.linspace(-1, 1, 30, dtype=dtype).view(5, 6)
+    of_plan = torch.autograd.grad((result.plan * upstream).sum(), (cost, a), retain_graph=True)
+    for value in (result.transport_cost, result.entropic_cost):
+        first = torch.autograd.grad(value.sum(), cost, create_graph=True)[0]
+        of_plan += torch.autograd.grad((first * upstream).sum(), cost, retain_graph=True)
+    assert all(gradient.isfinite().all() for gradient in of_plan)
+
+
 @pytest.mark.parametrize("reach", [2.0, (None, 2.0), 50.0])
 def test_equal_costs_under_a_reach(reach: Any) -> None:
     """Their size stands for the deviation, in derivatives too."""

@@ -3,8 +3,8 @@
 // likewise: sum_j W_ij (x_i - y_j) is x_i sum_j W_ij - sum_j W_ij y_j.
 //
 // What is left of a sum after it cancels has few digits. A pair whose squared distance is below an eighth of
-// |x|^2 + |y|^2, or that leaves the range of numbers, is summed again by differences, with the bits that it has without
-// products. Of all others the error is about as small.
+// |x|^2 + |y|^2, or that leaves the range of numbers, is summed again by differences. Of all others the error is about
+// as small.
 //
 // The centre is the teacher's first pixel that takes part: what a pair comes to follows from its own features and that
 // one, whatever patches of weight 0 are there besides. From there gradients know how far a pixel of the student is: as
