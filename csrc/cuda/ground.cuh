@@ -221,7 +221,7 @@ template <class T, Place place>
   const bool by_products = centre >= 0;
   if (by_products) {
     read_centre(team, ground.y_region(0, layout.y_pixels), centre, 0, int(p.C), centred.centre);
-    team.sync();
+    team.sync();  // mutant: that of the first panel comes before it is read, too
   }
   Panels<T> panels(room, layout.panel_channels, panel_row(x_tile, edge), panel_row(y_tile, edge));
 #pragma unroll 1
@@ -491,7 +491,7 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
     // A weight of 0 makes nothing of a centre that is no number.
 #pragma unroll
     for (int c = 0; c < 4; ++c)
-      if (centred && channel + c < channels) {
+      if (centred && channel + c < channels) {  // mutant: what lies beyond takes differences at most
         const T middle = share.centre[(channel + c) * share.apart];
         centred = middle - middle == 0;
       }
