@@ -263,6 +263,7 @@ def test_costs_alone_are_those_that_were_solved(n: int, m: int, metric: str, dty
     """To the bit: a plan is made of them later, and eps may be as small as their rounding."""
     torch.manual_seed(0)
     x, y = torch.randn(1, n, 37, dtype=dtype), torch.randn(1, m, 37, dtype=dtype)
+    y[0, m // 2] = x[0, n // 2] + 1e-3  # a pair of which products tell too little
     pair, ground = Pair(x, y, None, None), Ground(METRIC_NUMBERS[metric], 1)
     with pytest.MonkeyPatch.context() as patch, emulated(FLAVOUR, "automatic", None):
         patch.setattr(emd, "FEATURES_TO_COSTS", 0)

@@ -107,8 +107,8 @@ def test_removed_patches_are_not_read(strategy: str) -> None:
     assert (plan.sum(-1) - a / a.sum(-1, keepdim=True)).abs().sum() < 1e-3
 
 
-def test_costs_alone_have_the_bits_of_those_that_are_solved() -> None:
-    """They are computed some rows at a time, by several blocks."""
+def test_a_plan_is_made_of_the_costs_that_were_solved() -> None:
+    """Those are computed again, some rows at a time, by several blocks."""
     x, y = (torch.randn(1, 64, 1, n) for n in (200, 196))
     y[..., 100] = x[..., 150] + 1e-3
     with emulated(FLAVOUR, "automatic", 1):
