@@ -52,14 +52,17 @@ def test_values_are_those_of_the_reference(problem: Problem, objective: str) -> 
 @given(problems(most=9500))
 def test_duality_bounds_the_value(problem: Problem) -> None:
     """Any potentials bound the entropic value from below, any plan with the marginals from above."""
-    tol = tolerance(F64 if F64 in (problem.x.dtype, problem.y.dtype) else F32)
+    dtype = F64 if F64 in (problem.x.dtype, problem.y.dtype) else F32
+    tol = tolerance(dtype)
     result = solve_sample(problem.x, problem.y, problem.a, problem.b, tol=tol, **problem.options)
     wide = problem.wide()
     cost = reference.cost_matrix(wide.x, wide.y, metric=problem.options["metric"])
     plan = result.rounded_plan().double()
     a, b = plan.sum(-1), plan.sum(-2)
     product, eps = a[..., :, None] * b[..., None, :], result.eps.double()
-    assume((eps > 0).all())
+    # Where costs differ by their rounding alone, potentials of rounded ones bound nothing of the exact ones.
+    rounding = torch.finfo(dtype).eps * (unit_of(cost, problem) + cost.amax((-2, -1)))
+    assume((eps > 100 * rounding).all())
     per_pair = eps[..., None, None]
     f, g = result.f.double(), result.g.double()
     exponent = (f[..., :, None] + g[..., None, :] - cost) / per_pair
@@ -143,7 +146,7 @@ def test_gradients_are_slopes(problem: Problem, objective: str) -> None:
     x, y = problem.x.clone().requires_grad_(), problem.y.clone().requires_grad_()
     grads = torch.autograd.grad(value(x, y), (x, y))
     generator = torch.Generator().manual_seed(0)
-    size = max(x.abs().max().item(), 1e-300)
+    size = max(x.abs().max().item(), y.abs().max().item(), 1e-300)
     ways = [torch.randn(t.shape, generator=generator, dtype=F64) * size for t in (x, y)]
     if problem.options["metric"] == "l1":
         # Two values that change places within the smaller step have two slopes there; equal ones have their mean.
