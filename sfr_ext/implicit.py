@@ -29,10 +29,6 @@ from torch import Tensor
 
 CostMatrix = Callable[..., Tensor]
 
-# Added to a matrix whose eigenvalues lie in [0, 1]: parts of a plan that exchange no mass make some of them 0, and the
-# gradient has no component there.
-_RIDGE = 1e-12
-
 
 class Problem(Protocol):
     """How a problem was regularised: what `SolverOptions` says of it."""
@@ -60,7 +56,12 @@ class Solution(NamedTuple):
 
 
 def solution(
-    cost: Tensor, a: Tensor | None, b: Tensor | None, solved: tuple[Tensor, ...], problem: Problem
+    cost: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    solved: tuple[Tensor, ...],
+    problem: Problem,
+    converged: Tensor | None = None,
 ) -> Solution:
     """What the kernels solved, as a function of costs ``[..., N, M]`` and weights.
 
@@ -68,6 +69,8 @@ def solution(
         cost: as it was given; what stands at removed patches is not looked at.
         a: ``[..., N]``, or without the axis of the groups; b likewise.
         solved: ``(f, g, eps, centre, shift)`` as the operator returned them.
+        converged: where potentials may be moved on to where the marginals of the plan are met: rounded to float32,
+            they make one that is further off than what the kernels saw.
     """
     f, g, eps, centre, shift = (t.detach().double() for t in solved)
     infeasible = centre == math.inf
@@ -101,6 +104,8 @@ def solution(
     s_a, s_b = (per_side / reach if reach else None for reach in (problem.reach_a, problem.reach_b))
     target_p = log_a if s_a is None else (1 + s_a) * log_a - centre_f / problem.reach_a
     target_q = log_b if s_b is None else (1 + s_b) * log_b - centre_g / problem.reach_b
+    if converged is not None:
+        p, q = _settled(p, q, exponent, target_p, target_q, s_a, s_b, kept, converged)
     p, q = _Scalings.apply(exponent, target_p, target_q, s_a, s_b, kept, p, q)
     plan = _plan(p, q, exponent, kept)
     f = torch.where(a > 0, per_side * (p - log_a) + centre_f + mean_f, 0.0)
@@ -115,7 +120,10 @@ def values(
     plan, f, g, eps, a, b, _ = solution(cost, a, b, solved, problem)
     transport = (plan * torch.where(plan > 0, cost.double(), 0.0)).sum((-2, -1))
     slack = a.sum(-1) * b.sum(-1) - plan.sum((-2, -1))
-    return transport, _dual(a, f, problem.reach_a) + _dual(b, g, problem.reach_b) + eps * slack
+    entropic = _dual(a, f, problem.reach_a) + _dual(b, g, problem.reach_b) + eps * slack
+    if problem.reach_a or problem.reach_b:
+        return transport, entropic
+    return transport, torch.where(solved[2] == 0, transport, entropic)  # eps: of equal costs
 
 
 def costs(
@@ -220,6 +228,31 @@ def _plan(p: Tensor, q: Tensor, exponent: Tensor, kept: Tensor) -> Tensor:
     return torch.where(kept, p[..., :, None] + q[..., None, :] - exponent, -math.inf).exp()
 
 
+@torch.no_grad()
+def _settled(
+    p: Tensor,
+    q: Tensor,
+    exponent: Tensor,
+    target_p: Tensor,
+    target_q: Tensor,
+    s_a: Tensor | None,
+    s_b: Tensor | None,
+    kept: Tensor,
+    where: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Two of Sinkhorn's iterations in the log domain."""
+
+    def update(x: Tensor, entries: Tensor, axis: int, target: Tensor, s: Tensor | None) -> Tensor:
+        log_sum = torch.where(kept, entries, -math.inf).logsumexp(axis)
+        found = target - log_sum if s is None else (target - log_sum) / (1 + s)
+        return torch.where(where[..., None] & log_sum.isfinite(), found, x)
+
+    for _ in range(2):
+        p = update(p, q[..., None, :] - exponent, -1, target_p, s_a)
+        q = update(q, p[..., :, None] - exponent, -2, target_q, s_b)
+    return p, q
+
+
 class _Scalings(torch.autograd.Function):
     """The scalings ``p``, ``q`` as a function of everything else: that is, what was found, with its derivative."""
 
@@ -275,16 +308,47 @@ def _solve(
     between = plan / (root_a[..., :, None] * root_b[..., None, :])
     right_a, right_b = right_a / root_a, right_b / root_b
     right = right_b - (between.mT @ right_a[..., None])[..., 0]
-    schur = (1 + _RIDGE) * torch.eye(m, dtype=plan.dtype, device=plan.device) - between.mT @ between
-    if s_a is None and s_b is None:  # a constant may move from one side to the other: fixed, and none is asked for
-        constant = torch.where(columns > 0, root_b, 0.0)
-        length = constant.square().sum(-1, keepdim=True).sqrt()
-        constant = constant / torch.where(length > 0, length, 1.0)
-        schur = schur + constant[..., :, None] * constant[..., None, :]
-        right = right - constant * (constant * right).sum(-1, keepdim=True)
-    beta = torch.cholesky_solve(right[..., None], torch.linalg.cholesky_ex(schur).L)[..., 0]
-    alpha = right_a - (between @ beta[..., None])[..., 0]
-    return alpha / root_a, beta / root_b
+    # A constant that moves from one side to the other changes nothing, or with a reach next to nothing: it is fixed.
+    constant = torch.where(columns > 0, root_b, 0.0)
+    length = constant.square().sum(-1, keepdim=True).sqrt()
+    constant = constant / torch.where(length > 0, length, 1.0)
+    schur = (1 + _ridge(s_a, s_b, m)) * torch.eye(m, dtype=plan.dtype, device=plan.device) - between.mT @ between
+    schur = schur + constant[..., :, None] * constant[..., None, :]
+    factor = torch.linalg.cholesky_ex(schur).L
+
+    def solved(right_a: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        beta = torch.cholesky_solve(right[..., None], factor)[..., 0]
+        alpha = right_a - (between @ beta[..., None])[..., 0]
+        return alpha / root_a, beta / root_b
+
+    if s_a is None and s_b is None:  # nothing asks for it
+        return solved(right_a, right - constant * (constant * right).sum(-1, keepdim=True))
+
+    def missing(alpha: Tensor, beta: Tensor) -> Tensor:
+        """s_a r.alpha - s_b c.beta, the sum of the rows' equations less that of the columns'."""
+        of_rows, of_columns = (rows * alpha).sum(-1, keepdim=True), (columns * beta).sum(-1, keepdim=True)
+        return (0 if s_a is None else s_a) * of_rows - (0 if s_b is None else s_b) * of_columns
+
+    # With a reach, the sum of all equations says how much of it there is, which the matrix hardly does.
+    alpha, beta = solved(right_a, right)
+    alpha_moved, beta_moved = solved(torch.zeros_like(right_a), constant)
+    of_rows = torch.where(rows > 0, right_a * root_a, 0.0)
+    of_columns = torch.where(columns > 0, right_b * root_b, 0.0)
+    wanted = of_rows.sum(-1, keepdim=True) - of_columns.sum(-1, keepdim=True)
+    # Those of the plan's entries add up to the same on both sides: what rounding makes of that says nothing.
+    size = of_rows.abs().sum(-1, keepdim=True) + of_columns.abs().sum(-1, keepdim=True)
+    wanted = torch.where(wanted.abs() > 32 * torch.finfo(plan.dtype).eps * size, wanted, 0.0)
+    of_moved = missing(alpha_moved, beta_moved)
+    moved = (wanted - missing(alpha, beta)) / torch.where(of_moved != 0, of_moved, 1.0)
+    return alpha + moved * alpha_moved, beta + moved * beta_moved
+
+
+def _ridge(s_a: Tensor | None, s_b: Tensor | None, size: int) -> Tensor | float:
+    """What is added to a matrix whose eigenvalues lie in [0, 1]: parts of a plan that exchange no mass make some of
+    them 0, and the gradient has no component there; or, with a reach, about ``s_a + s_b``."""
+    least, most = 1e-15 * size, 1e-12
+    sides = [s for s in (s_a, s_b) if s is not None]
+    return (1e-6 * torch.stack(sides).sum(0)[..., None]).clamp(min(least, most), most) if sides else most
 
 
 def _root(sums: Tensor) -> Tensor:

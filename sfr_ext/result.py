@@ -28,7 +28,8 @@ class OTResult:
     """Solved transport problems, one per entry of ``[B]`` (``[B, G]`` with groups).
 
     Attributes:
-        transport_cost: ``<P, C>``, differentiable.
+        transport_cost: ``<P, C>``, differentiable. Without a reach, of the plan scaled to a mass of 1: that counts where
+            ``max_iter`` ended before it had one.
         entropic_cost: ``<P, C> + eps KL(P | a b^T)``, differentiable. Computed as ``<a, f> + <b, g>``. With a reach
             the minimum of that problem. The same as ``transport_cost`` for ``solver="exact"``.
         f: ``[..., N]`` potential of the student's side, in units of the cost. Without meaning at removed patches.
@@ -236,7 +237,9 @@ def of_sinkhorn(
 
     def couple(*now: Tensor | None) -> Coupling:
         saved = ops.Saved(*map(shaped, ops.saved(solved)))
-        found = implicit.solution(*as_solved(*now), saved, options)
+        rounded = solved.f.dtype != torch.float64
+        converged = shaped(solved.error <= options.tol) if rounded else None
+        found = implicit.solution(*as_solved(*now), saved, options, converged)
         return Coupling(found.plan.to(solved.f.dtype), found.a, found.b, found.kept)
 
     # The solver's potentials are those of the centred costs, without what both sides exchange. Where there is no plan,

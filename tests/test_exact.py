@@ -466,6 +466,53 @@ def test_what_is_left_behind_has_a_price(n: int, m: int, reach: Any) -> None:
     assert result.converged.all() and torch.equal(result.entropic_cost, result.transport_cost)
 
 
+def own_columns(rows: int, each: int, dtype: torch.dtype) -> Tensor:
+    """Each row may go to columns of its own."""
+    own = torch.arange(rows)[:, None] == torch.arange(rows * each) // each
+    return torch.where(own, 1.0, math.inf).to(dtype)
+
+
+@pytest.mark.parametrize("reach", [None, (None, 10.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_that_are_equal_but_for_rounding(dtype: torch.dtype, reach: Any) -> None:
+    """A block has as much on one side as on the other; the sums of what was rounded differ in their last digits."""
+    b = torch.rand(200, 12, dtype=dtype)
+    b = b / b.sum(-1, keepdim=True)
+    for cost, a in (
+        (own_columns(3, 4, dtype), b.unflatten(-1, (3, 4)).sum(-1)),
+        (own_columns(1, 12, dtype), b.sum(-1)[:, None]),
+    ):
+        for turned in (False, True):
+            problem = (cost.T, b, a) if turned else (cost, a, b)
+            sides = reach if reach is None or not turned else reach[::-1]
+            result = solve(*problem, solver="exact", reach=sides)
+            torch.testing.assert_close(result.transport_cost, torch.ones(200, dtype=dtype))
+            assert result.converged.all() and (result.marginal_error < 1e-5).all()
+            assert (result.plan.sum((-2, -1)) - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 10])
+def test_uniform_weights_that_are_written_out(n: int) -> None:
+    a, b = torch.full((n,), 1 / n, dtype=torch.float64), torch.full((3 * n,), 1 / (3 * n), dtype=torch.float64)
+    for reach in (None, (None, 10.0), (10.0, None)):
+        result = solve(own_columns(n, 3, torch.float64), a, b, solver="exact", reach=reach)
+        assert abs(result.transport_cost - 1) < 1e-12 and result.converged
+
+
+def test_sums_that_differ_by_more_than_rounding_leave_no_plan() -> None:
+    cost = own_columns(2, 2, torch.float64)
+    for a, b in (
+        ([0.5, 0.5], [0.25, 0.25, 0.25 + 1e-9, 0.25 - 1e-9 + 1e-7]),
+        ([1.0, 1e-20], [0.5, 0.5, 1e-20, 1e-20]),  # the second block's masses, however small, are 1 and 2
+    ):
+        result = solve(cost, *(torch.tensor(w, dtype=torch.float64) for w in (a, b)), solver="exact")
+        assert result.transport_cost == math.inf and not result.converged
+    cost[1] = math.inf  # a patch that weighs nothing beside the others, and may go nowhere
+    a = torch.tensor([1.0, 1e-18], dtype=torch.float64)
+    cost[0] = 1
+    assert solve(cost, a, solver="exact").transport_cost == math.inf
+
+
 def test_too_little_to_fill_a_side_without_a_reach_is_no_plan() -> None:
     cost, a = rand(2, 3, 4), torch.tensor([[0.2, 0.2, 0.2], [0.4, 0.4, 0.4]]).double()
     result = solve(cost, a, solver="exact", reach=(1.0, None))

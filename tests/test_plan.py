@@ -161,6 +161,44 @@ def test_equal_costs_under_a_reach(reach: Any) -> None:
     assert torch.autograd.gradgradcheck(lambda size: call(size)[1:], size, eps=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("one_side", [True, False])
+@pytest.mark.parametrize("eps", [0.05, 0.5])
+def test_a_reach_beyond_all_costs(one_side: bool, eps: float) -> None:
+    """It holds the common constant of the potentials and nothing else: derivatives do not hang on how large it is."""
+    torch.manual_seed(0)
+    cost = torch.rand(4, 3, dtype=torch.float64)
+    a, b = (torch.rand(n, dtype=torch.float64) + 0.2 for n in (4, 3))
+    upstream = torch.randn(4, 3, dtype=torch.float64)
+
+    def derivatives(reach: float) -> list[Tensor]:
+        leaves = [cost.clone().requires_grad_(), a.clone().requires_grad_()]
+        sides = (reach, None) if one_side else reach
+        result = solve(*leaves, b, eps=eps, eps_scale="absolute", reach=sides, tol=1e-13, max_iter=100_000)
+        of_plan = torch.autograd.grad((result.plan * upstream).sum(), leaves, retain_graph=True)
+        (first,) = torch.autograd.grad(result.transport_cost, leaves[0], create_graph=True)
+        return [*of_plan, *torch.autograd.grad((first * upstream).sum(), leaves)]
+
+    far = derivatives(1e5)
+    for reach in (1e7, 1e9, 1e11):
+        for ours, right in zip(derivatives(reach), far, strict=True):
+            assert (ours - right).abs().max() < 1e-4 * right.abs().max()
+
+
+@pytest.mark.parametrize("eps", [0.05, 1e-3, 1e-4])
+def test_a_plan_of_rounded_potentials_has_the_marginals(eps: float) -> None:
+    """It is made in float64 of those that float32 holds, whose rounding counts for more the smaller eps is."""
+    generator = torch.Generator().manual_seed(0)
+    cost = (4 * torch.randn(400, 3, 3, generator=generator)).exp()
+    a, b = (torch.rand(400, 3, generator=generator) + 0.05 for _ in range(2))
+    result = solve(cost, a, b, eps=eps, max_iter=3000)
+    off = sum(
+        (result.plan.double().sum(axis) - w.double() / w.double().sum(-1, keepdim=True)).abs().sum(-1)
+        for axis, w in ((-1, a), (-2, b))
+    )
+    assert result.converged.sum() > 250
+    assert (off[result.converged] < 2e-4).all()
+
+
 def test_nan_stays_in_its_own_problem() -> None:
     cost = torch.rand(2, 4, 5)
     cost[1, 0, 0] = torch.nan

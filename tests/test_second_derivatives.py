@@ -56,6 +56,34 @@ def test_gradgradcheck_solve(value: str, reach: object) -> None:
     assert torch.autograd.gradgradcheck(cost_of, (cost, a), atol=1e-6, fast_mode=True)
 
 
+@pytest.mark.parametrize("value", ["transport_cost", "entropic_cost"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 3)])
+def test_equal_costs(value: str, shape: tuple[int, int]) -> None:
+    """Their plan is that of the weights, and a relative eps 0: both values are its cost."""
+    cost = torch.full(shape, 3.0, dtype=F64, requires_grad=True)
+    a, b = (weights(1, n, dtype=F64)[0].requires_grad_() for n in shape)
+    direction = torch.rand(shape, dtype=F64)
+    (first,) = torch.autograd.grad(getattr(solve(cost, a, b), value), cost, create_graph=True)
+    of_a, of_b = torch.autograd.grad((first * direction).sum(), (a, b))
+
+    def of_plan(a: Tensor, b: Tensor) -> Tensor:
+        return (a[:, None] / a.sum() * b / b.sum() * direction).sum()
+
+    for ours, right in zip((of_a, of_b), torch.autograd.grad(of_plan(a, b), (a, b)), strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[:2])
+def test_one_patch_a_side(objective: str) -> None:
+    x, y = torch.rand(2, 1, 3, dtype=F64), torch.rand(2, 1, 3, dtype=F64)
+
+    def value(x: Tensor) -> Tensor:
+        return emd_l2(x, y, objective=objective, metric="sqeuclidean", reduction="sum")
+
+    hessian = torch.autograd.functional.hessian(value, x)
+    torch.testing.assert_close(hessian.view(6, 6), 2 * torch.eye(6, dtype=F64))
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_gradgradcheck_cost_matrix(metric: str) -> None:
     x, y = features(1, 3, 3, 2, dtype=F64, grad=True), features(1, 3, 2, 3, dtype=F64, grad=True)

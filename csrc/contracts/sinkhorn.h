@@ -12,7 +12,7 @@
 //   b         [B, G, M]      weights of the teacher's side
 //   eps_given [B, G]         regularisation of each problem, in units of the cost (optional, instead of eps)
 //   init_g    [B, G, M]      potential to start from (optional); f follows from g in half an iteration
-//   transport [B, G]         out: <P, C>
+//   transport [B, G]         out: <P, C>; without a reach over the plan's mass, which is 1 at convergence
 //   entropic  [B, G]         out: the minimum, <P, C> + eps KL(P | a b^T) = <a, f> + <b, g>, taken from the dual side,
 //                            where an error of the potentials enters squared; <a, f> is reach <a, 1 - exp(-f / reach)>
 //                            on a side with a reach, and eps (|a| |b| - |P|) is added

@@ -77,7 +77,7 @@ template <class S>
 SFR_LANES void match(const Lanes& lanes, ExactWork<S>& work, const Matching<S>& most) {
   bool all;
   if (work.cost.n == work.cost.m) {
-    const Solved solved = solve_units(lanes, work, true);
+    const Solved solved = solve_units(lanes, work, true, 0);
     all = solved.feasible;
     const Entry* entry = work.transportation.entry;
     lanes.each(all ? work.cost.n : 0, [&](int64_t k) { most.column[entry[k].row] = entry[k].column; });

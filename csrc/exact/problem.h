@@ -95,7 +95,7 @@ enum class Start { impossible, optimal, parts, plan };
 
 // Of one unit each, as many rows as columns.
 template <class S>
-SFR_LANES Start start_from_matching(const Lanes& lanes, ExactWork<S>& work, Solved& out) {
+SFR_LANES Start start_from_matching(const Lanes& lanes, ExactWork<S>& work, double tolerance, Solved& out) {
   Assignment<S>& assignment = work.assignment;
   const Transportation<S>& rest = work.transportation;
   int64_t waiting;
@@ -125,19 +125,19 @@ SFR_LANES Start start_from_matching(const Lanes& lanes, ExactWork<S>& work, Solv
   }
   lanes.sync();
   const int64_t detours = ship_the_rest(lanes, rest, out.entries);
-  return detours == 0 || avoid(lanes, rest, out.entries, out.n_iter) ? Start::plan : Start::impossible;
+  return detours == 0 || avoid(lanes, rest, tolerance, out.entries, out.n_iter) ? Start::plan : Start::impossible;
 }
 
 template <class S>
-SFR_LANES Start start_from_shipping(const Lanes& lanes, const Transportation<S>& work, Solved& out) {
+SFR_LANES Start start_from_shipping(const Lanes& lanes, const Transportation<S>& work, double tolerance, Solved& out) {
   const int64_t detours = first_plan(lanes, work, out.entries);
   lanes.each(work.cost.n, [&](int64_t i) { work.put_potential(i, {}); });
-  return detours == 0 || avoid(lanes, work, out.entries, out.n_iter) ? Start::plan : Start::impossible;
+  return detours == 0 || avoid(lanes, work, tolerance, out.entries, out.n_iter) ? Start::plan : Start::impossible;
 }
 
-// Between units that are in balance. `matching`: one of each row and column.
+// Between units that are in balance, up to a `tolerance` of any sum of them. `matching`: one of each row and column.
 template <class S>
-SFR_LANES Solved solve_units(const Lanes& lanes, ExactWork<S>& work, bool matching) {
+SFR_LANES Solved solve_units(const Lanes& lanes, ExactWork<S>& work, bool matching, double tolerance) {
   Transportation<S>& transportation = work.transportation;
   const double unit = work.rows().unit;
   transportation.set(work.cost, work.rows().units, work.columns().units);
@@ -149,7 +149,8 @@ SFR_LANES Solved solve_units(const Lanes& lanes, ExactWork<S>& work, bool matchi
   if (ordered == Ordered::proven)
     start = Start::optimal;
   else if (ordered == Ordered::no)
-    start = matching ? start_from_matching(lanes, work, out) : start_from_shipping(lanes, transportation, out);
+    start = matching ? start_from_matching(lanes, work, tolerance, out)
+                     : start_from_shipping(lanes, transportation, tolerance, out);
   out.feasible = start != Start::impossible;
   if (start == Start::impossible || start == Start::optimal) return out;
   out.certificate = improve(lanes, transportation, start == Start::parts, unit, out.entries, out.n_iter);
@@ -169,16 +170,17 @@ SFR_LANES void add_what_is_left(const Lanes& lanes, Masses& a, Masses& b) {
 template <class T, class S>
 SFR_LANES Solved solve(const Lanes& lanes, const ExactParams& p, ExactWork<S>& work) {
   Masses &a = work.a, &b = work.b;
+  constexpr double tolerance = 64 * last_digit<T>;
   const bool matching = !priced(p) && a.equal() && b.equal() && a.count == b.count;
   if (matching) {
     a.unit = b.unit = 1 / double(a.count);
   } else if (priced(p)) {
-    measure(lanes, a, b, p.options.price_a < infinity, p.options.price_b < infinity, 64 * last_digit<T>);
+    measure(lanes, a, b, p.options.price_a < infinity, p.options.price_b < infinity, tolerance);
     add_what_is_left(lanes, a, b);
   } else {
     balance(lanes, a, b);
   }
-  return solve_units(lanes, work, matching);
+  return solve_units(lanes, work, matching, tolerance);
 }
 
 // sum |sums - weights| of one side.

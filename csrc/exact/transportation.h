@@ -301,17 +301,89 @@ SFR_LANES Certificate improve(const Lanes& lanes, const Transportation<S>& work,
   }
 }
 
-// Makes of a plan with `detours` over forbidden pairs one without, by the same method at a price of 1 for each of
-// these. False: there is none. The potentials of rows are 0 afterwards.
+// Which rows and columns allowed pairs connect, directly or through others, and what masses they have together. One
+// lane does; in the tree's memory.
 template <class S>
-SFR_LANES bool avoid(const Lanes& lanes, const Transportation<S>& work, int64_t& entries, int64_t& pivots) {
+struct Blocks {
+  int32_t* above;  // by node; of one in each block: itself
+  Units* mass;     // of that one, of both sides
+  int64_t columns;
+
+  explicit SFR_LANES Blocks(const Transportation<S>& work)
+      : above(work.tree.head), mass(work.tree.flow), columns(work.tree.columns) {
+    const Costs<S>& cost = work.cost;
+    const auto each_node = [&](auto f) {
+      for (int64_t i = 0; i < cost.n; ++i) f(i, work.a[i]);
+      for (int64_t j = 0; j < cost.m; ++j) f(columns + j, work.b[j]);
+    };
+    each_node([&](int64_t k, Units) { above[k] = int32_t(k), mass[k] = 0; });
+    for (int64_t i = 0; i < cost.n; ++i) {
+      const S* row = cost.row(i);
+      for (int64_t j = 0; j < cost.m; ++j)
+        if (double(row[j]) < infinity) above[top(columns + j)] = int32_t(top(i));
+    }
+    each_node([&](int64_t k, Units units) { mass[top(k)] += units; });
+  }
+
+  SFR_LANES int64_t top(int64_t k) const {
+    while (above[k] != k) k = above[k] = above[above[k]];
+    return k;
+  }
+  // Of the smaller one of the blocks of a row and a column, on one side.
+  SFR_LANES double mass_of(const Entry& e) const {
+    const Units row = mass[top(e.row)], column = mass[top(columns + e.column)];
+    return double(row < column ? row : column) / 2;
+  }
+};
+
+// Weights that should add up to the same in two parts that must trade with each other may not, by their rounding. Takes
+// forbidden entries out if what they move is within `tolerance` of all there is in such a block. One lane does; returns
+// whether none is left.
+template <class S>
+SFR_LANES bool forgive_rounding(const Transportation<S>& work, double tolerance, int64_t& entries) {
+  const Costs<S>& cost = work.cost;
+  const auto allowed = [&](int64_t i, int64_t j) { return cost.at(i, j) < infinity; };
+  const Blocks<S> blocks(work);
+  int64_t left = 0;
+  for (int64_t k = 0; k < entries; ++k) {
+    const Entry e = work.entry[k];
+    if (allowed(e.row, e.column))
+      work.entry[left++] = e;
+    else if (double(e.units) > tolerance * blocks.mass_of(e))
+      return false;
+  }
+  entries = left;
+  // A column that gets nothing has no place in the tree: it gets one unit.
+  int32_t* served = work.tree.stack;
+  for (int64_t j = 0; j < cost.m; ++j) served[j] = 0;
+  for (int64_t k = 0; k < entries; ++k) served[work.entry[k].column] = 1;
+  for (int64_t j = 0; j < cost.m; ++j) {
+    if (served[j]) continue;
+    int64_t i = 0;
+    while (!allowed(i, j)) ++i;
+    work.entry[entries++] = {int32_t(i), int32_t(j), 1};
+  }
+  return true;
+}
+
+// Makes of a plan with `detours` over forbidden pairs one without, by the same method at a price of 1 for each of
+// these. False: there is none, even where sums of weights are off by `tolerance` of them. The potentials of rows are 0
+// afterwards.
+template <class S>
+SFR_LANES bool avoid(const Lanes& lanes, const Transportation<S>& work, double tolerance, int64_t& entries,
+                     int64_t& pivots) {
   const auto level = [&](int64_t i) { work.put_potential(i, {}); };
   lanes.each(work.cost.n, level);
   pivots += pivot_to_the_end(lanes, work, Forbidden(), false, entries);
   entries = list_entries(lanes, work);
   lanes.each(work.cost.n, level);
   const auto forbidden = [&](int64_t k) { return !(work.cost.at(work.entry[k].row, work.entry[k].column) < infinity); };
-  return lanes.find(entries, forbidden) == entries;
+  if (lanes.find(entries, forbidden) == entries) return true;
+  bool forgiven = false;
+  if (lanes.first) forgiven = forgive_rounding(work, tolerance, entries);
+  lanes.sync();
+  entries = lanes.of_first(entries);
+  return lanes.of_first(int32_t(forgiven)) != 0;
 }
 
 }  // namespace SFR_EXACT_NAMESPACE
