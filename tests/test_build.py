@@ -280,19 +280,29 @@ def test_archs(no_nvcc, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDACXX", str(fake_toolkit(tmp_path, release="12.4", archs="50 60 70 75 80 86 87 89 90")))
     found = find_cuda()
     assert found.code == ["sm_75", "sm_80", "sm_86", "sm_90", "compute_75", "compute_90"]
-    older, newest = found.target_flags("float")
-    assert older == "-gencode=arch=compute_75,code=[sm_75,sm_80,sm_86,compute_75]"
-    assert newest == "-gencode=arch=compute_90,code=[sm_90,compute_90]"
+    # Those with matrix instructions have PTX of their own.
+    assert found.target_flags("float") == [
+        "-gencode=arch=compute_75,code=[sm_75,sm_86,compute_75]",
+        "-gencode=arch=compute_80,code=[sm_80]",
+        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
+    ]
     assert found.target_flags("double") == ["-gencode=arch=compute_75,code=[sm_75,sm_80,sm_90,compute_75]"]
-    made = {arch: found.target_flag(arch) for arch in ("70", "80", "90")}
+    made = {arch: found.target_flag(arch) for arch in ("70", "80", "86", "90")}
     assert {arch: re.search(r"compute_\d+", flag)[0] for arch, flag in made.items()} == {
         "70": "compute_70",
-        "80": "compute_75",
+        "80": "compute_80",
+        "86": "compute_75",
         "90": "compute_90",
     }
     assert found.real_flags("double") == ["-DSFR_REAL=double", "-Xptxas=-O1"]
     assert found.target_flag("90", "double") == "-gencode=arch=compute_75,code=[sm_90]"
     assert "--compress-mode=size" not in found.compile_flags
+    monkeypatch.setenv("SFR_EXT_CUDA_ARCHS", "8.0 8.6 8.9 9.0")
+    assert find_cuda().target_flags() == [
+        "-gencode=arch=compute_80,code=[sm_80,compute_80]",
+        "-gencode=arch=compute_86,code=[sm_86,sm_89]",
+        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
+    ]
     monkeypatch.setenv("SFR_EXT_CUDA_ARCHS", "7.0")
     assert find_cuda().code == ["sm_70", "compute_70"]
     for real in ("float", "double"):

@@ -93,8 +93,9 @@ int64_t cost_forward(const CostForwardParams& p, const Where& where) {
   const OnDevice on(where.device);
   Operation operation = operation_of(p);
   operation.solved = false;
-  const ProblemLayout layout = choose<T>(operation, where.strategy, limits(where.device));
-  return launch_items<CostForwardParams>(cost_forward_kernel_of<T>(), p, operation, layout,
+  const auto kernel = cost_forward_kernel_of<T>();
+  const ProblemLayout layout = choose<T>(operation, where.strategy, limits_of(kernel, where.device));
+  return launch_items<CostForwardParams>(kernel, p, operation, layout,
                                          p.B * p.G * ((layout.N + layout.slab - 1) / layout.slab), where);
 }
 

@@ -31,11 +31,20 @@ struct Bfloat {
   uint16_t bits;
 };
 
+// GPUs on which products of matrices in TF32 are several times as fast as single products in float32: those of data
+// centres. On the others they are not, and the kernels have no such code for them. `arch`: __CUDA_ARCH__ / 10.
+constexpr bool has_matrix_units(int arch) {
+  return arch == 80 || arch == 90 || arch == 100;
+}
+
 #ifdef SFR_SIMT
+
+constexpr bool matrix_units = true;
 
 // tests/simt/include/simt.h: the same declarations on fibers.
 using simt::arrive_and_wait;
 using simt::load_vector;
+using simt::multiply_tf32;
 using simt::shared_memory;
 using simt::shuffle;
 using simt::shuffle_xor;
@@ -73,6 +82,12 @@ inline float quotient(float x, float y) {
 }
 
 #else
+
+#ifdef __CUDA_ARCH__
+constexpr bool matrix_units = has_matrix_units(__CUDA_ARCH__ / 10);
+#else
+constexpr bool matrix_units = false;
+#endif
 
 // The block's dynamic shared memory; all of it is allocated at launch.
 SFR_DEVICE unsigned char* shared_memory() {
@@ -148,6 +163,17 @@ SFR_DEVICE float exp2_of(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// d += a b of a warp, a [16][8] and b [8][8], of which the first 19 bits of each number count: with g = lane / 4 and
+// t = lane % 4 a lane gives a[g + 8 (k % 2)][t + 4 (k / 2)] and b[t + 4 k][g], and has d[g + 8 (k / 2)][2 t + k % 2].
+// What is added is cut off, not rounded. All 32 lanes take part.
+SFR_DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
 }
 
 // x / y within 2 ulp, for |y| in [2^-126, 2^126].

@@ -156,6 +156,12 @@ SFR_DEVICE void sum_windows(const Ground<T, place>& ground, int first, int rows,
   }
 }
 
+// Whether products are taken by matrix instructions; known to be false where there are none.
+template <class T>
+SFR_DEVICE bool by_matrix(const ProblemLayout& layout) {
+  return matrix_units && is_single<T> && layout.by_matrix;
+}
+
 // Sums over channels of all pairs of two regions into sums [x][row]; by products costs, and those pairs that products
 // tell too little of once more, by differences. Ends with a barrier.
 template <class T, Place place>
@@ -187,8 +193,13 @@ SFR_DEVICE void compare_tile(Ground<T, place>& ground, const Reader& x, const Re
       if (!again) to = sum;
       if (again && to == T(untold)) to = -sum;
     };
-    pair_sums(team, pair_of(p.metric), edge, ground.layout.pair_slices, x, y, int(p.C), products, centred.centre,
-              panels, wanted, seen, put);
+    const ProblemLayout& layout = ground.layout;
+    if (products && by_matrix<T>(layout))
+      matrix_sums(team, layout.matrix_slices, x, y, int(p.C), centred.centre, panels, seen,
+                  [&](int r, int c, T sum) { sums[r * row + c] = sum; });
+    else
+      pair_sums(team, pair_of(p.metric), edge, layout.pair_slices, x, y, int(p.C), products, centred.centre, panels,
+                wanted, seen, put);
     if (!products) break;
     again = finish_products(team, root, height, width, centred.squares, ground.used(ground.x_used, x),
                             ground.used(ground.y_used, y), centred.warps, sums, row);
@@ -221,15 +232,19 @@ template <class T, Place place>
   const bool by_products = centre >= 0;
   if (by_products) {
     read_centre(team, ground.y_region(0, layout.y_pixels), centre, 0, int(p.C), centred.centre);
+    if (team.rank < MatrixUnit::depth && p.C + team.rank < round_up(p.C, MatrixUnit::depth))
+      centred.centre[p.C + team.rank] = 0;
     team.sync();  // mutant: that of the first panel comes before it is read, too
   }
-  Panels<T> panels(room, layout.panel_channels, panel_row(x_tile, edge), panel_row(y_tile, edge));
+  Panels<T> panels(room, layout.panel_channels, panel_row(x_tile, edge), panel_row(y_tile, edge),
+                   beyond_of(layout.by_matrix));
 #pragma unroll 1
   for (int i = 0; i < count; i += x_tile)
 #pragma unroll 1
     for (int j = 0; j < layout.y_pixels; j += y_tile) {
       const int height = part_of(count, i, x_tile), width = part_of(layout.y_pixels, j, y_tile);
       panels.clear_ends(team, height, width);
+      if (layout.by_matrix) team.sync();  // what is read beyond is cleared by others
       const Reader x(ground.x_region(begin + i, height), ground.x_used, layout.panel_channels);
       const Reader y(ground.y_region(j, width), ground.y_used, layout.panel_channels);
       T* sums = windows ? of_pixels + int64_t(i) * pixel_ld + j : out + i * ld + j;
@@ -458,19 +473,18 @@ struct PairWeights {
   }
 };
 
-// What gradients have of the pixels themselves: cosine's coefficients; by products, the sums of the pixels' weights
-// (NaN: of this pixel by differences), and a panel's channels of the centre, so far apart.
-template <class T>
-struct OwnShare {
-  const T *own, *centre;  // no centre: not of centred features
-  int apart;
-};
-
 // Tiles of one side's gradient for a panel: onto `out`, unless it is the first of the others' tiles that they see.
 template <Pull pull, class T>
 SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T* mine, int my_row, const T* theirs,
                            int their_row, int pixels, int others, const PairWeights<T>& W, int channels,
-                           const OwnShare<T>& share, bool first, bool last, T* out) {
+                           const OwnShare<T>& share, bool by_matrix, bool first, bool last, T* out) {
+  if constexpr (matrix_units && is_single<T>) {
+    by_matrix = by_matrix && share.centre && is_finite(team.lane(), share, channels);
+    // Of the other side there are units before these, too.
+    if (by_matrix)
+      matrix_pull<pull>(team, first_unit > 0 ? MatrixPull::units(others, channels) : 0, mine, my_row, theirs, their_row,
+                        pixels, others, W.near, W.ld, channels, share, first, last, out);
+  }
   const int columns = (pixels + 3) / 4, rows = (channels + 3) / 4, tiles = columns * rows;
   const int apart = pull == Pull::to_x ? columns : 1;
   // Units are counted over both sides, so that their tiles fill the team together. Neighbours are at the same pixels:
@@ -498,8 +512,9 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
       const T own = centred && pixel + p * apart < pixels ? share.own[pixel + p * apart] : T(0);
-      centred = centred && own - own == 0;
+      centred = centred && is_pulled_by_products(own);
     }
+    if (matrix_units && by_matrix && centred) continue;  // done
     const auto add = [&](auto known, auto of_centred, const T* weights) {
       pull_tile<decltype(known)::value, pull, decltype(of_centred)::value>(mine, my_row, theirs, their_row, others,
                                                                            weights, W.ld, pixel, apart, channel,
@@ -521,6 +536,9 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
         for (int p = 0; p < 4; ++p) {
           const int at = (channel + c) * my_row + pixel + p * apart;
           const bool of_own = last && (centred || pair == Pair::product);
+          if (matrix_units && by_matrix && pixel + p * apart < pixels &&
+              is_pulled_by_products(share.own[pixel + p * apart]))
+            continue;
           if (pixel + p * apart < pixels)  // mutant: what lies beyond is the end of the panel's row, which nobody reads
             out[at] = of_own ? sum[c][p] + share.own[pixel + p * apart] * (mine[at] - middle) : sum[c][p];
         }
@@ -567,7 +585,7 @@ SFR_DEVICE void pull_features(Ground<T, place>& ground, const PairWeights<T>& W,
     clear_end(panels.x, panels.x_row, layout.x_pixels);
     clear_end(panels.y, panels.y_row, layout.y_pixels);
   }
-  Fetched<T> next_x, next_y;
+  Fetched<T, pulled_elements> next_x, next_y;
   if (now.channel < C) {  // mutant: past the last channel there is nothing to fetch
     fetch(team, x, now.channel, channels_at(now.channel), 0, next_x);
     fetch(team, y, now.channel, channels_at(now.channel), 0, next_y);
@@ -597,10 +615,12 @@ SFR_DEVICE void pull_features(Ground<T, place>& ground, const PairWeights<T>& W,
     const int x_tiles = now.to_x ? (nx + 3) / 4 * ((channels + 3) / 4) : 0;
     if (now.to_x)
       pull_panel<Pull::to_x>(team, pair, 0, panels.x, panels.x_row, panels.y, panels.y_row, nx, ny, weights, channels,
-                             share(ground.at.x_own + x_first), now.first(), now.last(), panels.grad_x);
+                             share(ground.at.x_own + x_first), layout.pull_by_matrix, now.first(), now.last(),
+                             panels.grad_x);
     if (now.to_y)
       pull_panel<Pull::to_y>(team, pair, x_tiles, panels.y, panels.y_row, panels.x, panels.x_row, ny, nx, weights,
-                             channels, share(ground.at.y_own + y_first), now.first(), now.last(), panels.grad_y);
+                             channels, share(ground.at.y_own + y_first), layout.pull_by_matrix, now.first(), now.last(),
+                             panels.grad_y);
     team.sync();
     if (now.to_x && now.last()) {
       T* sum = ground.at.gathered;

@@ -2,7 +2,7 @@
 // says what failed. Nothing here waits for the device.
 #pragma once
 
-#include <cuda_runtime.h>
+#include "device.cuh"
 
 #include <mutex>
 #include <stdexcept>
@@ -68,6 +68,7 @@ struct DeviceLimits {
   int processors = 0;     // multiprocessors
   size_t shared = 0;      // bytes of shared memory that a block can have
   bool together = false;  // blocks of one launch can be made to run at the same time
+  bool matrix = false;    // kernels have matrix instructions (device.cuh), those that run on it
 };
 
 inline int attribute(cudaDeviceAttr which, int device) {
@@ -91,15 +92,35 @@ inline DeviceLimits limits(int device) {
   return of;
 }
 
+template <class Params>
+using Kernel = void (*)(Params);
+
+// Those of a device, and of the code of `kernel` that runs there.
+template <class Params>
+DeviceLimits limits_of(Kernel<Params> kernel, int device) {
+  static std::mutex mutex;
+  static std::vector<std::pair<int, bool>> known;
+  DeviceLimits of = limits(device);
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const auto& [which, matrix] : known)
+    if (which == device) {
+      of.matrix = matrix;
+      return of;
+    }
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
+        "asking for a property of a kernel failed");
+  of.matrix = has_matrix_units(attributes.ptxVersion);
+  known.emplace_back(device, of.matrix);
+  return of;
+}
+
 struct Launch {
   int blocks = 1, threads = 32;
   size_t shared = 0;
   bool together = false;  // the blocks wait for each other
   void* stream = nullptr;
 };
-
-template <class Params>
-using Kernel = void (*)(Params);
 
 // Lets the kernel have as much shared memory as the device gives; once for each kernel and device.
 template <class Params>

@@ -9,6 +9,7 @@
 
 #include "cuda.h"
 #include "launch.h"
+#include "matrix.cuh"
 #include "pairwise.cuh"
 #include "plan.cuh"
 
@@ -22,6 +23,7 @@ struct Operation {
   bool windows = false;   // a patch is more than one pixel
   bool norms = false;     // cosine
   bool products = false;  // squared distances by them
+  bool matrix = false;    // and those by matrix instructions; known when it is laid out
   bool solved = true;     // there is a plan; else costs alone
   bool backward = false;
   bool reach = false;  // on a side
@@ -40,8 +42,11 @@ struct ProblemLayout {
   // Panels of features, to compare and to pull gradients: channels, and pixels of either map. A map with more comes in
   // tiles.
   int panel_channels = 0, compare_x = 0, compare_y = 0;
-  int pair_slices = 1;  // of a panel's channels, where features are compared
+  int pair_slices = 1;     // of a panel's channels, where features are compared,
+  bool by_matrix = false;  // and where they are by matrix instructions
+  int matrix_slices = 1;
   int pull_channels = 0, pull_x = 0, pull_y = 0;
+  bool pull_by_matrix = false;
   int64_t shared_bytes = 0;  // of one team in its block
   int64_t near_bytes = 0;    // global memory of one block of a team
   int64_t far_bytes = 0;     // global memory of a team
@@ -53,10 +58,6 @@ struct ProblemLayout {
   SFR_BOTH int pull_rows() const { return (x_pixels + pull_x - 1) / pull_x; }
   SFR_BOTH int pull_columns() const { return (y_pixels + pull_y - 1) / pull_y; }
 };
-
-SFR_BOTH int round_up(int64_t n, int to) {
-  return int((n + to - 1) / to) * to;
-}
 
 template <class T>
 struct WeightSummary;
@@ -152,7 +153,7 @@ struct Centred {
 
   SFR_BOTH Centred(Arena& arena, const ProblemLayout& s, const Operation& operation) {
     if (!is_single<T> || !operation.products) return;
-    centre = arena.take<T>(operation.C);
+    centre = arena.take<T>(round_up(operation.C, MatrixUnit::depth));
     squares = arena.take<T>(2 * int64_t(s.compare_x + s.compare_y));
     warps = arena.take<T>(most_warps);
   }
@@ -164,22 +165,29 @@ int64_t compare_bytes(const ProblemLayout& s, const Operation& operation, int ch
   const int edge = tile_edge<T>(s.compare_x, s.compare_y);
   Arena beside;
   Centred<T>(beside, s, operation);
-  return int64_t(beside.used) + Panels<T>::bytes(channels, panel_row(s.compare_x, edge), panel_row(s.compare_y, edge));
+  return int64_t(beside.used) +
+         Panels<T>::bytes(channels, panel_row(s.compare_x, edge), panel_row(s.compare_y, edge), beyond_of(s.by_matrix));
 }
 template <class T>
 int64_t pull_bytes(const ProblemLayout& s, const Operation& operation, int channels) {
   const bool tiles = s.pull_rows() * s.pull_columns() > 1;
   const int64_t centre = operation.products && tiles ? 4 * round_up(channels, 4) : 0;
-  return centre + Panels<T>::bytes(channels, panel_row(s.pull_x, 4), panel_row(s.pull_y, 4));
+  return centre + Panels<T>::bytes(channels, panel_row(s.pull_x, 4), panel_row(s.pull_y, 4), {});
 }
 
-// Slices of the channels of a panel to compare that keep the threads busy.
+// Slices of the channels of a panel to compare that keep the threads busy, and the warps.
+struct Slices {
+  int pair, matrix;
+};
 template <class T>
-int most_pair_slices(const ProblemLayout& s) {
+Slices most_slices(const ProblemLayout& s) {
   const int edge = tile_edge<T>(s.compare_x, s.compare_y);
   const Tiling tiling(s.compare_x, s.compare_y, edge, 1);
-  const int64_t room = Panels<T>::bytes(s.panel_channels, panel_row(s.compare_x, edge), panel_row(s.compare_y, edge));
-  return tiling.most_slices(s.threads, int(room / int64_t(sizeof(T))));
+  const int64_t bytes = Panels<T>::bytes(s.panel_channels, panel_row(s.compare_x, edge), panel_row(s.compare_y, edge),
+                                         beyond_of(s.by_matrix));
+  const int room = int(bytes / int64_t(sizeof(T)));
+  const MatrixTiling units(s.compare_x, s.compare_y, 1);
+  return {tiling.most_slices(s.threads, room), units.most_slices(s.threads / warp_threads, room)};
 }
 
 constexpr int most_panel_channels = 64;  // more would gain nothing
@@ -188,6 +196,7 @@ constexpr int most_panel_channels = 64;  // more would gain nothing
 template <class T>
 int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room, bool tiled) {
   const int n = s.compare_x = s.compared(operation.windows), m = s.compare_y = s.y_pixels;
+  s.by_matrix = operation.matrix;
   if (tiled && compare_bytes<T>(s, operation, 1) > room) {
     // As many tiles of results as a block has threads: then a panel is read once.
     const int edge = tile_edge<T>(n, m);
@@ -198,11 +207,12 @@ int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room,
   }
   // As many channels as come in one round of loads; fewer where memory is short.
   const int pixels = std::max(s.compare_x, s.compare_y);
-  int channels = std::clamp(s.threads * fetched_elements / pixels / 8 * 8, 8,
+  int channels = std::clamp(s.threads * compared_elements / pixels / 8 * 8, 8,
                             std::min(most_panel_channels, round_up(operation.C, 8)));
   while (channels > 1 && compare_bytes<T>(s, operation, channels) > room)
     channels = channels > 8 ? channels - 8 : channels / 2;
   s.panel_channels = channels;
+  s.by_matrix = operation.matrix && channels % MatrixUnit::depth == 0;
   return compare_bytes<T>(s, operation, channels);
 }
 
@@ -224,9 +234,15 @@ int64_t fill_pull(ProblemLayout& s, const Operation& operation, int64_t room, bo
   const int fewest = s.blocks > 1 ? std::clamp(round_up(operation.C / s.blocks, 4), 4, 16) : 4;
   const int most = std::min(most_panel_channels, round_up(operation.C, 4));
   int channels = std::clamp(s.threads / tiles * 4, std::min(fewest, most), most);
+  s.pull_by_matrix = s.by_matrix && s.blocks == 1;
+  if (s.pull_by_matrix) channels = std::max(channels / MatrixPull::width, 1) * MatrixPull::width;
   while (channels > 1 && pull_bytes<T>(s, operation, channels) > room)
-    channels = channels > 4 ? channels - 4 : channels / 2;
+    channels = channels > 8 && s.pull_by_matrix ? channels - 8 : channels > 4 ? channels - 4 : channels / 2;
   s.pull_channels = channels;
+  // Where maps are cut, sums are to run in the same order.
+  const auto cut = [](int part, int pixels) { return part < pixels && part % MatrixUnit::depth != 0; };
+  s.pull_by_matrix = s.pull_by_matrix && channels % MatrixUnit::tile_width == 0 && !cut(s.pull_x, s.x_pixels) &&
+                     !cut(s.pull_y, s.y_pixels);
   return pull_bytes<T>(s, operation, channels);
 }
 
@@ -336,7 +352,10 @@ ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLi
   ProblemLayout s;
   for (const bool tiled : {false, true})
     if (choose<T>(s, operation, forced, device, tiled, rows)) {
-      if (operation.C > 0) s.pair_slices = most_pair_slices<T>(s);
+      if (operation.C > 0) {
+        const Slices most = most_slices<T>(s);
+        s.pair_slices = most.pair, s.matrix_slices = most.matrix;
+      }
       return s;
     }
   throw std::runtime_error("sfr_ext: " + std::to_string(operation.N) + " x " + std::to_string(operation.M) +
@@ -355,22 +374,29 @@ ProblemLayout choose_for_costs(const Operation& operation, Strategy forced, cons
   int64_t rows = operation.N;
   if (!operation.windows && operation.N > 64) {
     const auto busy = [&](int64_t n) {
+      const MatrixTiling units(int(n), int(operation.M), solved.matrix_slices);
+      if (solved.by_matrix) return 2 * units.units() * units.slices > solved.threads / warp_threads;
       const Tiling tiling(int(n), int(operation.M), tile_edge<T>(int(n), int(operation.M)), solved.pair_slices);
       return 2 * tiling.tiles() * tiling.slices > solved.threads;
     };
-    for (rows = 56; rows < operation.N && !busy(rows);) rows += 56;
+    const int step = solved.by_matrix ? MatrixUnit::height : 56;
+    for (rows = step; rows < operation.N && !busy(rows);) rows += step;
     if (rows + rows / 2 > operation.N) rows = operation.N;  // what is left would be little
   }
   ProblemLayout s = choose<T>(operation, forced, device, rows);
   if (s.panel_channels >= solved.panel_channels && s.threads == solved.threads) {
     s.panel_channels = solved.panel_channels;
-    s.pair_slices = std::min(solved.pair_slices, most_pair_slices<T>(s));
+    s.by_matrix = solved.by_matrix;
+    const Slices most = most_slices<T>(s);
+    s.pair_slices = std::min(solved.pair_slices, most.pair);
+    s.matrix_slices = std::min(solved.matrix_slices, most.matrix);
   }
   return s;
 }
 
 template <class T>
-ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLimits& device) {
+ProblemLayout choose(Operation operation, Strategy forced, const DeviceLimits& device) {
+  operation.matrix = is_single<T> && operation.products && device.matrix;
   const bool costs_alone = !operation.solved && !operation.backward && operation.C > 0;
   return costs_alone ? choose_for_costs<T>(operation, forced, device)
                      : choose<T>(operation, forced, device, operation.N);
@@ -457,7 +483,7 @@ template <class T, class Params>
 int64_t lay_out_and_launch(const Kernels<Params>& kernels, const Params& params, const Operation& operation,
                            int64_t items, const Where& where) {
   const OnDevice on(where.device);
-  const ProblemLayout layout = choose<T>(operation, where.strategy, limits(where.device));
+  const ProblemLayout layout = choose<T>(operation, where.strategy, limits_of(kernels.any, where.device));
   return launch_items(kernels.of(operation, layout), params, operation, layout, items, where);
 }
 

@@ -25,6 +25,10 @@ struct Arena {
   }
 };
 
+SFR_BOTH int round_up(int64_t n, int to) {
+  return int((n + to - 1) / to) * to;
+}
+
 struct Team {
   int rank = 0, size = 32;      // this thread among those of the team in this block; whole warps
   int barrier = whole_barrier;  // a team of one warp needs none
@@ -93,6 +97,7 @@ SFR_DEVICE T over_lanes(T x, int lanes) {
 
 // Rows of a matrix that a warp is at together: what it reads of them is on its way at the same time.
 constexpr int rows_together = 4;
+constexpr int columns_together = 2;  // of a lane
 
 // Of `count` values in each of 2 * mask neighbouring lanes what one of them comes to over all: in the first 2 * mask /
 // count lanes the first, and so on. Each step halves what a lane still has to do with.
@@ -114,8 +119,9 @@ SFR_DEVICE T folded(const T (&x)[count], int lane) {
 }
 
 // use(r, i, j, read(row(i), j)) for the entries of rows i = first + r, `rows_together` of them, neighbouring lanes at
-// neighbouring columns. There is no branch to wait at: in the place of rows behind the last one, that one is used
-// again, which must come to the same. `row`, all that depends on the row alone, and `read` have no effects.
+// neighbouring columns, `columns_together` times 32 of these at a time. What is read is all on its way before the first
+// of it is used: in the place of rows behind the last one, that one is used again, which must come to the same, and
+// columns behind the last one are not used. `row`, all that depends on the row alone, and `read` have no effects.
 template <class Row, class Read, class Use>
 SFR_DEVICE void each_entry_of_rows(int lane, int first, int rows, int columns, Row&& row, Read&& read, Use&& use) {
   int at[rows_together];
@@ -126,12 +132,19 @@ SFR_DEVICE void each_entry_of_rows(int lane, int first, int rows, int columns, R
     of_row[r] = row(at[r]);
   }
 #pragma unroll 1
-  for (int j = lane; j < columns; j += warp_threads) {
-    decltype(read(of_row[0], 0)) found[rows_together];
+  for (int j = lane; j < columns; j += columns_together * warp_threads) {
+    decltype(read(of_row[0], 0)) found[columns_together][rows_together];
 #pragma unroll
-    for (int r = 0; r < rows_together; ++r) found[r] = read(of_row[r], j);
+    for (int k = 0; k < columns_together; ++k) {
+      const int column = j + k * warp_threads < columns ? j + k * warp_threads : j;
 #pragma unroll
-    for (int r = 0; r < rows_together; ++r) use(r, at[r], j, found[r]);
+      for (int r = 0; r < rows_together; ++r) found[k][r] = read(of_row[r], column);
+    }
+#pragma unroll
+    for (int k = 0; k < columns_together; ++k)
+      if (j + k * warp_threads < columns)
+#pragma unroll
+        for (int r = 0; r < rows_together; ++r) use(r, at[r], j + k * warp_threads, found[k][r]);
   }
 }
 // use(i, j, read(row(i), j)) for all entries; for some of them more than once.

@@ -13,8 +13,12 @@ from gpu_model import ptx
 HERE = Path(__file__).resolve().parent
 
 
+class Entries(dict[str, ptx.Entry]):
+    arch: str
+
+
 @pytest.fixture(scope="session", params=["75", "90"])
-def intrinsics(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ptx.Entry]:
+def intrinsics(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Entries:
     """The kernels of intrinsics.cu in PTX, for the oldest architecture and for a newer one."""
     try:
         cuda = cuda_toolchain.find_cuda(native_build.find_toolchain().cxx)
@@ -23,4 +27,6 @@ def intrinsics(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     path = tmp_path_factory.mktemp("ptx") / "intrinsics.ptx"
     flags = ["-O3", "-std=c++17", "-ptx", f"-arch=compute_{request.param}", f"-I{HERE.parents[1] / 'csrc'}"]
     subprocess.run([cuda.nvcc, *cuda.host, *flags, str(HERE / "intrinsics.cu"), "-o", str(path)], check=True)
-    return ptx.parse(path.read_text())
+    entries = Entries(ptx.parse(path.read_text()))
+    entries.arch = request.param
+    return entries

@@ -105,3 +105,17 @@ KERNEL(load_16)(const uint32_t* x, uint32_t* out) {
   const Word16 word = load16(x + 4 * threadIdx.x);
   for (int k = 0; k < 4; ++k) out[4 * threadIdx.x + k] = word.part[3 - k];
 }
+
+// A warp multiplies x [16][8] by y [8][8], and adds what is in out [16][8].
+KERNEL(matrix_product)(const float* x, const float* y, float* out) {
+  const int group = int(threadIdx.x) / 4, within = int(threadIdx.x) % 4;
+  float* own = out + group * 8 + within * 2;
+  float d[4] = {own[0], own[1], own[64], own[65]};
+  const auto x_bits = [&](int row, int column) { return float_bits(x[row * 8 + column]); };
+  const auto y_bits = [&](int row, int column) { return float_bits(y[row * 8 + column]); };
+  const uint32_t a[4] = {x_bits(group, within), x_bits(group + 8, within), x_bits(group, within + 4),
+                         x_bits(group + 8, within + 4)};
+  const uint32_t b[2] = {y_bits(within, group), y_bits(within + 4, group)};
+  multiply_tf32(d, a, b);
+  own[0] = d[0], own[1] = d[1], own[64] = d[2], own[65] = d[3];
+}

@@ -176,6 +176,24 @@ def test_functions_of_the_library(intrinsics, name, function, low, high, bound):
     assert ulps(found, function(x.astype(np.float64))).max() <= bound
 
 
+def test_matrix_products(intrinsics):
+    """Of numbers whose last 13 bits do not count, onto what is there; on GPUs that have them."""
+    entry = intrinsics["matrix_product"]
+    if not any(operation.name.startswith("mma") for operation in entry.code):
+        assert intrinsics.arch == "75"
+        return
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        x, y, before = (rng.standard_normal(shape).astype(np.float32) for shape in ((16, 8), (8, 8), (16, 8)))
+        *_, found = run(entry, x.ravel(), y.ravel(), before.ravel())
+        found = found.reshape(16, 8)
+        a, b = ((z.view(np.uint32) & 0xFFFFE000).view(np.float32).astype(np.float64) for z in (x, y))
+        exact = a @ b + before
+        apart = found.astype(np.float64) - exact
+        assert (np.abs(apart) <= np.spacing(np.abs(exact).astype(np.float32))).all()
+        assert (np.abs(found) <= np.abs(exact)).all() and not np.array_equal(found, exact.astype(np.float32))
+
+
 def test_faults_of_a_kernel_are_named():
     entry = ptx.parse(
         """

@@ -141,22 +141,22 @@ class Library:
         self.calls: Any = ctypes.CDLL(str(path))
         self.path = path
         self.calls.simt_calls.restype = self.calls.simt_meetings.restype = ctypes.c_char_p
-        self.with_shared: dict[int, int] = {}
+        self.made: dict[tuple[int, int], int] = {}
 
     def seed(self, seed: int | None) -> None:
         """The order in which blocks, warps and lanes run; None is the natural one."""
         self.calls.simt_set_seed(ctypes.c_longlong(-1 if seed is None else seed))
 
-    def device(self, index: int, processors: int, shared_kib: int) -> None:
+    def device(self, index: int, processors: int, shared_kib: int, arch: int = 90) -> None:
         """What a device (0 to 15) has; to be called before it is first used, for limits are asked for once."""
-        self.calls.simt_set_device(index, processors, shared_kib)
+        self.calls.simt_set_device(index, processors, shared_kib, arch)
 
-    def device_with(self, shared_kib: int) -> int:
+    def device_with(self, shared_kib: int, arch: int = 90) -> int:
         """A device on which a block can have so much shared memory, one of 8 to 15."""
-        if shared_kib not in self.with_shared:
-            self.with_shared[shared_kib] = index = 8 + len(self.with_shared)
-            self.device(index, 4, shared_kib)
-        return self.with_shared[shared_kib]
+        if (shared_kib, arch) not in self.made:
+            self.made[shared_kib, arch] = index = 8 + len(self.made)
+            self.device(index, 4, shared_kib, arch)
+        return self.made[shared_kib, arch]
 
     @contextlib.contextmanager
     def counting_calls(self) -> Iterator[dict[str, int]]:

@@ -14,6 +14,8 @@ std::string text(const Meeting& meeting) {
       return "shuffle" + where;
     case Meeting::shuffle_xor:
       return "shuffle_xor" + where;
+    case Meeting::matrix:
+      return "multiply_tf32" + where;
     case Meeting::warp:
       return "sync_warp" + where;
     case Meeting::block:

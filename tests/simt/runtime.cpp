@@ -29,6 +29,7 @@ int from_environment(const char* name, int otherwise) {
 struct Device {
   int processors = from_environment("SFR_SIMT_PROCESSORS", 4);
   size_t shared = size_t(from_environment("SFR_SIMT_SHARED_KIB", 99)) * kib;  // for a block that asks
+  int arch = from_environment("SFR_SIMT_ARCH", 90);  // that the kernels' code is for: which of it they take
   bool context = false;
 };
 
@@ -285,7 +286,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ke
   called("cudaFuncGetAttributes");
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   devices[current].context = true;
-  *attributes = {0, simt::most_threads, 32, int(shared_allowed(kernel))};
+  *attributes = {0, simt::most_threads, 32, int(shared_allowed(kernel)), devices[current].arch};
   return cudaSuccess;
 }
 
@@ -312,9 +313,9 @@ SIMT_EXPORT void simt_set_seed(long long seed) {
 }
 
 // Before the first use of the device, whose limits may be remembered. It then has no context.
-SIMT_EXPORT void simt_set_device(int device, int processors, int shared_kib) {
+SIMT_EXPORT void simt_set_device(int device, int processors, int shared_kib, int arch) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
-  devices[device] = {processors, size_t(shared_kib) * kib};
+  devices[device] = {processors, size_t(shared_kib) * kib, arch};
 }
 
 // Whether something made a context there, as on a GPU.

@@ -366,6 +366,44 @@ uint64_t exchange_xor(uint64_t bits, int mask, Site site) {
   return exchange<Meeting::shuffle_xor>(bits, running->lane ^ mask, site, SIMT_CALLER);
 }
 
+namespace {
+
+// The sum of the addends, each cut off at 24 bits below the largest, cut off to a float.
+float cut_off_sum(const double* addends, int count) {
+  double largest = 0, sum = 0;
+  for (int k = 0; k < count; ++k) {
+    if (!std::isfinite(addends[k])) return float(std::accumulate(addends, addends + count, 0.0));
+    largest = std::max(largest, std::fabs(addends[k]));
+  }
+  if (largest == 0) return 0;
+  const double unit = std::ldexp(1.0, std::ilogb(largest) - 24);
+  for (int k = 0; k < count; ++k) sum += std::trunc(addends[k] / unit) * unit;
+  const float rounded = float(sum);
+  return std::fabs(double(rounded)) > std::fabs(sum) ? std::nextafter(rounded, 0.0f) : rounded;
+}
+
+}  // namespace
+
+void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
+  Thread& self = *running;
+  Warp& warp = *self.warp;
+  if (warp.all != ~0u) fail_shuffle(lanes_per_warp - 1, SIMT_CALLER);
+  Fragments* given = warp.fragments[warp.round & 1];
+  given[self.lane] = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  meet<Meeting::matrix>(0, 0, site, SIMT_CALLER);
+  const auto number = [](uint32_t bits) { return double(bit_cast<float>(bits & 0xffffe000u)); };
+  const int pixel = self.lane / 4, channel = self.lane % 4;
+  for (int k = 0; k < 4; ++k) {
+    const int row = pixel + 8 * (k / 2), column = 2 * channel + k % 2;
+    double addends[9];
+    for (int c = 0; c < 8; ++c)
+      addends[c] =
+          number(given[row % 8 * 4 + c % 4].a[row / 8 + c / 4 * 2]) * number(given[column * 4 + c % 4].b[c / 4]);
+    addends[8] = d[k];
+    d[k] = cut_off_sum(addends, 9);
+  }
+}
+
 // Approximations.
 
 namespace {

@@ -17,7 +17,7 @@ constexpr int lanes_per_warp = 32, most_threads = 1024;
 
 // A point that all lanes of a warp must reach together.
 struct Meeting {
-  enum Kind { shuffle, shuffle_xor, warp, block, named };
+  enum Kind { shuffle, shuffle_xor, matrix, warp, block, named };
   Kind kind = warp;
   int id = 0, count = 0;  // of a barrier
   Site site = {nullptr, 0};
@@ -40,6 +40,11 @@ struct alignas(64) Thread {
   const void* caller = nullptr;
 };
 
+// What a lane gives to a matrix instruction.
+struct Fragments {
+  uint32_t a[4], b[2];
+};
+
 struct Warp {
   Block* block = nullptr;
   int number = 0;  // within the block
@@ -52,6 +57,7 @@ struct Warp {
   unsigned first = 0, stride = 1;  // lanes run in the order first, first + stride, ... modulo 32
   Meeting meeting;
   uint64_t handed[2][lanes_per_warp] = {};  // by shuffles of even and odd rounds
+  Fragments fragments[2][lanes_per_warp] = {};
 };
 
 struct Barrier {

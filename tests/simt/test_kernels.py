@@ -72,16 +72,18 @@ SEEDS = [None, 1, 2]
 
 
 @contextlib.contextmanager
-def emulated(flavour: str, strategy: str, seed: int | None, shared_kib: int | None = None) -> Iterator[None]:
+def emulated(
+    flavour: str, strategy: str, seed: int | None, shared_kib: int | None = None, arch: int = 90
+) -> Iterator[None]:
     """Within it the emulator stands in for the CPU; memory that nobody has written is NaN.
 
-    ``shared_kib``: what a block can have of shared memory."""
+    ``shared_kib``: what a block can have of shared memory. ``arch``: whose code runs."""
     build.emulator(flavour).seed(seed)
     torch.use_deterministic_algorithms(True)
     try:
         with pytest.MonkeyPatch.context() as patch, forced(strategy=strategy, emulated=build.module(flavour)):
-            if shared_kib is not None:
-                device = build.emulator(flavour).device_with(shared_kib)
+            if shared_kib is not None or arch != 90:
+                device = build.emulator(flavour).device_with(shared_kib or 99, arch)
                 patch.setattr(launch, "Where", lambda _, *rest: Where(device, *rest))
             yield
     finally:

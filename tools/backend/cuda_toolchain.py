@@ -58,6 +58,10 @@ class NoCuda(Exception):
     """Why CUDA kernels cannot be compiled here, in words that go on from 'this build has no CUDA kernels: '."""
 
 
+# Those whose float32 kernels have matrix instructions: csrc/cuda/device.cuh.
+MATRIX_ARCHS = ("80", "90", "100")
+
+
 @dataclass(frozen=True)
 class CudaToolchain:
     """An nvcc that works with the C++ compiler at hand."""
@@ -103,20 +107,32 @@ class CudaToolchain:
 
         A GPU of the oldest architecture or of any later one then finds something that runs on it.
         """
-        # Nothing in the kernels is for one architecture alone, so the oldest one's PTX is assembled for the others:
-        # the compiler's first half, which makes PTX, runs once, and once more for the PTX of the newest.
         oldest, newest = self.archs[0], self.archs[-1]
         if real == "double":  # machine code runs on all later architectures of its major version, PTX on all later ones
             majors = {arch[:-1]: arch for arch in reversed(self.archs)}
             return [_gencode(oldest, [f"sm_{arch}" for arch in reversed(majors.values())] + [f"compute_{oldest}"])]
-        between = [*(f"sm_{arch}" for arch in self.archs[:-1]), f"compute_{oldest}"]
-        older = [_gencode(oldest, between)] if oldest != newest else []
-        return [*older, _gencode(newest, [f"sm_{newest}", f"compute_{newest}"])]
+        code: dict[str, list[str]] = {}
+        for arch in self.archs:
+            code.setdefault(self._ptx_for(arch), []).append(f"sm_{arch}")
+        for arch in dict.fromkeys([oldest, newest]):
+            code[arch].append(f"compute_{arch}")
+        return [_gencode(ptx, assembled) for ptx, assembled in code.items()]
 
     def target_flag(self, arch: str, real: str = "float") -> str:
         """Machine code of one architecture, made as `target_flags` has it made."""
-        own = real != "double" and arch == self.archs[-1] or int(arch) < int(self.archs[0])
-        return _gencode(arch if own else self.archs[0], [f"sm_{arch}"])
+        ptx = self.archs[0] if real == "double" else self._ptx_for(arch)
+        return _gencode(arch if int(arch) < int(ptx) else ptx, [f"sm_{arch}"])
+
+    def _ptx_for(self, arch: str) -> str:
+        """Whose PTX is assembled for an architecture.
+
+        The compiler's first half, which makes it, takes as long as to assemble it twice. So one serves for all, but
+        where matrix instructions are taken, and where it goes into the module itself.
+        """
+        usual = [known for known in self.archs if known not in MATRIX_ARCHS]
+        if arch in MATRIX_ARCHS or arch in (self.archs[0], self.archs[-1]) or not usual or int(arch) < int(usual[0]):
+            return arch
+        return usual[0]
 
 
 def _gencode(ptx: str, code: list[str]) -> str:

@@ -18,6 +18,7 @@ class Device:
     memory: float  # bytes a second
     l2: int  # bytes
     lanes: int  # float32 multiply-adds of a multiprocessor in a clock
+    matrix: int = 0  # multiply-adds in TF32 of a multiprocessor in a clock, where kernels take them
     l2_latency: int = 270  # clocks
     l2_bandwidth: float = 5e12  # bytes a second
 

@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "gpu_model"
 
 
+FLAGS = ("resident", "cost_near", "in_registers", "by_matrix", "pull_by_matrix")
+
+
 class DoesNotFit(Exception):
     """What the launch would raise."""
 
@@ -77,6 +80,10 @@ class Layout:
     tiles: int
     tile_slices: int
     passes: int
+    by_matrix: bool  # features are compared by matrix instructions
+    matrix_units: int
+    matrix_slices: int
+    pull_by_matrix: bool
 
     @property
     def strategy(self) -> str:
@@ -95,6 +102,8 @@ class Layout:
     def idle(self) -> float:
         """Share of the threads' turns in which there is no tile of pairs for them."""
         turns = self.passes * self.threads
+        if self.by_matrix:
+            return 1 - 32 * self.matrix_units * self.matrix_slices / turns
         return 1 - self.tiles * self.tile_slices / turns if self.tile_slices > 1 else 1 - self.tiles / turns
 
 
@@ -120,11 +129,11 @@ def choose(task: Task, device: Device, strategy: str = "automatic") -> Layout:
     Raises:
         DoesNotFit: with the message of the launch.
     """
-    given = [*map(int, astuple(task)), device.processors, device.shared, 1, STRATEGIES[strategy]]
+    given = [*map(int, astuple(task)), device.processors, device.shared, 1, STRATEGIES[strategy], device.matrix > 0]
     out = (ctypes.c_int64 * len(fields(Layout)))()
     why = ctypes.create_string_buffer(300)
     if not _library().choose_layout((ctypes.c_int64 * len(given))(*given), out, why, len(why)):
         raise DoesNotFit(why.value.decode())
     values = dict(zip((field.name for field in fields(Layout)), out, strict=True))
-    flags = {name: bool(values[name]) for name in ("resident", "cost_near", "in_registers")}
+    flags = {name: bool(values[name]) for name in FLAGS}
     return Layout(**{**values, **flags})

@@ -24,8 +24,11 @@ ITERATIONS, SAMPLED, STEPS, EVALUATIONS = 28, 7, 22, 4.5
 OTHER_PASSES = 4  # over the costs: their spread, the update of the rows, what is saved
 STORE, RESULT = 4, 120  # clocks of a store beside others, and to find out where a result belongs
 COPY = 24  # instructions to write a cost for backward, or to read it
-FETCHED = 8  # elements of a thread that are on their way at once, which is a pass of the loop over a panel
+FETCHED = 8  # elements of a thread that are on their way at once
+UNIT = 64, 56  # pairs that a warp compares by matrix instructions
+PRODUCTS = 3  # of matrices in TF32 for one in float32
 ROWS = 4  # of a plan in memory that a warp is at together
+COLUMNS = 2  # times 32
 BLOCKS = 8  # whose sums are on their way at once
 LEAST_PRODUCT_CHANNELS = 32
 SQUARED = 4  # channels in a pass of the loop that sums squares
@@ -40,7 +43,7 @@ ASSUMED = f"""\
   and one to write. The sums over columns of an evaluation take as long as a sampled iteration. Where the plan lies
   in registers, each of these takes as long as an evaluation. One more, by all warps, makes costs of sums, or weights
   of pairs of gradients.
-* Costs that have no room in shared memory are read from the L2 cache, {ROWS} of a lane at a time.
+* Costs that have no room in shared memory are read from the L2 cache, {ROWS * COLUMNS} of a lane at a time.
 * Machine code of sm_90 for every device; bfloat16 takes float32's instructions.
 * One warp's clocks are those of `timing.py`: latencies of Hopper, {BARRIER} clocks a barrier, no misses of the
   instruction cache. Other sizes than 49 x 49 take more products, by the slope between two counted sizes.
@@ -51,6 +54,7 @@ ASSUMED = f"""\
   before is at work, which hides as much of their latency as it takes; the others wait. Maps lie as panels do where
   their rows need no padding.
 * {COPY} instructions for each cost that is kept for backward, as long each as those of an update of the rows.
+* Matrix instructions at the rate of `devices.toml`; two lanes of each load for them meet in a bank.
 * A result takes {STORE} clocks to store, and where slices are added up {RESULT} more to find its place.
 * Other blocks' sums are read {BLOCKS} at a time, a latency of the L2 cache each; a meeting takes three of them.
 * Weights of pairs are read with the bank conflicts that their addresses have; from global memory, 32 bytes for 16.
@@ -106,6 +110,9 @@ WORKLOADS = [
 ]
 
 
+RESOURCES = ("latency", "issue", "shared", "l2", "matrix")
+
+
 @dataclass
 class Phase:
     """Clocks that a block spends, by what they are for."""
@@ -115,14 +122,15 @@ class Phase:
     issue: float = 0
     shared: float = 0
     l2: float = 0
+    matrix: float = 0
 
     @property
     def clocks(self) -> float:
-        return max(self.latency, self.issue, self.shared, self.l2)
+        return max(getattr(self, name) for name in RESOURCES)
 
     @property
     def bound(self) -> str:
-        return max(("latency", "issue", "shared", "l2"), key=lambda name: getattr(self, name))
+        return max(RESOURCES, key=lambda name: getattr(self, name))
 
 
 @dataclass
@@ -247,13 +255,21 @@ class Model:
         return max(1, min(by_shared, 65536 // (REGISTERS * threads)))
 
     def add(self, name: str, times: float, clocks: float, instructions: float, multiply_adds: float, warps: float,
-            shared: float = 0, l2: float = 0) -> None:  # fmt: skip
-        """A phase of so many passes. `instructions` are a warp's, `shared` and `l2` bytes those of the whole block."""
+            shared: float = 0, l2: float = 0, matrix: float = 0) -> None:  # fmt: skip
+        """A phase of so many passes. `instructions` are a warp's; bytes of `shared` and `l2`, and multiply-adds in TF32
+        (`matrix`), those of the whole block."""
         slots = instructions + multiply_adds * (128 / self.device.lanes - 1)
         issue = slots * warps * self.beside / 4
         of_l2 = l2 / (self.device.l2_bytes / self.device.processors)
         self.phases.append(
-            Phase(name, times * clocks, times * issue, times * shared * self.beside / SHARED_BANKS, times * of_l2)
+            Phase(
+                name,
+                times * clocks,
+                times * issue,
+                times * shared * self.beside / SHARED_BANKS,
+                times * of_l2,
+                times * matrix * self.beside / self.device.matrix if matrix else 0,
+            )
         )
 
     def figures(self, name: str) -> Figures:
@@ -263,6 +279,8 @@ class Model:
 
     def distances(self) -> None:
         s, C = self.layout, self.workload.channels
+        if s.by_matrix:
+            return self.distances_by_matrix()
         pair = self.figures("pair by products" if self.workload.products else "pair")
         slice_ = self.figures("slice of pairs")
         scale = (s.edge / 7) ** 2
@@ -280,12 +298,45 @@ class Model:
         self.add("slices", work, clocks, 0, 0, self.all)
         sides = min(self.rows, s.compare_x), min(self.n, s.compare_y)
         if self.workload.products:
-            square, units = self.figures("square"), 2 * sum(sides)
-            turns = math.ceil(units / s.threads)
-            self.add("squares", work / s.passes * turns * C / 2 / SQUARED, square.clocks, square.instructions,
-                     square.multiply_adds, min(self.all, math.ceil(units / 32)))  # fmt: skip
+            self.squares(work / s.passes, sides)
         meanwhile = pair.clocks * scale * s.panel_channels / s.tile_slices
         self.panels(work * math.ceil(C / s.panel_channels), s.panel_channels, sides, self.n % s.edge == 0, meanwhile)
+        self.entries("costs", 1, "row update", self.all)
+        return None
+
+    def squares(self, work: float, sides: tuple[int, int]) -> None:
+        square, units = self.figures("square"), 2 * sum(sides)
+        turns = math.ceil(units / self.layout.threads)
+        self.add("squares", work * turns * self.workload.channels / 2 / SQUARED, square.clocks, square.instructions,
+                 square.multiply_adds, min(self.all, math.ceil(units / 32)))  # fmt: skip
+
+    def distances_by_matrix(self) -> None:
+        """Of the warps that have a unit each pass; at the ends they skip tiles of rows, and the second half of their
+        columns."""
+        s, C = self.layout, self.workload.channels
+        loop = self.figures("pair by matrix")
+        sides = min(self.rows, s.compare_x), min(self.n, s.compare_y)
+        work = math.ceil(self.rows / s.compare_x) * math.ceil(self.n / s.compare_y)
+        whole, rest = divmod(sides[1], UNIT[1])
+        columns = whole * 7 + (0 if rest == 0 else 4 if rest <= 32 else 7)
+        tiles = math.ceil(sides[0] / 16) * columns
+        share = tiles / (28 * s.matrix_units)  # of a unit that is not left out
+        depths = math.ceil(C / 8 / s.matrix_slices)
+        busy = s.matrix_units * s.matrix_slices / s.passes
+        largest = min(1.0, sides[0] / UNIT[0])
+        # Each lane's loads: two in a bank, where rows of a panel are 49 or 196 long.
+        loads = loop.shared * share * 2 * SHARED_BANKS * busy
+        self.add("distances", work * s.passes * depths, loop.clocks * largest, loop.instructions * share, 0, busy,
+                 shared=loads, matrix=share * busy * 28 * PRODUCTS * 1024)  # fmt: skip
+        clocks: float = 112 * STORE
+        if s.matrix_slices > 1:
+            added = math.ceil(s.matrix_units * 28 * 128 / s.threads)
+            clocks += added * (RESULT + (s.matrix_slices - 1) * STORE) / 4 + 6 * BARRIER
+        self.add("slices", work * s.passes, clocks, 0, 0, self.all)
+        self.squares(work, sides)
+        meanwhile = loop.clocks * largest * s.panel_channels / 8 / s.matrix_slices
+        panels = work * s.passes * math.ceil(C / s.panel_channels)
+        self.panels(panels, s.panel_channels, sides, self.n % s.edge == 0, meanwhile)
         self.entries("costs", 1, "row update", self.all)
 
     def panels(self, count: float, channels: int, sides: tuple[int, int], copied: bool, meanwhile: float) -> None:
@@ -320,7 +371,7 @@ class Model:
         clocks, instructions = _over_rows(
             loop,
             self.layout.place,
-            math.ceil(self.n / 32),
+            COLUMNS * math.ceil(self.n / 32 / COLUMNS),
             Latencies().generic_load if near else self.device.l2_latency,
         )
         groups = math.ceil(self.rows / ROWS / warps)
@@ -350,6 +401,8 @@ class Model:
 
     def pull(self) -> None:
         s, C = self.layout, self.workload.channels
+        if s.pull_by_matrix:
+            return self.pull_by_matrix()
         loop = self.figures("pull to x by products" if self.workload.products else "pull to x")
         panels = math.ceil(C / s.pull_channels / s.blocks)
         quads = math.ceil(self.n / 4)
@@ -371,6 +424,21 @@ class Model:
         self.gradients(panels, s.pull_channels * self.n * 2, copied)
         # Products: once more, for the sums of the weights by rows and by columns.
         self.entries("costs", 3 if self.workload.products else 1, "row update", self.all)
+        return None
+
+    def pull_by_matrix(self) -> None:
+        s, C = self.layout, self.workload.channels
+        loop = self.figures("pull by matrix")
+        panels = math.ceil(C / s.pull_channels)
+        units = 2 * math.ceil(self.n / 32) * math.ceil(s.pull_channels / 16)
+        rounds, depths = math.ceil(units / self.all), math.ceil(self.n / 8)
+        busy = units / rounds
+        self.add("pull", panels * rounds * depths, loop.clocks, loop.instructions, 0, busy,
+                 shared=loop.shared * 2 * SHARED_BANKS * busy, matrix=busy * 4 * PRODUCTS * 1024)  # fmt: skip
+        copied = self.n % 4 == 0
+        self.panels(panels, s.pull_channels, (self.n, self.n), copied, rounds * depths * loop.clocks)
+        self.gradients(panels, s.pull_channels * self.n * 2, copied)
+        self.entries("costs", 3, "row update", self.all)
 
     def tile(self, name: str, times: float, loop: str) -> None:
         """A pass over a plan in registers."""

@@ -14,8 +14,10 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 LANES = 32
+MATRIX_PRODUCT = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
 
 
 class PtxError(Exception):
@@ -120,6 +122,21 @@ def _power_of_2(x: float) -> float:
     return x if math.isnan(x) else 2.0 ** max(x, -2000.0) if x > -1000 else 0.0
 
 
+def _tf32(bits: int) -> float:
+    """Of a register: the last 13 bits do not count."""
+    return float_of(bits & 0xFFFFE000)
+
+
+def _cut_off(x: Fraction) -> int:
+    """The float32 next to a finite number on the side of 0; of none below the normal range."""
+    if x == 0:
+        return 0
+    exponent = x.numerator.bit_length() - x.denominator.bit_length()
+    exponent -= abs(x) < Fraction(2) ** exponent
+    unit = Fraction(2) ** (exponent - 23)
+    return bits_of(float(int(x / unit) * unit))
+
+
 def _signed(value: int, width: int) -> int:
     value &= (1 << width) - 1
     return value - (1 << width) if value >> (width - 1) else value
@@ -139,7 +156,8 @@ class Thread:
         self.values = values  # of the parameters
         self.waits: Wait | None = None
         self.handed = (0, 0)  # bits, and the source's lane
-        self.taken: Callable[[int], None] | None = None  # where a shuffle's result goes
+        self.fragments: tuple[list[int], list[int], list[int]] = ([], [], [])  # a, b and c of a matrix product
+        self.taken: Callable[..., None] | None = None  # where a shuffle's result goes, or a product's
         self.steps = self.run()
 
     def value(self, operand: str) -> int:
@@ -167,7 +185,7 @@ class Thread:
                 at = entry.labels[operation.operands[0]]
             elif kind == "ret":
                 return
-            elif kind in ("bar", "barrier", "shfl"):
+            elif kind in ("bar", "barrier", "shfl", "mma"):
                 self.wait(operation, at)
                 yield
             elif kind in ("membar", "fence"):
@@ -178,7 +196,15 @@ class Thread:
                     yield  # others may come before the next step
 
     def wait(self, operation: Operation, at: int) -> None:
-        if operation.name.startswith("bar.warp"):
+        if operation.parts[0] == "mma":
+            if operation.name != MATRIX_PRODUCT:
+                raise PtxError(operation.name)
+            into, *given = (re.findall(r"[%\w]+", operand) for operand in operation.operands)
+            a, b, c = ([self.value(register) for register in names] for names in given)
+            self.fragments = a, b, c
+            self.taken = lambda *bits: self.registers.update(zip(into, bits, strict=True))
+            self.waits = ("mma", at, 0xFFFFFFFF)
+        elif operation.name.startswith("bar.warp"):
             self.waits = ("warp", at, self.value(operation.operands[0]) & 0xFFFFFFFF)
         elif operation.parts[0] == "shfl":
             result, source = operation.operands[0].split("|")[0], operation.operands[1]
@@ -401,6 +427,30 @@ class Machine:
                     self.meet(thread, live)
         raise PtxError("does not end")
 
+    @staticmethod
+    def multiply(lanes: dict[int, Thread]) -> None:
+        """d = a b + c, as the reference lays m16n8k8 out over a warp; sums are exact, and then cut off."""
+        a: dict[tuple[int, int], float] = {}
+        b: dict[tuple[int, int], float] = {}
+        for lane, thread in lanes.items():
+            group, within = divmod(lane, 4)
+            for i, bits in enumerate(thread.fragments[0]):
+                a[group + (8 if i in (1, 3) else 0), within + (4 if i >= 2 else 0)] = _tf32(bits)
+            for i, bits in enumerate(thread.fragments[1]):
+                b[within + 4 * i, group] = _tf32(bits)
+        for lane, thread in lanes.items():
+            group, within = divmod(lane, 4)
+            found = []
+            for i, bits in enumerate(thread.fragments[2]):
+                row, column = group + (8 if i >= 2 else 0), 2 * within + i % 2
+                terms = [float_of(bits), *(a[row, k] * b[k, column] for k in range(8))]
+                if all(map(math.isfinite, terms)):
+                    found.append(_cut_off(sum(map(Fraction, terms), Fraction(0))))
+                else:
+                    found.append(bits_of(sum(terms)))
+            assert thread.taken is not None
+            thread.taken(*found)
+
     def meet(self, last: Thread, live: list[Thread]) -> None:
         """Lets those go on who wait for the same as this thread, if it was the last of them to come."""
         assert last.waits is not None
@@ -420,5 +470,7 @@ class Machine:
             for thread in threads:
                 assert thread.taken is not None
                 thread.taken(handed[thread.handed[1]])
+        if kind == "mma":
+            self.multiply({thread.index % LANES: thread for thread in threads})
         for thread in threads:
             thread.waits = None

@@ -100,7 +100,7 @@ enum cudaFuncAttribute {
 
 struct cudaFuncAttributes {
   size_t sharedSizeBytes;
-  int maxThreadsPerBlock, numRegs, maxDynamicSharedSizeBytes;
+  int maxThreadsPerBlock, numRegs, maxDynamicSharedSizeBytes, ptxVersion;
 };
 
 enum cudaDriverEntryPointQueryResult {

@@ -44,6 +44,11 @@ inline unsigned char* shared_memory() {
 uint64_t exchange(uint64_t bits, int lane, Site site);
 uint64_t exchange_xor(uint64_t bits, int mask, Site site);
 
+// Matrix instructions (csrc/cuda/device.cuh). As measured on Ampere (Fasi, Higham, Mikaitis and Pranesh, "Numerical
+// behavior of NVIDIA tensor cores", 2021) products are exact, and what is added is cut off at 24 bits below the
+// largest, and the sum to float's.
+void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site = here());
+
 // Exact, unless a test makes them as far off as the hardware's may be.
 float exp2_of(float x);
 float quotient(float x, float y);
