@@ -28,8 +28,8 @@ class OTResult:
     """Solved transport problems, one per entry of ``[B]`` (``[B, G]`` with groups).
 
     Attributes:
-        transport_cost: ``<P, C>``, differentiable. Without a reach, of the plan scaled to a mass of 1: that counts where
-            ``max_iter`` ended before it had one.
+        transport_cost: ``<P, C>``, differentiable. Without a reach, of the plan scaled to a mass of 1, which it lacks
+            where ``max_iter`` ended early.
         entropic_cost: ``<P, C> + eps KL(P | a b^T)``, differentiable. Computed as ``<a, f> + <b, g>``. With a reach
             the minimum of that problem. The same as ``transport_cost`` for ``solver="exact"``.
         f: ``[..., N]`` potential of the student's side, in units of the cost. Without meaning at removed patches.

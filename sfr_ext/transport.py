@@ -139,6 +139,7 @@ def solve(
     def broadcast(cost: Tensor, a: Tensor | None, b: Tensor | None) -> ops.Given:
         return ops.Given(cost.expand(*lead, n, m), _shared(a, lead, n, cost), _shared(b, lead, m, cost))
 
+    rounding = max(_rounding(a), _rounding(b))
     cost, a, b = broadcast(cost, a, b)
     init_g = None
     if init is not None:
@@ -146,7 +147,7 @@ def solve(
         init_g = init[1].to(ops.compute_dtype(cost))
     given, grids = (_four_axes(cost, 2), _four_axes(a, 1), _four_axes(b, 1)), ((n,), (m,))
     if solver == "exact":
-        exact = ops.ExactSolved(*ops.exact_forward(*given, *prices(options), where))
+        exact = ops.ExactSolved(*ops.exact_forward(*given, *prices(options)._replace(rounding=rounding), where))
         return of_exact(exact, lead, options, inputs, lambda *now: broadcast(*now)[1:], grids)
     finer = as_weights_want(options, a, b, ops.compute_dtype(cost))
     solved = ops.Solved(*ops.sinkhorn_forward(*given, init_g, *finer, where))
@@ -170,6 +171,14 @@ def prices(options: ops.SolverOptions, features: bool = False) -> ops.ExactOptio
     """Of mass left behind, for the exact solver: half of a side's reach."""
     price_a, price_b = (reach / 2 if reach else math.inf for reach in (options.reach_a, options.reach_b))
     return ops.ExactOptions(price_a, price_b, features)
+
+
+def _rounding(weight: Tensor | None) -> float:
+    """Of sums of weights, in 64ths of what they may differ by: of half types, whose unit is large, 4 units."""
+    if weight is None or not weight.is_floating_point():
+        return 0.0
+    unit = torch.finfo(weight.dtype).eps
+    return unit / 16 if weight.itemsize == 2 else unit
 
 
 def _shared(weight: Tensor | None, lead: tuple[int, ...], n: int, cost: Tensor) -> Tensor | None:

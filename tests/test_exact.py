@@ -491,6 +491,33 @@ def test_sums_that_are_equal_but_for_rounding(dtype: torch.dtype, reach: Any) ->
             assert (result.plan.sum((-2, -1)) - 1).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_that_are_narrower_than_the_costs(dtype: torch.dtype) -> None:
+    b = torch.rand(50, 12).to(dtype)
+    a = b.unflatten(-1, (3, 4)).sum(-1)
+    for costs in (torch.float32, torch.float64):
+        result = solve(own_columns(3, 4, costs), a, b, solver="exact")
+        assert ((result.transport_cost - 1).abs() < 4 * torch.finfo(dtype).eps).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("each", [1, 3])
+def test_an_imbalance_is_not_shared_out(each: int, dtype: torch.dtype) -> None:
+    """What one block has too much goes to many others, or comes from many columns, a little to each."""
+    unit = torch.finfo(dtype).eps
+    for blocks_ in (100, 400):
+        a = torch.ones(blocks_, dtype=dtype)
+        a[0] += 1e4 * unit
+        assert solve(own_columns(blocks_, each, dtype), a, solver="exact").transport_cost == math.inf
+    cost = torch.full((2, 502), 1.0, dtype=dtype)
+    cost[0, 501:] = cost[1, :501] = math.inf
+    b = torch.full((502,), 25 * unit, dtype=dtype)
+    b[0] = b[501] = 0.5
+    for order in (torch.arange(502), torch.arange(502).flip(0)):
+        result = solve(cost[:, order], torch.tensor([0.5, 0.5], dtype=dtype), b[order], solver="exact")
+        assert result.transport_cost == math.inf and not result.converged
+
+
 @pytest.mark.parametrize("n", [2, 3, 7, 10])
 def test_uniform_weights_that_are_written_out(n: int) -> None:
     a, b = torch.full((n,), 1 / n, dtype=torch.float64), torch.full((3 * n,), 1 / (3 * n), dtype=torch.float64)

@@ -47,12 +47,14 @@
 
 namespace sfr {
 
-// What mass left behind costs (infinity: nothing may be left), and whether the costs are those of features, so that
-// none is meant to be infinite.
+// What mass left behind costs (infinity: nothing may be left); whether the costs are those of features, so that none is
+// meant to be infinite; and the rounding of weights that were of a narrower type than `compute`: sums of them that must
+// be equal may differ by 64 times it, or that of `compute`.
 #define SFR_EXACT_OPTIONS(FIELD)                                  \
   FIELD(double, price_a, std::numeric_limits<double>::infinity()) \
   FIELD(double, price_b, std::numeric_limits<double>::infinity()) \
-  FIELD(bool, features, false)
+  FIELD(bool, features, false)                                    \
+  FIELD(double, rounding, 0)
 struct ExactOptions {
   SFR_FIELDS(ExactOptions, SFR_EXACT_OPTIONS)
 };

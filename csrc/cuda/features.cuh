@@ -59,14 +59,13 @@ enum class Order {
   channels,  // memory goes on from channel to channel: channels_last, tokens
 };
 
-// Elements of a panel that each thread holds between fetch and commit, where features are compared and where gradients
-// are pulled. A larger panel comes in several rounds.
-constexpr int compared_elements = 8, pulled_elements = 8;
+// Elements of a panel that each thread holds between fetch and commit. A larger panel comes in several rounds.
+constexpr int fetched_elements = 8;
 
 // The bits of one thread's part of a panel; elements are no wider than the accumulator's type.
-template <class T, int count>
+template <class T>
 struct Fetched {
-  static constexpr int elements = count, words = elements * int(sizeof(T)) / 16;
+  static constexpr int words = fetched_elements * int(sizeof(T)) / 16;
   Word16 word[words];
 };
 
@@ -210,9 +209,9 @@ SFR_DEVICE void pack_into(DType dtype, const Pack<T>& pack, int q, Word16& word)
     });
 }
 
-// First element of word k of a round of so many elements.
-SFR_DEVICE int first_element(const Team& team, const Reader& reader, int elements, int round, int k) {
-  return ((round * (elements / reader.run) + k) * team.size + team.rank) * reader.run;
+// First element of word k of a round.
+SFR_DEVICE int first_element(const Team& team, const Reader& reader, int round, int k) {
+  return ((round * (fetched_elements / reader.run) + k) * team.size + team.rank) * reader.run;
 }
 
 // Where the run that begins with element e of a panel lies.
@@ -223,17 +222,16 @@ SFR_DEVICE int64_t offset_of_run(const Reader& reader, const Walk& walk, int c0,
   return element * (16 / reader.run);
 }
 
-template <class T, int elements>
-SFR_DEVICE void fetch(const Team& team, const Reader& reader, int c0, int channels, int round,
-                      Fetched<T, elements>& out) {
+template <class T>
+SFR_DEVICE void fetch(const Team& team, const Reader& reader, int c0, int channels, int round, Fetched<T>& out) {
   if (!reader.in_runs(channels)) return;
   const int total = reader.region.count * channels;
   const Walk walk(reader.order, reader.region.count, channels);
   const char* data = static_cast<const char*>(reader.region.view->data);
 #pragma unroll
-  for (int k = 0; k < Fetched<T, elements>::words; ++k) {
-    const int e = first_element(team, reader, elements, round, k);
-    if (k < elements / reader.run && e < total)  // mutant: a later word is one of the next round's, read twice
+  for (int k = 0; k < Fetched<T>::words; ++k) {
+    const int e = first_element(team, reader, round, k);
+    if (k < fetched_elements / reader.run && e < total)  // mutant: a later word is one of the next round's, read twice
       out.word[k] = load16(data + offset_of_run(reader, walk, c0, e));
   }
 }
@@ -274,9 +272,9 @@ SFR_DEVICE void put_run(const Reader& reader, const Walk& walk, int e, const Wor
 
 // Into panel [channels][ld]: the first round from `first`, the others now. What lies behind the pixels of a row is left
 // alone.
-template <class T, int elements>
-SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int channels, const Fetched<T, elements>& first,
-                       T* panel, int ld) {
+template <class T>
+SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int channels, const Fetched<T>& first, T* panel,
+                       int ld) {
   const Region& region = reader.region;
   const int total = region.count * channels;
   const Walk walk(reader.order, region.count, channels);
@@ -295,15 +293,15 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
     });
     return;
   }
-  const int each = team.size * elements;
-  Fetched<T, elements> now = first;
+  const int each = team.size * fetched_elements;
+  Fetched<T> now = first;
 #pragma unroll 1
   for (int round = 0; round * each < total; ++round) {
     if (round > 0) fetch(team, reader, c0, channels, round, now);
 #pragma unroll
-    for (int k = 0; k < Fetched<T, elements>::words; ++k) {
-      const int e = first_element(team, reader, elements, round, k);
-      if (k < elements / reader.run && e < total)  // mutant: the next round puts it right
+    for (int k = 0; k < Fetched<T>::words; ++k) {
+      const int e = first_element(team, reader, round, k);
+      if (k < fetched_elements / reader.run && e < total)  // mutant: the next round puts it right
         put_run(reader, walk, e, now.word[k], panel, ld);
     }
   }

@@ -207,7 +207,7 @@ int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room,
   }
   // As many channels as come in one round of loads; fewer where memory is short.
   const int pixels = std::max(s.compare_x, s.compare_y);
-  int channels = std::clamp(s.threads * compared_elements / pixels / 8 * 8, 8,
+  int channels = std::clamp(s.threads * fetched_elements / pixels / 8 * 8, 8,
                             std::min(most_panel_channels, round_up(operation.C, 8)));
   while (channels > 1 && compare_bytes<T>(s, operation, channels) > room)
     channels = channels > 8 ? channels - 8 : channels / 2;

@@ -77,7 +77,7 @@ struct Panels {
 // again.
 template <class T, class Use>
 SFR_DEVICE void for_each_panel(Team& team, const Reader& x, const Reader& y, int C, Panels<T>& panels, Use&& use) {
-  Fetched<T, compared_elements> next_x, next_y;
+  Fetched<T> next_x, next_y;
   const auto width = [&](int c) { return C - c < panels.channels ? C - c : panels.channels; };
   fetch(team, x, 0, width(0), 0, next_x);
   fetch(team, y, 0, width(0), 0, next_y);

@@ -170,7 +170,7 @@ SFR_LANES void add_what_is_left(const Lanes& lanes, Masses& a, Masses& b) {
 template <class T, class S>
 SFR_LANES Solved solve(const Lanes& lanes, const ExactParams& p, ExactWork<S>& work) {
   Masses &a = work.a, &b = work.b;
-  constexpr double tolerance = 64 * last_digit<T>;
+  const double tolerance = 64 * (p.options.rounding > last_digit<T> ? p.options.rounding : last_digit<T>);
   const bool matching = !priced(p) && a.equal() && b.equal() && a.count == b.count;
   if (matching) {
     a.unit = b.unit = 1 / double(a.count);

@@ -329,28 +329,30 @@ struct Blocks {
     while (above[k] != k) k = above[k] = above[above[k]];
     return k;
   }
-  // Of the smaller one of the blocks of a row and a column, on one side.
-  SFR_LANES double mass_of(const Entry& e) const {
-    const Units row = mass[top(e.row)], column = mass[top(columns + e.column)];
-    return double(row < column ? row : column) / 2;
-  }
 };
 
 // Weights that should add up to the same in two parts that must trade with each other may not, by their rounding. Takes
-// forbidden entries out if what they move is within `tolerance` of all there is in such a block. One lane does; returns
-// whether none is left.
+// forbidden entries out if all that these move in or out of a block is within `tolerance` of what it has. One lane
+// does; returns whether none is left.
 template <class S>
 SFR_LANES bool forgive_rounding(const Transportation<S>& work, double tolerance, int64_t& entries) {
   const Costs<S>& cost = work.cost;
   const auto allowed = [&](int64_t i, int64_t j) { return cost.at(i, j) < infinity; };
   const Blocks<S> blocks(work);
+  double* moved = work.low;  // by a block's top
+  for (int64_t k = 0; k < blocks.columns + cost.m; ++k) moved[k] = 0;
   int64_t left = 0;
   for (int64_t k = 0; k < entries; ++k) {
     const Entry e = work.entry[k];
-    if (allowed(e.row, e.column))
+    if (allowed(e.row, e.column)) {
       work.entry[left++] = e;
-    else if (double(e.units) > tolerance * blocks.mass_of(e))
-      return false;
+      continue;
+    }
+    for (const int64_t node : {int64_t(e.row), blocks.columns + e.column}) {
+      const int64_t top = blocks.top(node);
+      moved[top] += double(e.units);
+      if (moved[top] > tolerance * double(blocks.mass[top]) / 2) return false;
+    }
   }
   entries = left;
   // A column that gets nothing has no place in the tree: it gets one unit.

@@ -179,11 +179,12 @@ class EmdBackwardParams(NamedTuple):
 
 
 class ExactOptions(NamedTuple):
-    """Prices of mass left behind, a unit; whether the costs are those of features."""
+    """Prices of mass left behind, a unit; whether the costs are those of features; the rounding of narrow weights."""
 
     price_a: float = math.inf
     price_b: float = math.inf
     features: bool = False
+    rounding: float = 0.0
 
 
 class ExactParams(NamedTuple):
