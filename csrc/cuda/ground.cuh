@@ -479,7 +479,7 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
                            int their_row, int pixels, int others, const PairWeights<T>& W, int channels,
                            const OwnShare<T>& share, bool by_matrix, bool first, bool last, T* out) {
   if constexpr (matrix_units && is_single<T>) {
-    by_matrix = by_matrix && share.centre && is_finite(team.lane(), share, channels);
+    by_matrix = by_matrix && share.centre && centre_is_finite(team.lane(), share, channels);
     // Of the other side there are units before these, too.
     if (by_matrix)
       matrix_pull<pull>(team, first_unit > 0 ? MatrixPull::units(others, channels) : 0, mine, my_row, theirs, their_row,
@@ -492,15 +492,6 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
 #pragma unroll 1
   for (int unit = (team.rank + team.size - first_unit % team.size) % team.size; unit < tiles; unit += team.size) {
     const int tile = unit / rows, pixel = tile * (pull == Pull::to_x ? 1 : 4), channel = (unit - tile * rows) * 4;
-    T sum[4][4] = {};
-    if (!first)
-#pragma unroll
-      for (int c = 0; c < 4; ++c)
-        if (channel + c < channels)
-#pragma unroll
-          for (int p = 0; p < 4; ++p)
-            if (pixel + p * apart < pixels)  // mutant: what lies beyond is added to what nobody stores
-              sum[c][p] = out[(channel + c) * my_row + pixel + p * apart];
     bool centred = share.centre != nullptr;
     // A weight of 0 makes nothing of a centre that is no number.
 #pragma unroll
@@ -509,12 +500,25 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
         const T middle = share.centre[(channel + c) * share.apart];
         centred = middle - middle == 0;
       }
+    // Pixels that have been pulled already, by matrix instructions, are left alone.
+    bool done[4], told = centred;
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
       const T own = centred && pixel + p * apart < pixels ? share.own[pixel + p * apart] : T(0);
-      centred = centred && is_pulled_by_products(own);
+      done[p] = matrix_units && by_matrix && is_pulled_by_products(own);
+      told = told && is_pulled_by_products(own);
     }
-    if (matrix_units && by_matrix && centred) continue;  // done
+    centred = told;
+    if (matrix_units && by_matrix && centred) continue;
+    T sum[4][4] = {};
+    if (!first)
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        if (channel + c < channels)
+#pragma unroll
+          for (int p = 0; p < 4; ++p)
+            if (pixel + p * apart < pixels && !done[p])  // mutant: what lies beyond is added to what nobody stores
+              sum[c][p] = out[(channel + c) * my_row + pixel + p * apart];
     const auto add = [&](auto known, auto of_centred, const T* weights) {
       pull_tile<decltype(known)::value, pull, decltype(of_centred)::value>(mine, my_row, theirs, their_row, others,
                                                                            weights, W.ld, pixel, apart, channel,
@@ -536,9 +540,7 @@ SFR_DEVICE void pull_panel(const Team& team, Pair pair, int first_unit, const T*
         for (int p = 0; p < 4; ++p) {
           const int at = (channel + c) * my_row + pixel + p * apart;
           const bool of_own = last && (centred || pair == Pair::product);
-          if (matrix_units && by_matrix && pixel + p * apart < pixels &&
-              is_pulled_by_products(share.own[pixel + p * apart]))
-            continue;
+          if (done[p]) continue;
           if (pixel + p * apart < pixels)  // mutant: what lies beyond is the end of the panel's row, which nobody reads
             out[at] = of_own ? sum[c][p] + share.own[pixel + p * apart] * (mine[at] - middle) : sum[c][p];
         }

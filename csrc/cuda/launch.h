@@ -95,15 +95,16 @@ inline DeviceLimits limits(int device) {
 template <class Params>
 using Kernel = void (*)(Params);
 
-// Those of a device, and of the code of `kernel` that runs there.
+// Those of a device, and of the code of `kernel` that runs there: kernels of float and of double have code of their
+// own.
 template <class Params>
 DeviceLimits limits_of(Kernel<Params> kernel, int device) {
   static std::mutex mutex;
-  static std::vector<std::pair<int, bool>> known;
+  static std::vector<std::pair<std::pair<Kernel<Params>, int>, bool>> known;
   DeviceLimits of = limits(device);
   const std::lock_guard<std::mutex> lock(mutex);
   for (const auto& [which, matrix] : known)
-    if (which == device) {
+    if (which == std::make_pair(kernel, device)) {
       of.matrix = matrix;
       return of;
     }
@@ -111,7 +112,7 @@ DeviceLimits limits_of(Kernel<Params> kernel, int device) {
   check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
         "asking for a property of a kernel failed");
   of.matrix = has_matrix_units(attributes.ptxVersion);
-  known.emplace_back(device, of.matrix);
+  known.emplace_back(std::make_pair(kernel, device), of.matrix);
   return of;
 }
 

@@ -209,11 +209,13 @@ int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room,
   const int pixels = std::max(s.compare_x, s.compare_y);
   int channels = std::clamp(s.threads * fetched_elements / pixels / 8 * 8, 8,
                             std::min(most_panel_channels, round_up(operation.C, 8)));
-  while (channels > 1 && compare_bytes<T>(s, operation, channels) > room)
-    channels = channels > 8 ? channels - 8 : channels / 2;
+  const auto bytes = [&] {
+    s.by_matrix = operation.matrix && channels % MatrixUnit::depth == 0;
+    return compare_bytes<T>(s, operation, channels);
+  };
+  while (channels > 1 && bytes() > room) channels = channels > 8 ? channels - 8 : channels / 2;
   s.panel_channels = channels;
-  s.by_matrix = operation.matrix && channels % MatrixUnit::depth == 0;
-  return compare_bytes<T>(s, operation, channels);
+  return bytes();
 }
 
 // The same for panels to pull gradients.

@@ -48,7 +48,9 @@ struct Halves {
 
   Halves() = default;
   SFR_DEVICE explicit Halves(float x) {
-    high = (float_bits(x) + 0x1000u) & ~0x1fffu;  // the nearest; of infinity itself
+    // The nearest that is finite; of infinity itself.
+    const uint32_t bits = float_bits(x), nearest = bits + 0x1000u;
+    high = (nearest << 1 >= 0xff000000u ? bits : nearest) & ~0x1fffu;
     low = float_bits(x - bits_float(high));
   }
 };
@@ -224,7 +226,7 @@ SFR_DEVICE bool is_pulled_by_products(T own) {
 
 // Whether all channels of the centre are numbers; of a warp.
 template <class T>
-SFR_DEVICE bool is_finite(int lane, const OwnShare<T>& share, int channels) {
+SFR_DEVICE bool centre_is_finite(int lane, const OwnShare<T>& share, int channels) {
   T broken = 0;
 #pragma unroll 1
   for (int c = lane; c < channels; c += warp_threads) {

@@ -133,7 +133,8 @@ SFR_DEVICE void pair_sums(Team& team, Pair pair, int edge, int slices, const Rea
     });
     team.sync();
     if (tiling.slices > 1) {
-      add_slices(team, tiling, n, m, unit, busy, sums, panels, put);
+      // Of tiles that nobody wants, too: all are read.
+      add_slices(team, tiling, n, m, unit, slice < tiling.slices, sums, panels, put);
       continue;
     }
     const auto write = [&](auto size) {

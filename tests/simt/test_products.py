@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from sfr_ext import cost_matrix, emd_l2, solve_sample
+from sfr_ext.ops import forced, launch
+from sfr_ext.ops.contracts import Where
+from simt import build
 from simt.test_kernels import FLAVOUR, emulated
 
 # strategy, KiB of shared memory of a block, whose code: with or without matrix instructions
@@ -201,3 +204,50 @@ def test_matrix_instructions_lose_nothing(channels: int, scale: float) -> None:
     found = errors(x, y, 90)
     assert found[0] < 5e-7
     assert (found <= 1.5 * errors(x, y, 75) + 3e-7).all()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("n, m, channels, shared", [(65, 7, 48, 227), (49, 49, 36, 99), (130, 150, 32, 5)])
+def test_no_race_where_pairs_are_near(n: int, m: int, channels: int, shared: int, arch: int) -> None:
+    """Those are summed, and pulled, again: in slices of the channels; or beside what matrix instructions have pulled, a
+    part of the maps at a time."""
+    x, y = torch.randn(1, channels, 1, n), torch.randn(1, channels, 1, m)
+    y[..., : m // 3] = x[..., : m // 3] + 1e-3
+    up = torch.randn(1, n, m)
+
+    def all_of(x: Tensor, y: Tensor, up: Tensor) -> list[Tensor]:
+        leaves = x.clone().requires_grad_(), y.clone().requires_grad_()
+        cost = cost_matrix(*leaves)
+        return [cost.detach(), *torch.autograd.grad(cost, leaves, up)]
+
+    with emulated("race", "automatic", 1, shared, arch):
+        found = all_of(x, y, up)
+    for ours, theirs in zip(found, all_of(x.double(), y.double(), up.double()), strict=True):
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_features_at_the_end_of_the_range_spoil_no_other() -> None:
+    x, y = torch.randn(1, 40, 1, 40), torch.randn(1, 40, 1, 36)
+    y[0, 7, 0, 20] = torch.finfo(torch.float32).max
+    x.requires_grad_()
+    upstream = torch.rand(1, 40, 36)
+    upstream[..., 20] = 0
+    with emulated(FLAVOUR, "automatic", 1):
+        (found,) = torch.autograd.grad(cost_matrix(x, y), x, upstream)
+    assert found.isfinite().all()
+
+
+def test_float64_decides_nothing_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU of 9.0 float64 runs the code of the oldest architecture, float32 its own."""
+    x, y = some_near(40, 36)
+    costs = {}
+    for arch in ARCHS:
+        with emulated(FLAVOUR, "automatic", 1, 99, arch):
+            costs[arch] = cost_matrix(x, y)
+    library, device = build.emulator(FLAVOUR), 5
+    monkeypatch.setattr(launch, "Where", lambda _, *rest: Where(device, *rest))
+    with forced(emulated=build.module(FLAVOUR)):
+        for wide, arch in ((True, 75), (False, 90)):
+            library.device(device, 4, 99, arch)
+            found = cost_matrix(*(z.double() if wide else z for z in (x, y)))
+    assert torch.equal(found, costs[90]) and not torch.equal(found, costs[75])
