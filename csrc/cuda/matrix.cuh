@@ -48,9 +48,8 @@ struct Halves {
 
   Halves() = default;
   SFR_DEVICE explicit Halves(float x) {
-    // The nearest that is finite; of infinity itself.
-    const uint32_t bits = float_bits(x), nearest = bits + 0x1000u;
-    high = (nearest << 1 >= 0xff000000u ? bits : nearest) & ~0x1fffu;
+    // The nearest, of infinity itself. Cut off, it would be as far off to one side for all.
+    high = (float_bits(x) + 0x1000u) & ~0x1fffu;
     low = float_bits(x - bits_float(high));
   }
 };
