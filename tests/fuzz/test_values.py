@@ -93,9 +93,8 @@ def test_exact_is_linear_programming(problem: Problem) -> None:
 
     unit = unit_of(cost.double(), problem)
     assume((unit < 1e300).all())
-    largest = (
-        cost.double().abs().amax((-2, -1)).clamp_min(1e-300)
-    )  # so that the linear programme's tolerances mean something
+    # The linear programme's tolerances are absolute.
+    largest = cost.double().abs().amax((-2, -1)).clamp_min(1e-300)
     wide = cost.double() / largest[..., None, None]
     expected = reference.exact_emd(wide, spread(problem.a), spread(problem.b)) * (largest / unit)
     assert ((value.double() / unit - expected).abs() <= (1e-9 if cost.dtype == F64 else 1e-6)).all()

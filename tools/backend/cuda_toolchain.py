@@ -126,8 +126,8 @@ class CudaToolchain:
     def _ptx_for(self, arch: str) -> str:
         """Whose PTX is assembled for an architecture.
 
-        The compiler's first half, which makes it, takes as long as to assemble it twice. So one serves for all, but
-        where matrix instructions are taken, and where it goes into the module itself.
+        The compiler's first half, which makes it, takes long. So one serves for all, but where matrix instructions are
+        taken, and where it goes into the module itself.
         """
         usual = [known for known in self.archs if known not in MATRIX_ARCHS]
         if arch in MATRIX_ARCHS or arch in (self.archs[0], self.archs[-1]) or not usual or int(arch) < int(usual[0]):
