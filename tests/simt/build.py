@@ -148,13 +148,14 @@ class Library:
         self.calls.simt_set_seed(ctypes.c_longlong(-1 if seed is None else seed))
 
     def device(self, index: int, processors: int, shared_kib: int, arch: int = 90) -> None:
-        """What a device (0 to 15) has; to be called before it is first used, for limits are asked for once."""
+        """What a device (0 to 63) has; to be called before it is first used, for limits are asked for once."""
         self.calls.simt_set_device(index, processors, shared_kib, arch)
 
     def device_with(self, shared_kib: int, arch: int = 90) -> int:
-        """A device on which a block can have so much shared memory, one of 8 to 15."""
+        """A device on which a block can have so much shared memory, one of 8 to 63."""
         if (shared_kib, arch) not in self.made:
             self.made[shared_kib, arch] = index = 8 + len(self.made)
+            assert index < 64
             self.device(index, 4, shared_kib, arch)
         return self.made[shared_kib, arch]
 

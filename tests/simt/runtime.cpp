@@ -19,7 +19,7 @@ constexpr size_t kib = 1024;
 constexpr size_t shared_by_default = 48 * kib;
 constexpr size_t shared_reserved = 1 * kib;  // of each block, by the system
 constexpr int most_blocks_per_processor = 16, most_threads_per_processor = 2048;
-constexpr int device_count = 16;
+constexpr int device_count = 64;
 
 int from_environment(const char* name, int otherwise) {
   const char* text = std::getenv(name);
