@@ -104,9 +104,10 @@ def solution(
     s_a, s_b = (per_side / reach if reach else None for reach in (problem.reach_a, problem.reach_b))
     target_p = log_a if s_a is None else (1 + s_a) * log_a - centre_f / problem.reach_a
     target_q = log_b if s_b is None else (1 + s_b) * log_b - centre_g / problem.reach_b
+    system = exponent, target_p, target_q, s_a, s_b, kept
     if converged is not None:
-        p, q = _settled(p, q, exponent, target_p, target_q, s_a, s_b, kept, converged)
-    p, q = _Scalings.apply(exponent, target_p, target_q, s_a, s_b, kept, p, q)
+        p, q = _settled(*system, p, q, converged)
+    p, q = _Scalings.apply(*system, p, q)
     plan = _plan(p, q, exponent, kept)
     f = torch.where(a > 0, per_side * (p - log_a) + centre_f + mean_f, 0.0)
     g = torch.where(b > 0, per_side * (q - log_b) + centre_g + mean_g, 0.0)
@@ -230,17 +231,17 @@ def _plan(p: Tensor, q: Tensor, exponent: Tensor, kept: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _settled(
-    p: Tensor,
-    q: Tensor,
     exponent: Tensor,
     target_p: Tensor,
     target_q: Tensor,
     s_a: Tensor | None,
     s_b: Tensor | None,
     kept: Tensor,
+    p: Tensor,
+    q: Tensor,
     where: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Two of Sinkhorn's iterations in the log domain."""
+    """Two of Sinkhorn's iterations in the log domain, of the problems `where`; the rest as `_Scalings` takes it."""
 
     def update(x: Tensor, entries: Tensor, axis: int, target: Tensor, s: Tensor | None) -> Tensor:
         log_sum = torch.where(kept, entries, -math.inf).logsumexp(axis)
