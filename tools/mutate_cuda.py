@@ -35,8 +35,9 @@ PATTERNS = ["cuda/*.cuh", "cuda/*.cu", "solver/*.h"]
 # Not kernels: the functions that the emulator stands in for, and the host's side.
 LEFT_OUT = {"device.cuh", "runtime.cu"}
 
-# Functions and methods that are called for the meeting alone.
+# Functions and methods that are called for the meeting alone, or to wait.
 BARRIERS = ["sync_block", "sync_threads", "sync_warp", "arrive_and_wait", "sync", "sync_solvers", "grid_barrier"]
+BARRIERS += ["wait_copies"]
 # Names by which a comparison is taken for a bounds check: what stands left of < or >=.
 INDICES = set("i j k e n p q r c s t o at row column pixel channel after item slice step".split())
 # Comparisons that choose the thread that does something alone.

@@ -37,12 +37,19 @@ constexpr bool has_matrix_units(int arch) {
   return arch == 80 || arch == 90 || arch == 100;
 }
 
+// GPUs that copy from global to shared memory past the registers, while a thread goes on, of those that have kernels
+// made for them alone.
+constexpr bool has_async_copies(int arch) {
+  return arch == 80 || arch == 90 || arch == 100;
+}
+
 #ifdef SFR_SIMT
 
-constexpr bool matrix_units = true;
+constexpr bool matrix_units = true, async_copies = true;
 
 // tests/simt/include/simt.h: the same declarations on fibers.
 using simt::arrive_and_wait;
+using simt::copy_async;
 using simt::load_vector;
 using simt::multiply_tf32;
 using simt::shared_memory;
@@ -52,7 +59,11 @@ using simt::store_vector;
 using simt::sync_block;
 using simt::sync_threads;
 using simt::sync_warp;
+using simt::wait_copies;
 
+inline int afresh(int x) {
+  return x;
+}
 inline float half_to_float(uint16_t bits) {
   return simt::half_to_float(bits);
 }
@@ -85,8 +96,9 @@ inline float quotient(float x, float y) {
 
 #ifdef __CUDA_ARCH__
 constexpr bool matrix_units = has_matrix_units(__CUDA_ARCH__ / 10);
+constexpr bool async_copies = has_async_copies(__CUDA_ARCH__ / 10);
 #else
-constexpr bool matrix_units = false;
+constexpr bool matrix_units = false, async_copies = false;
 #endif
 
 // The block's dynamic shared memory; all of it is allocated at launch.
@@ -174,6 +186,34 @@ SFR_DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint3
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
+}
+
+// Asks for `bytes`, 4 or 16, of global memory in shared memory, or, not `there`, for zeros; both addresses are
+// multiples of that. They have come once this thread has waited, and for others after a barrier.
+template <int bytes>
+SFR_DEVICE void copy_async(void* to, const void* from, bool there = true) {
+  static_assert(bytes == 4 || bytes == 16, "what GPUs copy");
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const uint32_t shared = uint32_t(__cvta_generic_to_shared(to));
+  const int read = there ? bytes : 0;
+  if constexpr (bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(read) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(from), "r"(read) : "memory");
+#endif
+}
+// Until all that this thread asked for has come.
+SFR_DEVICE void wait_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// x, of which the compiler knows nothing: what follows from it is found there, and not kept in registers since before
+// a loop.
+SFR_DEVICE int afresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 // x / y within 2 ulp, for |y| in [2^-126, 2^126].

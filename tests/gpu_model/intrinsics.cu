@@ -106,6 +106,22 @@ KERNEL(load_16)(const uint32_t* x, uint32_t* out) {
   for (int k = 0; k < 4; ++k) out[4 * threadIdx.x + k] = word.part[3 - k];
 }
 
+// Each thread copies 4 bytes, or zeros where its number divides by 3, and 16; then reads what its neighbour copied.
+KERNEL(copy_4_and_16)(const uint32_t* x, uint32_t* out) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (async_copies) {
+    uint32_t* shared = reinterpret_cast<uint32_t*>(shared_memory());
+    const unsigned t = threadIdx.x, threads = blockDim.x, next = (t + 33) % threads;
+    copy_async<4>(shared + t, x + t, t % 3 != 0);
+    copy_async<16>(shared + threads + 4 * t, x + threads + 4 * t);
+    wait_copies();
+    sync_block();
+    out[t] = shared[next];
+    for (unsigned k = 0; k < 4; ++k) out[threads + 4 * t + k] = shared[threads + 4 * next + k];
+  }
+#endif
+}
+
 // A warp multiplies x [16][8] by y [8][8], and adds what is in out [16][8].
 KERNEL(matrix_product)(const float* x, const float* y, float* out) {
   const int group = int(threadIdx.x) / 4, within = int(threadIdx.x) % 4;

@@ -194,6 +194,43 @@ def test_matrix_products(intrinsics):
         assert (np.abs(found) <= np.abs(exact)).all() and not np.array_equal(found, exact.astype(np.float32))
 
 
+def copied(entry: ptx.Entry, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `copy_4_and_16` left, and what it should have left."""
+    threads = 64
+    x = np.random.default_rng(seed).integers(0, 1 << 32, 5 * threads, dtype=np.uint32)
+    *_, found = run(entry, x, np.zeros(5 * threads, np.uint32), threads=threads, seed=seed)
+    t = np.arange(threads)
+    order = (t + 33) % threads
+    words = np.where(t % 3 == 0, 0, x[:threads])[order]
+    return found, np.concatenate([words, x[threads:].reshape(threads, 4)[order].ravel()]).astype(np.uint32)
+
+
+def asynchronous(intrinsics) -> ptx.Entry | None:
+    entry = intrinsics["copy_4_and_16"]
+    if any(operation.name.startswith("cp.async") for operation in entry.code):
+        return entry
+    assert intrinsics.arch == "75"
+    return None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_asynchronous_copies(intrinsics, seed):
+    if entry := asynchronous(intrinsics):
+        found, expected = copied(entry, seed)
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("missing", ["cp.async.wait_all", "bar.sync"])
+def test_copies_that_nobody_waits_for_do_not_come(intrinsics, missing):
+    if not (entry := asynchronous(intrinsics)):
+        return
+    kept = [k for k, operation in enumerate(entry.code) if not operation.name.startswith(missing)]
+    assert len(kept) == len(entry.code) - 1
+    labels = {name: sum(k < at for k in kept) for name, at in entry.labels.items()}
+    without = ptx.Entry(entry.name, entry.parameters, [entry.code[k] for k in kept], labels)
+    assert any(not np.array_equal(*copied(without, seed)) for seed in range(8))
+
+
 def test_faults_of_a_kernel_are_named():
     entry = ptx.parse(
         """

@@ -318,6 +318,10 @@ void acquires(Thread& thread, const unsigned* counter) {
   of.learnt = counters[counter], of.learner = 1u << thread.lane;
 }
 
+void copied(const Thread&, const void* address, int bytes, const void* caller) {
+  if (!counters::on) look<true>(address, size_t(bytes), caller);  // counted when it was asked for
+}
+
 }  // namespace simt::race
 
 // What the compiler calls.

@@ -16,6 +16,8 @@ void warps_meet(Block& block, uint32_t warps);
 // One thread makes what it knows known to those that wait for the counter, or learns it from them.
 void releases(Thread& thread, const unsigned* counter);
 void acquires(Thread& thread, const unsigned* counter);
+// The running thread waits for what it has copied to shared memory.
+void copied(const Thread& thread, const void* address, int bytes, const void* caller);
 #else
 inline void launch_begins(const Launch&) {}
 inline void block_begins(Block&) {}
@@ -23,6 +25,7 @@ inline void warp_meets(Warp&) {}
 inline void warps_meet(Block&, uint32_t) {}
 inline void releases(Thread&, const unsigned*) {}
 inline void acquires(Thread&, const unsigned*) {}
+inline void copied(const Thread&, const void*, int, const void*) {}
 #endif
 
 }  // namespace simt::race

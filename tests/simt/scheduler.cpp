@@ -206,6 +206,7 @@ void run_threads() {
   for (;;) {
     launch->body(launch->arguments);
     Thread& self = *running;
+    if (!self.copies.empty()) fail("ends with copies on their way");
     self.warp->exited |= 1u << self.lane;
     --self.warp->block->live;
     stop(self);  // until the next block
@@ -239,6 +240,7 @@ void start(Block& block, unsigned index, int place) {
     thread.lane = int(i % lanes_per_warp), thread.warp = &block.warps[i / lanes_per_warp];
     if (!thread.ready) prepare(thread.fiber, run_threads, i);
     thread.ready = true;
+    thread.copies.clear();
   }
   race::block_begins(block);
 }
@@ -402,6 +404,25 @@ void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]
     addends[8] = d[k];
     d[k] = cut_off_sum(addends, 9);
   }
+}
+
+void begin_copy(void* to, const void* bits, int bytes) {
+  const SharedMemory& shared = running->warp->block->shared;
+  const auto at = static_cast<unsigned char*>(to) - shared.data();
+  if (at < 0 || at + bytes > long(shared.bytes()) || at % bytes != 0)
+    fail("copies " + std::to_string(bytes) + " bytes to byte " + std::to_string(at) + " of shared memory, which has " +
+         std::to_string(shared.bytes()));
+  running->copies.push_back({to, {}, bytes});
+  std::memcpy(running->copies.back().bits, bits, size_t(bytes));
+}
+
+void wait_copies() {
+  Thread& self = *running;
+  for (const Copy& copy : self.copies) {
+    race::copied(self, copy.to, copy.bytes, SIMT_CALLER);
+    std::memcpy(copy.to, copy.bits, size_t(copy.bytes));
+  }
+  self.copies.clear();
 }
 
 // Approximations.

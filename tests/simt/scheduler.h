@@ -27,6 +27,13 @@ struct Meeting {
 struct Warp;
 struct Block;
 
+// On its way to shared memory.
+struct Copy {
+  void* to;
+  unsigned char bits[16];
+  int bytes;
+};
+
 // What a switch looks at lies in one line of the cache.
 struct alignas(64) Thread {
   uint3 index = {0, 0, 0};
@@ -38,6 +45,7 @@ struct alignas(64) Thread {
   const unsigned* counter = nullptr;
   unsigned target = 0;
   const void* caller = nullptr;
+  std::vector<Copy> copies;
 };
 
 // What a lane gives to a matrix instruction.

@@ -90,6 +90,14 @@ PLANTED = {
         "thread 7 reads or writes memory",
     ),
     "no_stack_left": (r"thread \d+ has no stack left \(planted\.cu:\d+", "has no stack left"),
+    "copy_without_wait": (r"thread \d+ ends with copies on their way", "ends with copies on their way"),
+    "wait_after_the_barrier": (DIFFERENT, r"byte \d+ of shared memory .*planted\.cu:\d+\).*: a race"),
+    "copy_without_barrier": (DIFFERENT, r"byte \d+ of shared memory .*planted\.cu:\d+\)"),
+    "copy_onto_what_is_read": (DIFFERENT, r"byte \d+ of shared memory .*planted\.cu:\d+.*: a race"),
+    "copy_beyond_shared_memory": (
+        r"outside of the shared memory|thread \d+ copies 16 bytes to byte 2048 of shared memory, which has 2048",
+        r"writes byte 2048 of shared memory .*which has 2048 bytes",
+    ),
 }
 SOUND_ONLY = ["halves", "everything"]
 # tests/gpu_model/test_counters_by_line.py

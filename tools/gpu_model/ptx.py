@@ -2,7 +2,8 @@
 
 Written from NVIDIA's PTX ISA reference, and from nothing else here: it shares no code with the emulator of tests/simt.
 Threads of several blocks run in an order drawn from a seed, switching wherever they wait for each other. Memory is that
-of one processor: who sees what without a fence is what memory_model.py is for. Approximate instructions give the
+of one processor: who sees what without a fence is what memory_model.py is for. What is copied asynchronously comes
+where its thread waits, and not before. Approximate instructions give the
 rounded exact result, or what `Machine.approximate` makes of it.
 """
 
@@ -158,6 +159,7 @@ class Thread:
         self.handed = (0, 0)  # bits, and the source's lane
         self.fragments: tuple[list[int], list[int], list[int]] = ([], [], [])  # a, b and c of a matrix product
         self.taken: Callable[..., None] | None = None  # where a shuffle's result goes, or a product's
+        self.copies: list[tuple[int, int, int, int]] = []  # on their way: to, from, bytes, and how many are read
         self.steps = self.run()
 
     def value(self, operand: str) -> int:
@@ -237,6 +239,9 @@ class Thread:
         if parts[0] in ("ld", "st"):
             self.move(operation)
             return
+        if parts[:2] == ["cp", "async"]:
+            self.copy(operation)
+            return
         if name == "atom.global.add.u32":
             at = self.address(operands[1])
             before = self.machine.load("global", self.block, at, 4)
@@ -253,6 +258,25 @@ class Thread:
                 self.registers[operands[0]] = self.value(low) | self.value(high) << 32
             return
         self.registers[operands[0]] = self.result(operation, [self.value(o) for o in operands[1:]])
+
+    def copy(self, operation: Operation) -> None:
+        if operation.name == "cp.async.wait_all":
+            for to, source, width, read in self.copies:
+                value = self.machine.load("global", self.block, source, read) if read else 0
+                self.machine.store("shared", self.block, to, width, value)
+            self.copies.clear()
+            return
+        if operation.name not in ("cp.async.ca.shared.global", "cp.async.cg.shared.global"):
+            raise PtxError(operation.name)
+        to, source = (self.address(operand) for operand in operation.operands[:2])
+        width = self.value(operation.operands[2])
+        read = self.value(operation.operands[3]) if len(operation.operands) > 3 else width
+        if width not in ((4, 8, 16) if ".ca." in operation.name else (16,)) or not 0 <= read <= width:
+            raise PtxError(f"{operation.name} of {width} bytes, {read} of them read")
+        for at in (to, source):
+            if at % width:
+                raise PtxError(f"{operation.name} at {at:#x}, which is not a multiple of {width}")
+        self.copies.append((to, source, width, read))
 
     def move(self, operation: Operation) -> None:
         parts, operands = operation.parts, operation.operands

@@ -108,6 +108,22 @@ inline __attribute__((always_inline)) void store_vector(void* address, const V& 
   }
 }
 
+// Copies to shared memory that a thread has asked for and not waited for. Until then there is NaN in their place:
+// whoever reads it, or still needs what was there, finds that; the watch sees a write when it is asked for, and another
+// one where its thread waits.
+void begin_copy(void* to, const void* bits, int bytes);
+void wait_copies();
+
+template <int bytes>
+inline __attribute__((always_inline)) void copy_async(void* to, const void* from, bool there = true) {
+  static_assert(bytes == 4 || bytes == 16, "what GPUs copy");
+  typedef int Words __attribute__((vector_size(bytes), may_alias));
+  Words words = {};
+  if (there) words = *static_cast<const Words*>(from);
+  *static_cast<Words*>(to) = ~Words{};
+  begin_copy(to, &words, bytes);
+}
+
 inline float half_to_float(uint16_t half) {
   const uint32_t sign = uint32_t(half & 0x8000u) << 16, exponent = (half >> 10) & 31u, fraction = half & 1023u;
   if (exponent == 31) return bit_cast<float>(sign | 0x7f800000u | fraction << 13);

@@ -268,6 +268,63 @@ __global__ void no_stack_left(Params p) {
   p.out[thread()] = deeper(p, broken ? 1000 : 10);
 }
 
+// Four words of each thread by copies, and a neighbour's read.
+SFR_DEVICE void copy_words(const Params& p, float* to, int round) {
+  copy_async<16>(to + 4 * thread(), p.in + 4 * (thread() + round));
+}
+SFR_DEVICE float neighbours(const float* from) {
+  return from[4 * ((thread() + 40) % threads()) + 1];
+}
+
+template <bool broken>
+__global__ void copy_without_wait(Params p) {
+  copy_words(p, shared_floats(), 0);
+  if (!broken) wait_copies();
+  sync_block();
+  p.out[thread()] = neighbours(shared_floats());
+}
+
+template <bool broken>
+__global__ void wait_after_the_barrier(Params p) {
+  copy_words(p, shared_floats(), 0);
+  if (!broken) wait_copies();
+  sync_block();
+  if (broken) wait_copies();
+  p.out[thread()] = neighbours(shared_floats());
+}
+
+template <bool broken>
+__global__ void copy_without_barrier(Params p) {
+  copy_async<4>(shared_floats() + thread(), p.in + thread(), thread() % 2 == 0);
+  wait_copies();
+  if (!broken) sync_block();
+  p.out[thread()] = shared_floats()[(thread() + 40) % threads()];
+}
+
+// Two buffers: one is read while the other comes. What is read must not be asked for anew.
+template <bool broken>
+__global__ void copy_onto_what_is_read(Params p) {
+  float* buffers[2] = {shared_floats(), shared_floats() + 4 * threads()};
+  float sum = 0;
+  copy_words(p, buffers[0], 0);
+  for (int k = 0; k < 4; ++k) {
+    wait_copies();
+    sync_block();
+    copy_words(p, buffers[broken ? k % 2 : (k + 1) % 2], k + 1);
+    sum += neighbours(buffers[k % 2]);
+  }
+  wait_copies();
+  p.out[thread()] = sum;
+}
+
+template <bool broken>
+__global__ void copy_beyond_shared_memory(Params p) {
+  copy_words(p, shared_floats() + (broken ? 4 : 0), 0);
+  wait_copies();
+  sync_block();
+  p.out[thread()] = neighbours(shared_floats());
+}
+
 template <bool broken>
 __global__ void never_ends(Params p) {
   volatile float* out = p.out;
@@ -378,6 +435,11 @@ const Case cases[] = {
     {PLANTED(behind_the_end_of_a_local_array), {1, 64, 0, false, nullptr}},
     {PLANTED(null_pointer), {1, 64, 0, false, nullptr}},
     {PLANTED(no_stack_left), {1, 64, 0, false, nullptr}},
+    {PLANTED(copy_without_wait), {1, 128, 2048, false, nullptr}},
+    {PLANTED(wait_after_the_barrier), {1, 128, 2048, false, nullptr}},
+    {PLANTED(copy_without_barrier), {1, 128, 512, false, nullptr}},
+    {PLANTED(copy_onto_what_is_read), {1, 128, 4096, false, nullptr}},
+    {PLANTED(copy_beyond_shared_memory), {1, 128, 2048, false, nullptr}},
     {PLANTED(never_ends), {1, 64, 0, false, nullptr}},
     {PLANTED(halves), {1, 64, 128, false, nullptr}},
     {PLANTED(everything), {3, 256, 1024, false, nullptr}},
