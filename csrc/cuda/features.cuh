@@ -3,7 +3,8 @@
 //
 // Where memory lies so that 16 bytes can be read at a time, a panel is filled in two steps: `fetch` asks for the bits,
 // `commit` converts them once they have come, and arithmetic on the panel before hides their way. A panel that lies as
-// memory does is copied as it is, 16 bytes at a time; the rows of others are cut where they belong.
+// memory does is copied as it is, 16 bytes at a time; the rows of others are cut where they belong. Where a GPU copies
+// asynchronously, panels with a second buffer are filled by `copy_panel` and `expand_halves` instead.
 #pragma once
 
 #include "team.cuh"
@@ -211,7 +212,7 @@ SFR_DEVICE void pack_into(DType dtype, const Pack<T>& pack, int q, Word16& word)
 
 // First element of word k of a round.
 SFR_DEVICE int first_element(const Team& team, const Reader& reader, int round, int k) {
-  return ((round * (fetched_elements / reader.run) + k) * team.size + team.rank) * reader.run;
+  return (round * fetched_elements + k * reader.run) * team.size + team.rank * reader.run;
 }
 
 // Where the run that begins with element e of a panel lies.
@@ -231,14 +232,28 @@ SFR_DEVICE void fetch(const Team& team, const Reader& reader, int c0, int channe
 #pragma unroll
   for (int k = 0; k < Fetched<T>::words; ++k) {
     const int e = first_element(team, reader, round, k);
-    if (k < fetched_elements / reader.run && e < total)  // mutant: a later word is one of the next round's, read twice
+    if (k * reader.run < fetched_elements && e < total)  // mutant: a later word is one of the next round's, read twice
       out.word[k] = load16(data + offset_of_run(reader, walk, c0, e));
   }
 }
 
+// How the words of a panel become its elements.
+struct Unpacking {
+  DType dtype;
+  int run;
+  const uint8_t* used;  // of the region's pixels
+  bool copies;
+
+  SFR_DEVICE Unpacking(const Reader& reader, int ld)
+      : dtype(reader.region.view->dtype),
+        run(reader.run),
+        used(reader.used ? reader.used + reader.region.first : nullptr),
+        copies(reader.copies(ld)) {}
+};
+
 // In pack q of the run that begins with element e of a panel, of pixels that are not used.
 template <class T>
-SFR_DEVICE void clear_unused(const Reader& reader, const Walk& walk, int e, int q, Pack<T>& pack) {
+SFR_DEVICE void clear_unused(const uint8_t* used, const Walk& walk, int e, int q, Pack<T>& pack) {
   const int first = walk(e).pixel;
 #pragma unroll
   for (int i = 0; i < Pack<T>::count; ++i) {
@@ -247,20 +262,19 @@ SFR_DEVICE void clear_unused(const Reader& reader, const Walk& walk, int e, int 
       pixel += q * Pack<T>::count + i;
       if (pixel >= walk.pixels) pixel -= walk.pixels;
     }
-    if (!reader.used[reader.region.first + pixel]) pack.at[i] = 0;
+    if (!used[pixel]) pack.at[i] = 0;
   }
 }
 
 // The run that begins with element e into panel [channels][ld].
 template <class T>
-SFR_DEVICE void put_run(const Reader& reader, const Walk& walk, int e, const Word16& word, T* panel, int ld) {
-  const bool copies = reader.copies(ld);
+SFR_DEVICE void put_run(const Unpacking& by, const Walk& walk, int e, const Word16& word, T* panel, int ld) {
 #pragma unroll
   for (int q = 0; q < most_packs<T>; ++q) {
-    if (q * Pack<T>::count >= reader.run) break;
-    Pack<T> pack = unpacked<T>(reader.region.view->dtype, word, q);
-    if (reader.used) clear_unused(reader, walk, e, q, pack);
-    if (copies) {
+    if (q * Pack<T>::count >= by.run) break;
+    Pack<T> pack = unpacked<T>(by.dtype, word, q);
+    if (by.used) clear_unused(by.used, walk, e, q, pack);
+    if (by.copies) {
       store_vector(panel + e + q * Pack<T>::count, pack);  // hot: panel copied
       continue;
     }
@@ -294,6 +308,7 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
     return;
   }
   const int each = team.size * fetched_elements;
+  const Unpacking by(reader, ld);
   Fetched<T> now = first;
 #pragma unroll 1
   for (int round = 0; round * each < total; ++round) {
@@ -301,10 +316,106 @@ SFR_DEVICE void commit(const Team& team, const Reader& reader, int c0, int chann
 #pragma unroll
     for (int k = 0; k < Fetched<T>::words; ++k) {
       const int e = first_element(team, reader, round, k);
-      if (k < fetched_elements / reader.run && e < total)  // mutant: the next round puts it right
-        put_run(reader, walk, e, now.word[k], panel, ld);
+      if (k * reader.run < fetched_elements && e < total)  // mutant: the next round puts it right
+        put_run(by, walk, e, now.word[k], panel, ld);
     }
   }
+}
+
+// Whether panels of T with a second buffer are filled by asynchronous copies.
+template <class T>
+constexpr bool filled_async = async_copies && sizeof(T) == 4;
+
+// The bits of half types come to the end of the panel that they become, half of which they take. A thread expands those
+// that it asked for, `expanded` words in a round. Rounds go up, and so do the places of pixels: what one writes lies
+// before the bits of the next. Channels lie anywhere, and must come in one round.
+constexpr int expanded = 4;
+
+SFR_DEVICE bool is_expanded(const Team& team, const Reader& reader, int channels) {
+  return reader.run == 8 && reader.in_runs(channels) &&
+         (reader.order == Order::pixels || reader.region.count * channels <= team.size * expanded * reader.run);
+}
+// The byte of a panel at which they begin: a multiple of 16, as are both terms where they come in runs.
+SFR_DEVICE int first_half(int elements, int channels, int ld) {
+  return channels * ld * 4 - elements * 2;
+}
+
+// Asks for panel [channels][ld] of float32, or for the bits that it is made of, all at once. Of half types that do not
+// come in runs it is there when this returns.
+SFR_DEVICE void copy_panel(const Team& team, const Reader& reader, int c0, int channels, float* panel, int ld) {
+  const Region& region = reader.region;
+  const DType dtype = region.view->dtype;
+  const bool single = dtype == DType::float32;
+  const int total = region.count * channels, rank = afresh(team.rank), size = afresh(team.size);
+  const char* data = static_cast<const char*>(region.view->data);
+  if (single ? !reader.used && reader.copies(ld) && reader.in_runs(channels) : is_expanded(team, reader, channels)) {
+    const int element = 16 / reader.run, bytes = total * element;
+    char* to = reinterpret_cast<char*>(panel) + (single ? 0 : first_half(total, channels, ld));
+    if (reader.order == Order::pixels) {
+      const char* from = data + (region.map + int64_t(c0) * region.count) * element;
+#pragma unroll 2
+      for (int at = rank * 16; at < bytes; at += size * 16) copy_async<16>(to + at, from + at);  // hot: panel sent
+    } else {
+      const Walk walk(reader.order, region.count, channels);
+#pragma unroll 1
+      for (int at = rank * 16; at < bytes; at += size * 16)
+        copy_async<16>(to + at, data + offset_of_run(reader, walk, c0, at / 16 * reader.run));
+    }
+    return;
+  }
+  // Neighbours in memory, for neighbouring threads; of channels 8, as many as 32 bytes hold, since in a panel they lie
+  // a row apart.
+  constexpr int together = 8;
+  const bool by_pixels = reader.order == Order::pixels;
+  const int pixel0 = by_pixels ? rank % warp_threads : rank / together;
+  const int pixel_step = by_pixels ? warp_threads : size / together;
+  const int channel0 = by_pixels ? rank / warp_threads : rank % together;
+  const int channel_step = by_pixels ? size / warp_threads : together;
+#pragma unroll 1
+  for (int p = pixel0; p < region.count; p += pixel_step) {
+    const bool used = !reader.used || reader.used[region.first + p];
+    const int64_t first = reader.offset({channel0, p}, c0), step = channel_step * region.view->stride_c;
+    float* to = panel + channel0 * ld + p;
+    if (single) {
+      const float* from = reinterpret_cast<const float*>(data) + first;
+#pragma unroll 2
+      for (int c = channel0; c < channels; c += channel_step, to += channel_step * ld, from += step)
+        copy_async<4>(to, from, used);  // hot: panel scattered
+    } else {
+      const Half* from = reinterpret_cast<const Half*>(data) + first;
+#pragma unroll 4
+      for (int c = channel0; c < channels; c += channel_step, to += channel_step * ld, from += step) {
+        const Half half = *from;
+        *to = !used ? 0 : dtype == DType::float16 ? to_float(half) : to_float(Bfloat{half.bits});
+      }
+    }
+  }
+}
+
+// Panel [channels][ld] of the bits that this thread has waited for; with barriers of the team. Where a row ends there
+// may have been bits: it is cleared.
+SFR_DEVICE void expand_halves(const Team& team, const Reader& reader, int channels, float* panel, int ld) {
+  const int count = reader.region.count, total = count * channels, ends = ld - count;
+  const int rank = afresh(team.rank), size = afresh(team.size);
+  const unsigned char* bits = reinterpret_cast<unsigned char*>(panel) + first_half(total, channels, ld);
+  const Walk walk(reader.order, count, channels);
+  const Unpacking by(reader, ld);
+  const auto each = [&](int round, auto use) {
+#pragma unroll
+    for (int k = 0; k < expanded; ++k) {
+      const int e = ((round * expanded + k) * size + rank) * reader.run;
+      if (e < total) use(k, e);
+    }
+  };
+#pragma unroll 1
+  for (int round = 0; round * expanded * size * reader.run < total; ++round) {
+    Word16 word[expanded];
+    each(round, [&](int k, int e) { word[k] = load16(bits + e * 2); });
+    team.sync();
+    each(round, [&](int k, int e) { put_run(by, walk, e, word[k], panel, ld); });
+  }
+#pragma unroll 1
+  for (int e = rank; e < ends * channels; e += size) panel[e / ends * ld + count + e % ends] = 0;
 }
 
 // A panel of the gradient to where it belongs, in the order of memory.

@@ -244,7 +244,6 @@ template <class T, Place place>
     for (int j = 0; j < layout.y_pixels; j += y_tile) {
       const int height = part_of(count, i, x_tile), width = part_of(layout.y_pixels, j, y_tile);
       panels.clear_ends(team, height, width);
-      if (layout.by_matrix) team.sync();  // what is read beyond is cleared by others
       const Reader x(ground.x_region(begin + i, height), ground.x_used, layout.panel_channels);
       const Reader y(ground.y_region(j, width), ground.y_used, layout.panel_channels);
       T* sums = windows ? of_pixels + int64_t(i) * pixel_ld + j : out + i * ld + j;

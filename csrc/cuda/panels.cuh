@@ -72,28 +72,57 @@ struct Panels {
   }
 };
 
+// One side of `for_each_panel`: `ask` for a panel, then `put` what has come to where it belongs. A barrier follows.
+template <class T, bool async = filled_async<T>>
+struct Incoming {
+  const Reader& reader;
+  int row;
+  Fetched<T> next;
+
+  SFR_DEVICE Incoming(const Reader& of, int length) : reader(of), row(length) {}
+  SFR_DEVICE void ask(const Team& team, int c, int channels, T*) { fetch(team, reader, c, channels, 0, next); }
+  SFR_DEVICE void put(const Team& team, int c, int channels, T* panel) const {
+    commit(team, reader, c, channels, next, panel, row);
+  }
+};
+template <class T>
+struct Incoming<T, true> {
+  const Reader& reader;
+  int row;
+
+  SFR_DEVICE Incoming(const Reader& of, int length) : reader(of), row(length) {}
+  SFR_DEVICE void ask(const Team& team, int c, int channels, T* panel) {
+    copy_panel(team, reader, c, channels, panel, row);
+  }
+  SFR_DEVICE void put(const Team& team, int, int channels, T* panel) const {
+    wait_copies();
+    if (is_expanded(team, reader, channels)) expand_halves(team, reader, channels, panel, row);
+  }
+};
+
 // Streams all channels of both regions through the panels and calls use(buffer, first channel, channels) for each, with
 // the next one already on its way. `use` must leave the panels alone. A barrier must follow before they are filled
 // again.
 template <class T, class Use>
 SFR_DEVICE void for_each_panel(Team& team, const Reader& x, const Reader& y, int C, Panels<T>& panels, Use&& use) {
-  Fetched<T> next_x, next_y;
+  Incoming<T> of_x(x, panels.x_row), of_y(y, panels.y_row);
   const auto width = [&](int c) { return C - c < panels.channels ? C - c : panels.channels; };
-  fetch(team, x, 0, width(0), 0, next_x);
-  fetch(team, y, 0, width(0), 0, next_y);
-  int k = 0;
+  int k = 1;
 #pragma unroll 1
-  for (int c = 0; c < C; c += panels.channels, k ^= 1) {
-    commit(team, x, c, width(c), next_x, panels.x(k), panels.x_row);
-    commit(team, y, c, width(c), next_y, panels.y(k), panels.y_row);
-    if (panels.beyond.channels > 1) panels.clear_beyond(team, k, width(c));
-    team.sync();  // the other buffer was last read before the barrier of the panel before
+  for (int c = -panels.channels; c < C; c += panels.channels, k ^= 1) {
+    const bool here = c >= 0;  // before, the first is asked for
+    if (here) {
+      of_x.put(team, c, width(c), panels.x(k));
+      of_y.put(team, c, width(c), panels.y(k));
+      if (panels.beyond.channels > 1) panels.clear_beyond(team, k, width(c));
+    }
+    team.sync();  // the other buffer was last read before, or its ends cleared
     const int after = c + panels.channels;
     if (after < C) {  // mutant: past the last channel there is nothing to fetch
-      fetch(team, x, after, width(after), 0, next_x);
-      fetch(team, y, after, width(after), 0, next_y);
+      of_x.ask(team, after, width(after), panels.x(k ^ 1));
+      of_y.ask(team, after, width(after), panels.y(k ^ 1));
     }
-    use(k, c, width(c));
+    if (here) use(k, c, width(c));
   }
 }
 
