@@ -205,10 +205,12 @@ int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room,
       if (compare_bytes<T>(s, operation, 8) <= room) break;
     }
   }
-  // As many channels as come in one round of loads; fewer where memory is short.
+  // As many channels as come in one round of loads; fewer where memory is short. GPUs with matrix instructions have
+  // asynchronous copies: all of a panel is on its way at once, and the warps' shares of many channels are more alike.
+  const int each = operation.matrix ? expanded * most_in_run : fetched_elements;
   const int pixels = std::max(s.compare_x, s.compare_y);
-  int channels = std::clamp(s.threads * fetched_elements / pixels / 8 * 8, 8,
-                            std::min(most_panel_channels, round_up(operation.C, 8)));
+  int channels =
+      std::clamp(s.threads * each / pixels / 8 * 8, 8, std::min(most_panel_channels, round_up(operation.C, 8)));
   const auto bytes = [&] {
     s.by_matrix = operation.matrix && channels % MatrixUnit::depth == 0;
     return compare_bytes<T>(s, operation, channels);

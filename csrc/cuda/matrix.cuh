@@ -13,7 +13,7 @@ namespace sfr::cuda {
 // What a warp has of all pairs at a time: tiles of one instruction's pairs, and channels.
 struct MatrixUnit {
   static constexpr int tile_height = 16, tile_width = 8, depth = 8;
-  static constexpr int rows = 4, columns = 7;  // of tiles
+  static constexpr int rows = 2, columns = 7;  // of tiles
   static constexpr int height = rows * tile_height, width = columns * tile_width;
   static constexpr int of_tile = 4, sums = rows * columns * of_tile;  // of a lane
 };
@@ -129,6 +129,7 @@ struct MatrixPair {
 // put(i, j, sum) for the pairs of a warp's unit within n x m.
 template <class T, class Put>
 SFR_DEVICE void put_matrix_sums(int lane, int n, int m, const T* sums, Put&& put) {
+  lane = afresh(lane);
 #pragma unroll
   for (int k = 0; k < MatrixUnit::sums; ++k) {
     const MatrixPair pair(lane, k / MatrixUnit::of_tile, k % MatrixUnit::of_tile);
@@ -142,7 +143,7 @@ template <class T, class Put>
 SFR_DEVICE void add_matrix_slices(const Team& team, const MatrixTiling& tiling, int n, int m, bool busy, const T* sums,
                                   T* parts, int room, Put&& put) {
   constexpr int tiles = MatrixUnit::rows * MatrixUnit::columns, of_tile = MatrixUnit::of_tile;
-  const int units = tiling.units(), warps = units * tiling.slices, lanes = units * warp_threads;
+  const int units = afresh(tiling.units()), warps = units * tiling.slices, lanes = units * warp_threads;
   const int fit = room / (warps * of_tile * warp_threads), each = fit < tiles ? fit : tiles;
   const Divider by_lanes(lanes), by_columns(tiling.columns);
 #pragma unroll 1
