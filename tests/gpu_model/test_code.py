@@ -76,6 +76,14 @@ def test_generic_access_is_seen(planted):
     assert exceeded("planted", found, {"generic": 0}) == ["planted: 1 generic, budget 0"]
 
 
+def test_loads_that_never_happen_are_not_counted():
+    def instruction(text: str) -> machine_code.Instruction:
+        return machine_code.Instruction(0, text, machine_code.Control(1, 7, 7, 0), ())
+
+    found = Figures.of([instruction("@!PT LDS RZ, [RZ]"), instruction("@!P1 LDS R2, [R3]")])
+    assert (found.instructions, found.shared) == (2, 1)
+
+
 def test_unrolled_division_is_seen(planted):
     """Four divisions in a pass, each with a check and a call that is seldom taken."""
     kernel = hot_loops.named(planted, "division_kernel")
@@ -120,6 +128,11 @@ def test_clocks_by_hand():
     assert clocks([load, load, add]) == 2 + 30 + 4, "the later of two on one scoreboard"
     assert clocks([add, add]) == 8, "nobody has set the scoreboard"
     assert clocks([instruction("@P0 BAR.SYNC 0x0", 5)]) == 35
+    copy = instruction("LDGSTS.E [R1], desc[UR4][R2.64]", 2)
+    until = [instruction("LDGDEPBAR", 1, result=0), instruction("DEPBAR.LE SB0, 0x0", 6)]
+    assert clocks([copy, add]) == 2 + 4, "nobody waits for it"
+    assert clocks([copy, copy, *until]) == 2 + 500 + 6, "for the later of two"
+    assert clocks([*until, copy]) == 1 + 6 + 2, "on its way before it only"
 
 
 def test_control_bits():

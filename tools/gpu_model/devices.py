@@ -23,6 +23,11 @@ class Device:
     l2_bandwidth: float = 5e12  # bytes a second
 
     @property
+    def copies_async(self) -> bool:
+        """`has_async_copies` in csrc/cuda/device.cuh."""
+        return self.arch in ("80", "90", "100")
+
+    @property
     def l2_bytes(self) -> float:
         """Of the whole device in a clock."""
         return self.l2_bandwidth / self.clock

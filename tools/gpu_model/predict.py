@@ -24,8 +24,10 @@ ITERATIONS, SAMPLED, STEPS, EVALUATIONS = 28, 7, 22, 4.5
 OTHER_PASSES = 4  # over the costs: their spread, the update of the rows, what is saved
 STORE, RESULT = 4, 120  # clocks of a store beside others, and to find out where a result belongs
 COPY = 24  # instructions to write a cost for backward, or to read it
-FETCHED = 8  # elements of a thread that are on their way at once
-UNIT = 64, 56  # pairs that a warp compares by matrix instructions
+FETCHED = 8  # elements of a thread that are on their way at once, in registers
+SCATTERED = 2  # elements in a pass of the loop that copies single ones
+UNIT = 32, 56  # pairs that a warp compares by matrix instructions
+TILES = 14  # of such a unit
 PRODUCTS = 3  # of matrices in TF32 for one in float32
 ROWS = 4  # of a plan in memory that a warp is at together
 COLUMNS = 2  # times 32
@@ -50,9 +52,10 @@ ASSUMED = f"""\
 * Phases follow each other. Within one, warps hide each other's latencies as far as the longest path allows.
 * A block of 8 warps takes {REGISTERS} registers a thread, so that one is on a multiprocessor; of one warp's
   problems, as many as fit.
-* {FETCHED} elements of each side of a panel are on their way to each thread at a time. The first come while the panel
-  before is at work, which hides as much of their latency as it takes; the others wait. Maps lie as panels do where
-  their rows need no padding.
+* A panel comes while the one before is at work, which hides as much of its latency as it takes. By asynchronous copies,
+  to compare on an A100, H100 or H200, all of it does, with its bytes from the L2 cache; else {FETCHED} elements of each
+  side for each thread, and the others wait. Maps lie as panels do where their rows need no padding. What becomes of
+  bfloat16 takes as long as {FETCHED} elements that are copied through registers.
 * {COPY} instructions for each cost that is kept for backward, as long each as those of an update of the rows.
 * Matrix instructions at the rate of `devices.toml`; two lanes of each load for them meet in a bank.
 * A result takes {STORE} clocks to store, and where slices are added up {RESULT} more to find its place.
@@ -300,7 +303,8 @@ class Model:
         if self.workload.products:
             self.squares(work / s.passes, sides)
         meanwhile = pair.clocks * scale * s.panel_channels / s.tile_slices
-        self.panels(work * math.ceil(C / s.panel_channels), s.panel_channels, sides, self.n % s.edge == 0, meanwhile)
+        panels = work * math.ceil(C / s.panel_channels)
+        self.compared(panels, s.panel_channels, sides, self.n % s.edge == 0, meanwhile)
         self.entries("costs", 1, "row update", self.all)
         return None
 
@@ -320,24 +324,48 @@ class Model:
         whole, rest = divmod(sides[1], UNIT[1])
         columns = whole * 7 + (0 if rest == 0 else 4 if rest <= 32 else 7)
         tiles = math.ceil(sides[0] / 16) * columns
-        share = tiles / (28 * s.matrix_units)  # of a unit that is not left out
-        depths = math.ceil(C / 8 / s.matrix_slices)
+        share = tiles / (TILES * s.matrix_units)  # of a unit that is not left out
+        # Slices take turns at the 8 channels of a panel, and meet after each.
+        of_panel = math.ceil(s.panel_channels / 8 / s.matrix_slices)
+        depths = C // s.panel_channels * of_panel + math.ceil(C % s.panel_channels / 8 / s.matrix_slices)
         busy = s.matrix_units * s.matrix_slices / s.passes
         largest = min(1.0, sides[0] / UNIT[0])
         # Each lane's loads: two in a bank, where rows of a panel are 49 or 196 long.
         loads = loop.shared * share * 2 * SHARED_BANKS * busy
         self.add("distances", work * s.passes * depths, loop.clocks * largest, loop.instructions * share, 0, busy,
-                 shared=loads, matrix=share * busy * 28 * PRODUCTS * 1024)  # fmt: skip
-        clocks: float = 112 * STORE
+                 shared=loads, matrix=share * busy * TILES * PRODUCTS * 1024)  # fmt: skip
+        clocks: float = 4 * TILES * STORE
         if s.matrix_slices > 1:
-            added = math.ceil(s.matrix_units * 28 * 128 / s.threads)
+            added = math.ceil(s.matrix_units * TILES * 128 / s.threads)
             clocks += added * (RESULT + (s.matrix_slices - 1) * STORE) / 4 + 6 * BARRIER
         self.add("slices", work * s.passes, clocks, 0, 0, self.all)
         self.squares(work, sides)
-        meanwhile = loop.clocks * largest * s.panel_channels / 8 / s.matrix_slices
+        meanwhile = loop.clocks * largest * of_panel
         panels = work * s.passes * math.ceil(C / s.panel_channels)
-        self.panels(panels, s.panel_channels, sides, self.n % s.edge == 0, meanwhile)
+        self.compared(panels, s.panel_channels, sides, self.n % s.edge == 0, meanwhile)
         self.entries("costs", 1, "row update", self.all)
+
+    def compared(self, count: float, channels: int, sides: tuple[int, int], copied: bool, meanwhile: float) -> None:
+        """Panels of features that are compared."""
+        if not self.device.copies_async:
+            return self.panels(count, channels, sides, copied, meanwhile)
+        elements = channels * sum(sides) / self.layout.threads
+        halves = self.workload.element == 2
+        if copied or halves:  # two times 16 bytes in a pass
+            work = [(self.figures("panel sent"), elements * self.workload.element / 32)]
+        else:
+            work = [(self.figures("panel scattered"), elements / SCATTERED)]
+        # The bytes come while the panel before is at work, too.
+        bytes_ = channels * sum(sides) * self.workload.element
+        transfer = bytes_ * self.beside / (self.device.l2_bytes / self.device.processors)
+        latency = max(0, Latencies().global_load + transfer - meanwhile) + BARRIER
+        if halves:
+            work.append((self.figures("panel copied" if copied else "panel cut"), elements / FETCHED))
+            latency += 2 * BARRIER
+        latency += sum(figures.clocks * passes for figures, passes in work)
+        instructions = sum(figures.instructions * passes for figures, passes in work)
+        self.add("panels", count, latency, instructions, 0, self.all)
+        return None
 
     def panels(self, count: float, channels: int, sides: tuple[int, int], copied: bool, meanwhile: float) -> None:
         """So many of features, with so many pixels on either side, that lie as memory does or are cut into longer rows;

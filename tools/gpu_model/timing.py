@@ -6,6 +6,7 @@ other warps that want the same unit, bank conflicts. Against hardware it has not
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ class Latencies:
 def clocks(path: Iterable[Instruction], latencies: Latencies = Latencies()) -> int:
     """Clocks that one warp takes to issue the instructions of a path, one after the other."""
     ready, now = [0] * 8, 0
+    copied = 0  # when all that is on its way to shared memory has come
     for instruction in path:
         control = instruction.control
         now = max([now] + [ready[k] for k in range(6) if control.wait >> k & 1])
@@ -50,5 +52,11 @@ def clocks(path: Iterable[Instruction], latencies: Latencies = Latencies()) -> i
             ready[control.result] = max(ready[control.result], now + latencies.of(instruction))
         if control.read < 6:
             ready[control.read] = max(ready[control.read], now + OPERANDS_READ)
+        if instruction.name == "LDGSTS":
+            copied = now + latencies.global_load
+        elif instruction.name == "LDGDEPBAR":
+            ready[control.result] = max(now, copied)
+        elif found := re.search(r"DEPBAR\.LE SB(\d), 0x0", instruction.text):
+            now = max(now, ready[int(found[1])])
         now += max(control.stall, 1) + (BARRIER if instruction.name in ("BAR", "BARRIER") else 0)
     return now
