@@ -586,8 +586,8 @@ SFR_DEVICE void pull_features(Ground<T, place>& ground, const PairWeights<T>& W,
     clear_end(panels.x, panels.x_row, layout.x_pixels);
     clear_end(panels.y, panels.y_row, layout.y_pixels);
   }
-  Fetched<T> next_x, next_y;
-  if (now.channel < C) {  // mutant: past the last channel there is nothing to fetch
+  Fetched<T> next_x = {}, next_y = {};  // else registers would be kept for what was there before
+  if (now.channel < C) {                // mutant: past the last channel there is nothing to fetch
     fetch(team, x, now.channel, channels_at(now.channel), 0, next_x);
     fetch(team, y, now.channel, channels_at(now.channel), 0, next_y);
   }

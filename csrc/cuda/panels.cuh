@@ -77,7 +77,7 @@ template <class T, bool async = filled_async<T>>
 struct Incoming {
   const Reader& reader;
   int row;
-  Fetched<T> next;
+  Fetched<T> next = {};  // else registers would be kept for what was there before
 
   SFR_DEVICE Incoming(const Reader& of, int length) : reader(of), row(length) {}
   SFR_DEVICE void ask(const Team& team, int c, int channels, T*) { fetch(team, reader, c, channels, 0, next); }
