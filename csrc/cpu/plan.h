@@ -234,9 +234,18 @@ struct Plan {
   void gather_columns(Term&& term, T* of_columns);
   template <class Op, int K, class F>
   void reduce_entries(T (&out)[K], F&& f);
+  template <class Op, int K, class F>
+  void reduce_costs(T (&out)[K], F&& f) {
+    reduce_entries<Op>(out, [&](Index i, Index j, Vec<T>(&found)[K]) { f(i, j, cost_at(i, j), found); });
+  }
 
   // The linear system, factorised.
   static constexpr bool factorises = true;
+
+  template <class F>
+  auto with_products(const F& f) {
+    return f(*this);
+  }
   int64_t factorising_takes() const { return Cholesky<T>::price(rows.count, columns.count); }
   void factorise(const T* null, bool loose) { cholesky.factorise(*this, null, loose); }
   void solve_factorised(const T* right, T* out) { cholesky.solve(columns, right, out); }

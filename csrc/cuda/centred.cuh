@@ -108,7 +108,8 @@ SFR_DEVICE bool finish_products(const Team& team, bool root, int rows, int colum
         const T x_square = squares[i], squared = from_products(x_square, pair.y_square, pair.product);
         const bool told = is_told(x_square, pair.y_square, squared);
         again |= pair.used && !told;
-        out[i * ld + j] = !pair.used ? T(0) : !told ? T(untold) : root ? sqrt_of(squared) : squared;
+        const T found = !told ? T(untold) : root ? sqrt_of(squared) : squared;
+        out[i * ld + j] = pair.used ? found : T(0);  // hot: pair finished
       });
   return any_of(team, warps, again);
 }

@@ -28,15 +28,6 @@ SFR_BOTH int element_bytes(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
 }
 
-// i / n for i up to 2^22, without a division.
-struct Divider {
-  int n;
-  float inverse;
-
-  SFR_DEVICE explicit Divider(int by) : n(by), inverse(1.0f / float(by)) {}
-  SFR_DEVICE int operator()(int i) const { return int((float(i) + 0.5f) * inverse); }
-};
-
 // Some pixels of one map: [first, first + count) of its H W.
 struct Region {
   const FeatureView* view;
@@ -409,7 +400,7 @@ SFR_DEVICE void expand_halves(const Team& team, const Reader& reader, int channe
   };
 #pragma unroll 1
   for (int round = 0; round * expanded * size * reader.run < total; ++round) {
-    Word16 word[expanded];
+    Word16 word[expanded] = {};  // else registers would be kept for what was there before
     each(round, [&](int k, int e) { word[k] = load16(bits + e * 2); });
     team.sync();
     each(round, [&](int k, int e) { put_run(by, walk, e, word[k], panel, ld); });

@@ -37,7 +37,8 @@ struct ProblemLayout {
   int blocks = 1, slab = 0;        // of a team; rows of each
   bool resident = true;            // plan and vectors in shared memory
   bool cost_near = true;           // costs beside them
-  bool in_registers = false;       // the plan while it is solved
+  bool in_registers = false;       // the plan while it is solved,
+  bool held = false;               // or a copy of one in shared memory, while products of it are taken (HeldPlan)
   int ld = 0;
   // Panels of features, to compare and to pull gradients: channels, and pixels of either map. A map with more comes in
   // tiles.
@@ -52,6 +53,8 @@ struct ProblemLayout {
   int64_t far_bytes = 0;     // global memory of a team
 
   SFR_BOTH Cover cover() const { return Cover(slab, M, solvers, !resident); }
+  // From one vector over the columns to the next.
+  SFR_BOTH int column_stride() const { return held && ld < HeldShape::columns ? HeldShape::columns : ld; }
   // Pixels of the student that one block compares at once.
   SFR_BOTH int compared(bool windows) const { return windows ? (x_pixels + blocks - 1) / blocks : slab; }
   // Tiles of the pairs of pixels from which gradients are pulled.
@@ -126,8 +129,9 @@ struct ProblemMemory {
     } else {
       const Cover cover = s.cover();
       row_vectors = solver(own, int64_t(Marginal<T>::of_rows + reach) * rows);
-      column_vectors = solver(own, int64_t(Marginal<T>::of_columns + reach) * s.ld);
-      partial = solver(own, int64_t(cover.slices) * cover.width);
+      column_vectors = solver(own, int64_t(Marginal<T>::of_columns + reach) * s.column_stride());
+      const int64_t sums = int64_t(cover.slices) * cover.width;
+      partial = solver(own, s.held && sums < HeldShape::entries_of_sums ? HeldShape::entries_of_sums : sums);
     }
     shared_end = shared.used;
     near_end = near.used;
@@ -288,6 +292,13 @@ bool holds_in_registers(const Operation& operation, int warps) {
          operation.N <= tiles64.rows() / tiles64.warps * warps && operation.M <= tiles64.columns();
 }
 
+// Whether the threads of one block that solve a problem hold its plan's entries while they take products of it.
+template <class T>
+bool holds_entries(const Operation& operation, int threads) {
+  return is_single<T> && operation.solved && !operation.reach && threads == HeldShape::threads &&
+         operation.N <= HeldShape::rows && operation.M <= HeldShape::columns;
+}
+
 // The first strategy that fits, with panels of whole maps or of tiles; false: none does. Costs alone are computed
 // `rows` rows at a time.
 template <class T>
@@ -329,10 +340,12 @@ bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const
         return true;
       }
     }
-    for (const bool near : {true, false}) {
-      s.cost_near = near;
-      if (fill<T>(s, operation, shared, tiled)) return true;
-    }
+    for (const bool held : {holds_entries<T>(operation, s.solvers), false})
+      for (const bool near : {true, false}) {
+        s.held = held;
+        s.cost_near = near;
+        if (fill<T>(s, operation, shared, tiled)) return true;
+      }
   }
   if (!operation.solved) return false;
   s.threads = s.solvers = block_threads;

@@ -11,19 +11,16 @@ template <class T>
 SFR_DEVICE void Plan<T>::update_rows() {
   const T* G = columns.log();
   T *most = rows.sum(), *F = rows.log();
-  const auto read = [&](const T* costs, int j) { return G[j] - (costs[j] - centre) * factor; };
-  row_terms<Max>(
-      *this, [&](int i) { return row_of(cost, i); }, read, [](int, int, T log, bool) { return log; },
+  const auto exponent = [&](T entry, T log) { return log - (entry - centre) * factor; };
+  row_terms<Max, false>(
+      *this, cost, G, [](int) { return T(0); }, [&](int, int, T, T entry, T log, bool) { return exponent(entry, log); },
       [&](int i, T x) { most[i] = vmax<T>(x, Number<T>::lowest); });
   team.sync();
-  struct Row {
-    const T* costs;
-    T most;
-  };
-  row_terms<Sum>(
-      *this, [&](int i) { return Row{row_of(cost, i), most[i]}; },
-      [&](const Row& row, int j) { return read(row.costs, j) - row.most; },
-      [](int, int, T log, bool) { return exp2_of(log); },  // hot: row updated
+  row_terms<Sum, false>(
+      *this, cost, G, [&](int i) { return most[i]; },
+      [&](int, int, T least, T entry, T log, bool) {
+        return exp2_of(exponent(entry, log) - least);  // hot: row updated
+      },
       [&](int i, T sum) {
         F[i] = rows.weight[i] > 0 ? rows.updated(log2_of(rows.weight[i]), most[i], sum) : Max::nothing<T>();
       });
@@ -114,25 +111,12 @@ SFR_DEVICE Evaluation<T> Plan<T>::evaluate_from() {
   const auto judge = [&](const Marginal<T>& side, int i, T sum, T log, T scale) {
     judge_sum<exact>(side, i, sum, log, scale, sums[2], sums[3], sums[4]);
   };
-  struct Row {
-    T own;  // potential or scaling
-    const T* entries;
-  };
-  struct Two {
-    T of_both, entry;  // the potentials' sum or the scalings' product, and the cost or what the plan was
-  };
-  row_terms<Sum>(
-      *this, [&](int i) { return exact ? Row{F[i], row_of(cost, i)} : Row{u[i], row_of(P, i)}; },
-      [&](const Row& row, int j) { return Two{exact ? row.own + G[j] : row.own * v[j], row.entries[j]}; },
-      [&](int i, int j, Two found, bool counts) {
-        T p;
-        if constexpr (exact) {
-          p = exp2_of(found.of_both - (found.entry - centre) * factor);  // hot: evaluated
-          sums[0] += counts && p > 0 ? p * found.entry : T(0);
-        } else {
-          p = found.entry * found.of_both;
-        }
-        *at(i, j) = p;
+  row_terms<Sum, true>(
+      *this, exact ? cost : P, exact ? G : v, [&](int i) { return exact ? F[i] : u[i]; },
+      [&](int, int, T of_row, T entry, T of_column, bool counts) {
+        if constexpr (!exact) return entry * (of_row * of_column);
+        const T p = exp2_of(of_row + of_column - (entry - centre) * factor);  // hot: evaluated
+        sums[0] += counts && p > 0 ? p * entry : T(0);
         return p;
       },
       [&](int i, T sum) {
@@ -198,11 +182,13 @@ SFR_DEVICE ErrorSample<T> Plan<T>::scale_rows(bool sample, T omega) {
   return {seen[0], seen[1], seen[2] > 0};
 }
 
-template <class T>
-SFR_DEVICE ErrorSample<T> Plan<T>::scale_columns(bool sample, T omega) {
+// The columns' half of an iteration, by what the rows' has left in the partial sums.
+template <class Plan, class T>
+SFR_DEVICE ErrorSample<T> scale_columns_of(Plan& plan, bool sample, T omega) {
+  const Marginal<T>& columns = plan.columns;
   T* v = columns.scale();
   T left[2] = {};  // error, at the edge
-  each_column_sum<Sum>(*this, [&](int j, T t) {
+  each_column_sum<Sum>(plan, [&](int j, T t) {
     if (!(columns.weight[j] > 0)) return;
     const T next = relaxed<T>(columns, v[j], t, columns.target_at(j, v[j]), omega);
     if (sample) {
@@ -212,10 +198,15 @@ SFR_DEVICE ErrorSample<T> Plan<T>::scale_columns(bool sample, T omega) {
     v[j] = next;  // hot: column scaled
   });
   if (sample)
-    over_block<Sum>(team, buffer, left);
+    plan.template over_threads<Sum>(left);
   else
-    team.sync();
+    plan.team.sync();
   return {left[0], T(0), left[1] > 0};
+}
+
+template <class T>
+SFR_DEVICE ErrorSample<T> Plan<T>::scale_columns(bool sample, T omega) {
+  return scale_columns_of(*this, sample, omega);
 }
 
 template <class T>
@@ -266,9 +257,10 @@ SFR_DEVICE void Plan<T>::reduce_column_products(T (&out)[K], F&& f) {
 template <class T>
 template <class RowTerm, class ColumnTerm>
 SFR_DEVICE void Plan<T>::gather(RowTerm&& row_term, ColumnTerm&& column_term, T* of_rows, T* of_columns) {
-  row_terms<Sum>(
-      *this, [&](int i) { return row_of(P, i); }, [](const T* row, int j) { return row[j]; },
-      [&](int i, int j, T entry, bool) { return row_term(i, j, entry); }, [&](int i, T sum) { of_rows[i] = sum; });
+  row_terms<Sum, false>(
+      *this, P, columns.weight, [](int) { return T(0); },
+      [&](int i, int j, T, T entry, T, bool) { return row_term(i, j, entry); },
+      [&](int i, T sum) { of_rows[i] = sum; });
   team.sync();  // mutant: no column's term reads what a row's term has written
   gather_columns(column_term, of_columns);
 }

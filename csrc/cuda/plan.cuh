@@ -156,6 +156,7 @@ struct Plan : AnyPlan<T, Plan<T>> {
   const T* cost;  // [rows.count][ld] of the slab
   T* P;           // likewise; padding 0
   T* partial;     // [slices][width]
+
   // This thread's place in the cover: in products by rows, and in sums over columns.
   int row_lane, row_group, row_groups, slice, quad;
 
@@ -166,6 +167,21 @@ struct Plan : AnyPlan<T, Plan<T>> {
     slice = cover.slices > 1 ? team.rank / cover.quads() : 0;
     quad = team.rank - slice * cover.quads();
   }
+  // The same plan of another description of its team.
+  SFR_DEVICE Plan(Team& of, const Plan& plan)
+      : Base(plan),
+        team(of),
+        slab(plan.slab),
+        cover(plan.cover),
+        ld(plan.ld),
+        cost(plan.cost),
+        P(plan.P),
+        partial(plan.partial),
+        row_lane(plan.row_lane),
+        row_group(plan.row_group),
+        row_groups(plan.row_groups),
+        slice(plan.slice),
+        quad(plan.quad) {}
   SFR_DEVICE void clear() const {
 #pragma unroll 1
     for (int i = team.warp(); i < rows.count; i += team.warps())
@@ -176,6 +192,16 @@ struct Plan : AnyPlan<T, Plan<T>> {
   SFR_DEVICE bool has_columns() const { return team.block == 0; }
   SFR_DEVICE bool reports() const { return team.rank == 0 && team.block == 0; }
   SFR_DEVICE void sync() const { team.sync(); }
+  // Of one block.
+  template <class Op, int K>
+  SFR_DEVICE void over_threads(T (&x)[K]) {
+    over_block<Op>(team, buffer, x);
+  }
+  // f of this plan, or of one that is the same and whose products are faster to take again and again.
+  template <class F>
+  SFR_DEVICE auto with_products(const F& f) {
+    return f(*this);
+  }
   // The plan to where others read it: it lies there.
   SFR_DEVICE void leave(T*, int) const {}
 
@@ -228,6 +254,35 @@ struct Plan : AnyPlan<T, Plan<T>> {
   template <class Op, int K, class F>
   SFR_DEVICE void reduce_column_products(T (&out)[K], F&& f);
 
+  // Four neighbours of a lane in each of a few rows, which are all on their way before the first is used.
+  template <class Op, int K, class F>
+  SFR_DEVICE void reduce_costs(T (&out)[K], F&& f) {
+    Base::template clear<Op>(out);
+#pragma unroll 1
+    for (int i = team.warp() * rows_together; i < rows.count; i += team.warps() * rows_together)
+#pragma unroll 1
+      for (int base = 0; base < columns.count; base += 4 * warp_threads) {
+        const int j = base + 4 * team.lane(), left = columns.count - j;
+        const bool whole = left >= 4 && i + rows_together <= rows.count;
+        Four<T> found[rows_together] = {};
+        if (whole)
+#pragma unroll
+          for (int r = 0; r < rows_together; ++r) found[r] = load4(row_of(cost, i + r) + j);
+        sync_warp();  // mutant: see row_terms
+        if (whole) {
+#pragma unroll
+          for (int r = 0; r < rows_together; ++r)
+#pragma unroll
+            for (int k = 0; k < 4; ++k) f(i + r, j + k, found[r].at[k], out);
+        } else {
+#pragma unroll 1
+          for (int r = 0; r < rows_together && i + r < rows.count; ++r)
+#pragma unroll 1
+            for (int k = 0; k < 4 && k < left; ++k) f(i + r, j + k, cost_at(i + r, j + k), out);
+        }
+      }
+    over_team<Op>(team, buffer, out);
+  }
   // Entries with neighbouring lanes on neighbouring columns, a warp to a few rows.
   template <class Op, int K, class F>
   SFR_DEVICE void reduce_entries(T (&out)[K], F&& f) {
@@ -269,5 +324,16 @@ struct TileShape {
 };
 
 constexpr TileShape tiles64{4, 4, 2};  // up to 64 x 64
+
+// What 8 warps hold of a plan that lies in shared memory: 8 lanes share 7 rows, and each has 4 neighbouring columns of
+// every 32, and one of 8 more. 14 x 14 patches are 28 times 7.
+struct HeldShape {
+  static constexpr int warps = most_warps, threads = warps * warp_threads, groups = 4, tile_rows = 7,
+                       quads = 6;       // groups of a warp's lanes
+  static constexpr int held_quads = 5;  // the others are read again
+  static constexpr int quad_columns = 32, of_quads = quad_columns * quads;
+  static constexpr int rows = warps * groups * tile_rows, columns = of_quads + 8;
+  static constexpr int entries_of_sums = warps * columns;
+};
 
 }  // namespace sfr::cuda

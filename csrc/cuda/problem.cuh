@@ -30,10 +30,6 @@ struct TeamContext {
   }
 };
 
-// A kernel's own code, as a lambda: a function of its own would know neither that parameters are constants nor where
-// memory lies.
-#define SFR_INLINED __attribute__((always_inline))
-
 // Calls f(context, item) for every item of this team. What f leaves in the context, the next item finds there.
 template <Place place, class Params, class F>
 SFR_DEVICE void each_item(const KernelParams<Params>& p, F&& f) {

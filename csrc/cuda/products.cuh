@@ -12,10 +12,11 @@ SFR_DEVICE void row_products(const Plan<T>& plan, const T* v, F&& f) {
   struct alignas(16) Run {
     T at[run];
   };
-  const int lanes = plan.cover.lanes, runs = plan.ld / run;
+  // What follows from a thread's place is found anew in each pass: else it takes registers of all others.
+  const int group = afresh(plan.row_group), lanes = plan.cover.lanes, runs = plan.ld / run;
 #pragma unroll 1
   for (int base = 0; base < plan.rows.count; base += plan.row_groups) {
-    const int i = base + plan.row_group;
+    const int i = base + group;
     T sums[run] = {};
     if (i < plan.rows.count) {
       const Run* P = reinterpret_cast<const Run*>(plan.P + int64_t(i) * plan.ld);
@@ -40,13 +41,14 @@ SFR_DEVICE void row_products(const Plan<T>& plan, const T* v, F&& f) {
 template <class T, class F>
 SFR_DEVICE void each_quad(const Plan<T>& plan, F&& f) {
   const Cover& cover = plan.cover;
-  if (plan.slice >= cover.slices) return;
-  const int begin = plan.slice * cover.slice_rows, step = cover.slices > 1 ? cover.quads() : plan.team.size;
+  const int slice = afresh(plan.slice), quads = cover.quads();  // as above
+  if (slice >= cover.slices) return;
+  const int begin = slice * cover.slice_rows, step = cover.slices > 1 ? quads : plan.team.size;
   const int end = begin + cover.slice_rows < plan.rows.count ? begin + cover.slice_rows : plan.rows.count;
 #pragma unroll 1
-  for (int quad = plan.quad; quad < cover.quads(); quad += step) {
+  for (int quad = plan.quad; quad < quads; quad += step) {
     const Four<T> found = f(4 * quad, begin, end);
-    store_vector(plan.partial + plan.slice * cover.width + 4 * quad, found);
+    store_vector(plan.partial + slice * cover.width + 4 * quad, found);
   }
 }
 
@@ -61,17 +63,11 @@ SFR_DEVICE void column_terms(const Plan<T>& plan, const T* entries, Term&& term)
     const T* row = plan.row_of(entries, begin) + j;
 #pragma unroll 4
     for (int i = begin; i < end; ++i, row += plan.ld) {
-      Four<T> four;
-      if (columns >= 4) {
-        four = load4(row);
-      } else {  // what lies behind the last cost nobody has written
-#pragma unroll
-        for (int k = 0; k < 4; ++k) four.at[k] = k < columns ? row[k] : T(0);
-      }
+      const Four<T> four = load4(row);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const int column = k < columns ? j + k : j;
-        out.at[k] = Op()(out.at[k], term(i, column, four.at[k]));
+        out.at[k] = Op()(out.at[k], term(i, column, four.at[k]));  // hot: column summed
       }
     }
     return out;
@@ -154,20 +150,50 @@ SFR_DEVICE void each_column_sum(const Plan<T>& plan, F&& f) {
   });
 }
 
-// f(i, op over j of term(i, j, read(row(i), j), counts)) for every row of the slab; see each_entry_of_rows. Where a row
-// is used again it does not count.
-template <class Op, class T, class Row, class Read, class Term, class F>
-SFR_DEVICE void row_terms(const Plan<T>& plan, Row&& row, Read&& read, Term&& term, F&& f) {
+// f(i, op over j of term(i, j, row(i), entry, of_column, counts)) for every row of the slab, of its entries in a
+// matrix, the plan or the costs, and of a vector over the columns. A lane is at four neighbouring columns of several
+// rows, which it reads 16 bytes at a time, all before the first of it is used. In the place of rows behind the last one
+// that one is used again: it must come to the same, and does not count; nor do columns behind the last one, where all
+// is 0. `stores`: terms are the plan's entries from now on.
+template <class Op, bool stores, class T, class Row, class Term, class F>
+SFR_DEVICE void row_terms(const Plan<T>& plan, const T* matrix, const T* vector, Row&& row, Term&& term, F&& f) {
   const Team& team = plan.team;
-  const int rows = plan.rows.count;
+  const int rows = plan.rows.count, columns = plan.columns.count;
 #pragma unroll 1
   for (int first = team.warp() * rows_together; first < rows; first += team.warps() * rows_together) {
+    int at[rows_together];
     T terms[rows_together];
+    decltype(row(0)) of_row[rows_together];
 #pragma unroll
-    for (int r = 0; r < rows_together; ++r) terms[r] = Op::template nothing<T>();
-    each_entry_of_rows(team.lane(), first, rows, plan.columns.count, row, read, [&](int r, int i, int j, auto found) {
-      terms[r] = Op()(terms[r], term(i, j, found, first + r < rows));
-    });
+    for (int r = 0; r < rows_together; ++r) {
+      at[r] = first + r < rows ? first + r : rows - 1;
+      of_row[r] = row(at[r]);
+      terms[r] = Op::template nothing<T>();
+    }
+#pragma unroll 1
+    for (int base = 0; base < columns; base += 4 * warp_threads) {
+      const int j = base + 4 * team.lane(), left = columns - j;
+      Four<T> of_column = {}, found[rows_together] = {};
+      if (left > 0) {
+        of_column = load4(vector + j);
+#pragma unroll
+        for (int r = 0; r < rows_together; ++r) found[r] = load4(plan.row_of(matrix, at[r]) + j);
+      }
+      sync_warp();  // mutant: the compiler would ask for a row when it needs it, and wait for each
+      if (left > 0)
+#pragma unroll
+        for (int r = 0; r < rows_together; ++r) {
+          Four<T> results;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const bool inside = k < left;
+            const T result = term(at[r], j + k, of_row[r], found[r].at[k], of_column.at[k], inside && first + r < rows);
+            results.at[k] = inside ? result : T(0);
+            terms[r] = inside ? Op()(terms[r], result) : terms[r];
+          }
+          if constexpr (stores) store_vector(plan.at(at[r], j), results);
+        }
+    }
     constexpr int lanes = warp_threads / rows_together;
     const T own = folded<Op, warp_threads / 2>(terms, team.lane());
     const int i = first + team.lane() / lanes;

@@ -29,6 +29,15 @@ SFR_BOTH int round_up(int64_t n, int to) {
   return int((n + to - 1) / to) * to;
 }
 
+// i / n for i up to 2^22, without a division.
+struct Divider {
+  int n;
+  float inverse;
+
+  SFR_DEVICE explicit Divider(int by) : n(by), inverse(1.0f / float(by)) {}
+  SFR_DEVICE int operator()(int i) const { return int((float(i) + 0.5f) * inverse); }
+};
+
 struct Team {
   int rank = 0, size = 32;      // this thread among those of the team in this block; whole warps
   int barrier = whole_barrier;  // a team of one warp needs none
@@ -93,6 +102,15 @@ SFR_DEVICE T over_lanes(T x, int lanes) {
 #pragma unroll 1
   for (int mask = lanes / 2; mask > 0; mask /= 2) x = Op()(x, shuffle_xor(x, mask));
   return x;
+}
+
+// Several values over all lanes of a warp, one beside the other, where that is to be fast.
+template <class Op, int count, class T>
+SFR_DEVICE void over_all_lanes(T* x) {
+#pragma unroll
+  for (int mask = warp_threads / 2; mask > 0; mask /= 2)
+#pragma unroll
+    for (int k = 0; k < count; ++k) x[k] = Op()(x[k], shuffle_xor(x[k], mask));
 }
 
 // Rows of a matrix that a warp is at together: what it reads of them is on its way at the same time.

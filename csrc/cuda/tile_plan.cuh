@@ -91,6 +91,10 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
 #pragma unroll
       for (int e = 0; e < E; ++e) entries.C[r][e] = inside(r, e) ? cost[row(r) * ld + column(e)] : T(0);
   }
+  template <class F>
+  SFR_DEVICE auto with_products(const F& f) {
+    return f(*this);
+  }
   // The plan to where others read it.
   SFR_DEVICE void leave(T* out, int ld) const {
     each_entry([&](int r, int e) { out[row(r) * ld + column(e)] = entries.P[r][e]; });
@@ -129,6 +133,10 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
     Base::template clear<Op>(out);
     each_entry([&](int r, int e) { f(row(r), column(e), out); });
     over_warps<Op>(out);
+  }
+  template <class Op, int K, class F>
+  SFR_DEVICE void reduce_costs(T (&out)[K], F&& f) {
+    reduce_entries<Op>(out, [&](int i, int j, T(&found)[K]) { f(i, j, cost_at(i, j), found); });
   }
 
   // Of a vector: what lies at the tile's rows, at its columns, or at the lane's own columns.
@@ -210,7 +218,7 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
     for (int k = 0; k < own_columns; ++k)
       entries.total[k] =
           Op()(odd ? half[own_columns + k] : half[k], shuffle_xor(odd ? half[k] : half[own_columns + k], 16));
-    add_lanes<Sum, K>(x);
+    over_all_lanes<Sum, K>(x);
     if (alone) return sync_warp();  // mutant: the shuffles above are barriers too, but order no memory
     T* parts = next_parts();
     Own in_warp;
@@ -283,7 +291,7 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
   }
   template <class Op, int K>
   SFR_DEVICE void over_warps(T (&x)[K]) {
-    add_lanes<Op, K>(x);
+    over_all_lanes<Op, K>(x);
     if (alone) return sync_warp();  // mutant: the shuffles above are barriers too, but order no memory
     T* parts = next_parts();
     put_scalars<K>(parts, x);
@@ -293,15 +301,8 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
 
   // Over the lanes of a warp, which has all columns.
   template <class Op, int K>
-  static SFR_DEVICE void add_lanes(T* x) {
-#pragma unroll
-    for (int mask = warp_threads / 2; mask > 0; mask /= 2)
-#pragma unroll
-      for (int k = 0; k < K; ++k) x[k] = Op()(x[k], shuffle_xor(x[k], mask));
-  }
-  template <class Op, int K>
   static SFR_DEVICE void over_warp(T (&out)[K]) {
-    add_lanes<Op, K>(out);
+    over_all_lanes<Op, K>(out);
     sync_warp();
   }
 

@@ -3,6 +3,7 @@
 
 #include "../contracts/cost.h"
 #include "../solver/problem.h"
+#include "held_plan.cuh"
 #include "problem.cuh"
 #include "tile_plan.cuh"
 
@@ -117,7 +118,7 @@ template <class T, Place place>
 #pragma unroll 1
   for (int i = team.rank; i < problem.rows; i += team.size) at.row_weight[i] = a_side.marginal(problem.first + i);
 #pragma unroll 1
-  for (int j = team.rank; j < s.M; j += team.size) at.column_weight[j] = b_side.marginal(j);
+  for (int j = team.rank; j < s.ld; j += team.size) at.column_weight[j] = j < s.M ? b_side.marginal(j) : T(0);
   if (params && summary.weighted) {
     mark_pixels(team, params->x, int(params->patch), a_side, at.x_used);
     mark_pixels(team, params->y, int(params->patch), b_side, at.y_used);
@@ -153,7 +154,7 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T, place>& problem, Team& team, bool 
   Marginal<T>&rows = plan.rows, &columns = plan.columns;
   rows.weight = at.row_weight, columns.weight = at.column_weight;
   rows.vectors = at.row_vectors, columns.vectors = at.column_vectors;
-  rows.stride = round_up(s.slab, 4), columns.stride = s.ld;
+  rows.stride = round_up(s.slab, 4), columns.stride = s.column_stride();
   rows.reach_target = rows.vectors + Marginal<T>::of_rows * rows.stride;
   columns.reach_target = columns.vectors + Marginal<T>::of_columns * columns.stride;
   plan.partial = at.partial;
@@ -163,10 +164,11 @@ SFR_DEVICE Plan<T> make_plan(const Problem<T, place>& problem, Team& team, bool 
   for (int k = team.rank; k < (Marginal<T>::of_columns + reach) * columns.stride; k += team.size)
     at.column_vectors[k] = 0;
 #pragma unroll 1
-  for (int i = team.warp(); i < rows.count; i += team.warps())  // products run over the ends of rows
+  for (int i = team.warp(); i < rows.count; i += team.warps())  // passes run over the ends of rows
 #pragma unroll 1
-    for (int j = s.M + team.lane(); j < s.ld; j += warp_threads) *plan.at(i, j) = 0;
-  team.sync();  // mutant: what each thread looks at first it wrote itself
+    for (int j = s.M + team.lane(); j < s.ld; j += warp_threads)
+      *plan.at(i, j) = problem.cost()[int64_t(i) * s.ld + j] = 0;
+  team.sync();
   return plan;
 }
 
@@ -213,7 +215,12 @@ SFR_DEVICE void with_plan(const Problem<T, place>& problem, Team& team, const Te
       return f(plan);
     }
   Plan<T> plan = make_plan(problem, team, !in_one_block<place> && context.operation.reach, of_features);
-  f(plan);
+  if constexpr (in_one_block<place>) {
+    NearPlan<T> near(plan, problem.layout.held);
+    f(near);
+  } else {
+    f(plan);
+  }
 }
 
 // What is to be solved, with the options that a kernel knows of.

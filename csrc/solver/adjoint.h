@@ -227,9 +227,12 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
       means = take_means(plan);
       exchange = means.exchange;
     }
-    const auto unit = [&](Index j) { return load(column_units + j); };
     const int64_t most = 4 * int64_t(plan.kept_columns) + 20;
-    solve_system(plan, Rules<T>::adjoint_precision, most, Rules<T>::worth * price_of(plan), false, unit);
+    plan.with_products([most](auto& products) SFR_INLINED {
+      const auto unit = [&](Index j) { return load(products.columns.unit() + j); };
+      const int64_t patience = Rules<T>::worth * price_of(products);
+      return solve_system(products, Rules<T>::adjoint_precision, most, patience, false, unit);
+    });
     const auto out_of_units = [](const Marginal<T>& side, Index i) {
       store(side.step() + i, load(side.step() + i) / load(side.unit() + i));
     };

@@ -33,6 +33,21 @@
 #define SFR_ROLLED
 #endif
 
+// What is seldom looked at is not to take registers on a GPU.
+#if defined(__CUDA_ARCH__)
+#define SFR_IN_MEMORY(object) asm volatile("" ::"l"(&(object)) : "memory")
+#else
+#define SFR_IN_MEMORY(object)
+#endif
+
+// Of a lambda that is to be a part of its caller on a GPU, which knows there that parameters are constants, and where
+// memory lies.
+#if defined(SFR_ON_GPU)
+#define SFR_INLINED __attribute__((always_inline))
+#else
+#define SFR_INLINED
+#endif
+
 #if !defined(SFR_ON_GPU)
 
 namespace SFR_TARGET {

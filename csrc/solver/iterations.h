@@ -42,7 +42,7 @@ SFR_INLINE Vec<T> relaxed(const Marginal<T>& side, Vec<T> x, Vec<T> s, Vec<T> w,
 // the iterations are used up, or the error is below the gate and what was asked for is not near. The last column update
 // is always a plain one, so that the plan leaves with its mass whole.
 template <class Plan, class T>
-SFR_FN Stop iterate(Plan& plan, const Step<T>& step, Relaxation<T>& relaxation, int64_t& n_iter) {
+SFR_FN Stop iterate_products(Plan& plan, const Step<T>& step, Relaxation<T>& relaxation, int64_t& n_iter) {
   constexpr int every = Rules<T>::sampled_every;
   static_assert(Relaxation<T>::window % every == 0);
   ErrorSample<T> columns;
@@ -69,6 +69,24 @@ SFR_FN Stop iterate(Plan& plan, const Step<T>& step, Relaxation<T>& relaxation, 
     if (n % Relaxation<T>::window == 0) relaxation.observe(error);
     if (plan.has_reach()) balance_masses(plan);
   }
+}
+
+// The same by the fastest products that the plan has; what the loop counts is its own meanwhile.
+template <class Plan, class T>
+SFR_FN Stop iterate(Plan& plan, const Step<T>& step, Relaxation<T>& relaxation, int64_t& n_iter) {
+  struct Done {
+    Stop stop;
+    Relaxation<T> relaxation;
+    int64_t n_iter;
+  };
+  const Done done = plan.with_products([step, relaxation, n_iter](auto& products) SFR_INLINED {
+    Done now{Stop::ended, relaxation, n_iter};
+    now.stop = iterate_products(products, step, now.relaxation, now.n_iter);
+    return now;
+  });
+  relaxation = done.relaxation;
+  n_iter = done.n_iter;
+  return done.stop;
 }
 
 // A symmetric problem: v <- sqrt(v w / (P v)), which is the mean of a potential and its update, until the marginal is

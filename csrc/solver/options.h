@@ -53,9 +53,9 @@ SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
   const Vec<T> none = splat<T>(-infinity);
   Spread<T> out;
   T most[4];  // the least, negative; the largest; something that is no cost; something forbidden
-  plan.template reduce_entries<Max>(most, [&](Index i, Index j, Vec<T>(&found)[4]) {
+  plan.template reduce_costs<Max>(most, [&](Index i, Index j, Vec<T> c, Vec<T>(&found)[4]) {
     if (!(a[i] > 0)) return;
-    const Vec<T> c = plan.cost_at(i, j), there = mass_at(plan.columns, j), allowed = c < infinity ? there : Vec<T>{};
+    const Vec<T> there = mass_at(plan.columns, j), allowed = c < infinity ? there : Vec<T>{};
     found[0] = vmax<T>(found[0], allowed > 0 ? -c : none);
     found[1] = vmax<T>(found[1], allowed > 0 ? c : none);
     found[2] = vmax<T>(found[2], c > -infinity ? none : there);
@@ -85,20 +85,20 @@ SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
   const T range = most[1] - out.centre, unit = range > Number<T>::smallest ? range : Number<T>::smallest;
   const T scale = 1 / unit;
   // About the middle of the range; once more about the mean, where that is far from it beside the deviation.
-  const auto mass_of = [&](Index i, Index j) {
-    return plan.cost_at(i, j) < infinity ? a[i] * mass_at(plan.columns, j) : Vec<T>{};
+  const auto mass_of = [&](Index i, Index j, Vec<T> c) {
+    return c < infinity ? a[i] * mass_at(plan.columns, j) : Vec<T>{};
   };
-  const auto apart = [&](Index i, Index j) { return (plan.cost_at(i, j) - out.centre) * scale; };
+  const auto apart = [&](Vec<T> c) { return (c - out.centre) * scale; };
   constexpr T middle = T(0.5);
   // All others together weigh less than what an error may be.
   const T rows_matter = T(options.tol) / T(8 * plan.kept_rows),
           columns_matter = T(options.tol) / T(8 * plan.kept_columns);
   T sums[6];
-  plan.template reduce_entries<Sum>(sums, [&](Index i, Index j, Vec<T>(&found)[6]) {
-    const Vec<T> mass = mass_of(i, j), x = apart(i, j), d = x - middle;
+  plan.template reduce_costs<Sum>(sums, [&](Index i, Index j, Vec<T> c, Vec<T>(&found)[6]) {
+    const Vec<T> mass = mass_of(i, j, c), x = apart(c), d = x - middle;
     const Vec<T> counts =
         (mass_at(plan.columns, j) > columns_matter) & (mass > 0) ? splat<T>(a[i] > rows_matter) : Vec<T>{};
-    found[0] += mass;
+    found[0] += mass;  // hot: spread
     found[1] += mass > 0 ? mass * x : Vec<T>{};
     found[2] += mass > 0 ? mass * d * d : Vec<T>{};
     found[3] += counts;
@@ -109,8 +109,8 @@ SFR_FN Spread<T> spread_of(Plan<T>& plan, const SolverOptions& options) {
   const T mean = sums[1] / out.allowed, aside = (mean - middle) * (mean - middle) * out.allowed;
   T squares[1] = {sums[2] - aside};
   if (squares[0] < aside)
-    plan.template reduce_entries<Sum>(squares, [&](Index i, Index j, Vec<T>(&found)[1]) {
-      const Vec<T> mass = mass_of(i, j), d = apart(i, j) - mean;
+    plan.template reduce_costs<Sum>(squares, [&](Index i, Index j, Vec<T> c, Vec<T>(&found)[1]) {
+      const Vec<T> mass = mass_of(i, j, c), d = apart(c) - mean;
       found[0] += mass > 0 ? mass * d * d : Vec<T>{};
     });
   if (sums[3] > 0) {

@@ -16,9 +16,12 @@
 //              factorising_takes()                  what that takes, in iterations; 0: not this one
 //              factorise(null, loose), solve_factorised(right, out)   the null vector, which a plan with a reach does
 //                                              not have; whether patches that hardly touch others may go far
+//              with_products(f)                f(plan), or f of one that is the same and whose products are faster to
+//                                              take again and again
 //   entries    gather(term, term, rows, columns)  sums of one term(i, j, P_ij) over rows, and of another over columns
 //              gather_columns(term, columns)
-//              reduce_entries<Op>(out, f)         f(i, j, sums) over all entries
+//              reduce_entries<Op>(out, f)         f(i, j, sums) over all entries,
+//              reduce_costs<Op>(out, f)           ... and f(i, j, cost, sums)
 //   vectors    each_row(f), each_column(f)     f(i), for lanes<T> entries at once
 //              reduce_rows<Op>(out, f), reduce_columns<Op>(out, f)
 //              reduce_column_products<Op>(out, f) f(j, (P^T step)_j, sums), after eliminate()

@@ -64,6 +64,8 @@ template <class T, template <class> class Plan>
 SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, CostRange<T> apart, bool warm, bool fixed) {
   SolverStrategy<T, Plan<T>::factorises> strategy(options, apart, warm, fixed, price_of(plan));
   Refinement<T> refinement(options, plan.light);
+  SFR_IN_MEMORY(strategy);
+  SFR_IN_MEMORY(refinement);
   const auto round_off = [&] { return rounding(plan); };
   From from = strategy.start();
   T annealed_eps = 1, held = 0;

@@ -43,6 +43,8 @@ MAPS: dict[str, Maps] = {
     "one pixel": ((3, 4, 1, 1), (3, 4, 1, 2), 1, torch.float32),
 }
 COSTS = {"small": (3, 9, 8), "square": (1, 33, 33), "long": (1, 70, 6), "wide": (2, 5, 130), "thirds": (1, 40, 70)}
+# What 8 warps of a block hold of a plan at most, in rows and in columns.
+COSTS |= {"held rows": (1, 224, 12), "held columns": (1, 13, 200)}
 # What else a problem can be: with reaches of its sides, an eps of its own, symmetric; and how it may be iterated on.
 BALANCED = {
     "eps": 0.2,
