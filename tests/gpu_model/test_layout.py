@@ -62,6 +62,20 @@ def test_small_balanced_plans_lie_in_registers() -> None:
         assert not choose(Task.of_maps(49, 49, 64), device, strategy).in_registers
 
 
+def test_larger_balanced_plans_are_held_while_products_are_taken() -> None:
+    """By 8 warps of one block, of up to 224 x 200; where the plan lies in shared memory."""
+
+    def held(rows: int, columns: int, device: str = "H100", strategy: str = "automatic", **options: bool) -> bool:
+        return choose(Task.of_maps(rows, columns, 64, **options), DEVICES[device], strategy).held
+
+    assert held(65, 65) and held(196, 196) and held(196, 196, backward=True) and held(224, 200)
+    assert not held(49, 49) and not held(225, 100) and not held(100, 201)
+    assert held(100, 100, "T4") and not held(196, 196, "T4"), "several blocks solve it there"
+    assert not held(100, 100, reach=True) and not held(100, 100, float64=True)
+    for strategy in ("cooperative", "stream"):
+        assert not held(100, 100, strategy=strategy)
+
+
 @pytest.mark.parametrize("device", EVERY, ids=lambda device: device.name)
 @pytest.mark.parametrize("side", SIDES)
 def test_forward_fits(device: Device, side: int) -> None:

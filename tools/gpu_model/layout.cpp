@@ -21,6 +21,7 @@ void fill_out(const Operation& task, Strategy strategy, const DeviceLimits& devi
                             s.resident,
                             s.cost_near,
                             s.in_registers,
+                            s.held,
                             s.ld,
                             s.panel_channels,
                             s.compare_x,

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "gpu_model"
 
 
-FLAGS = ("resident", "cost_near", "in_registers", "by_matrix", "pull_by_matrix")
+FLAGS = ("resident", "cost_near", "in_registers", "held", "by_matrix", "pull_by_matrix")
 
 
 class DoesNotFit(Exception):
@@ -62,6 +62,7 @@ class Layout:
     resident: bool
     cost_near: bool
     in_registers: bool
+    held: bool  # a copy of a plan in shared memory, while products of it are taken
     ld: int
     panel_channels: int
     compare_x: int  # pixels of a panel

@@ -21,7 +21,7 @@ from .layout import Layout, Task, choose
 from .timing import BARRIER, Latencies
 
 ITERATIONS, SAMPLED, STEPS, EVALUATIONS = 28, 7, 22, 4.5
-OTHER_PASSES = 4  # over the costs: their spread, the update of the rows, what is saved
+OTHER_PASSES = 4  # over the costs: two for their spread, two for an update of the rows
 STORE, RESULT = 4, 120  # clocks of a store beside others, and to find out where a result belongs
 COPY = 24  # instructions to write a cost for backward, or to read it
 FETCHED = 8  # elements of a thread that are on their way at once, in registers
@@ -29,8 +29,9 @@ SCATTERED = 2  # elements in a pass of the loop that copies single ones
 UNIT = 32, 56  # pairs that a warp compares by matrix instructions
 TILES = 14  # of such a unit
 PRODUCTS = 3  # of matrices in TF32 for one in float32
-ROWS = 4  # of a plan in memory that a warp is at together
-COLUMNS = 2  # times 32
+ROWS = 4  # of a plan in memory that a warp is at together ...
+COLUMNS = {"evaluation": 128, "row update": 128, "spread": 128, "pair finished": 64}  # ... in a step
+HELD_LOADS = 50  # of a lane, of the entries that it holds
 BLOCKS = 8  # whose sums are on their way at once
 LEAST_PRODUCT_CHANNELS = 32
 SQUARED = 4  # channels in a pass of the loop that sums squares
@@ -41,11 +42,12 @@ SHARED_BANKS = 128  # bytes of shared memory in a clock
 ASSUMED = f"""\
 * In forward {ITERATIONS} iterations, {SAMPLED} of them with a sample of the error, and {EVALUATIONS:g} evaluations.
   In backward {STEPS} steps of conjugate gradients and one evaluation.
-* {OTHER_PASSES} more passes over the costs: their spread, an update of the rows in the log domain, which takes two,
-  and one to write. The sums over columns of an evaluation take as long as a sampled iteration. Where the plan lies
-  in registers, each of these takes as long as an evaluation. One more, by all warps, makes costs of sums, or weights
-  of pairs of gradients.
-* Costs that have no room in shared memory are read from the L2 cache, {ROWS * COLUMNS} of a lane at a time.
+* {OTHER_PASSES} more passes over the costs: two for their spread, and an update of the rows in the log domain, which
+  takes two. Their spread is counted in the near kernel, where loads of weights are told from loads of costs. Where the
+  plan lies in registers, each of these takes as long as an evaluation. One more, by all warps,
+  makes costs of sums, and three that take as long make weights of pairs of gradients.
+* Costs that have no room in shared memory are read from the L2 cache, {ROWS} rows at a time, of each
+  {COLUMNS["evaluation"] // 32} entries of a lane, and {COLUMNS["pair finished"] // 32} where they are made.
 * Machine code of sm_90 for every device; bfloat16 takes float32's instructions.
 * One warp's clocks are those of `timing.py`: latencies of Hopper, {BARRIER} clocks a barrier, no misses of the
   instruction cache. Other sizes than 49 x 49 take more products, by the slope between two counted sizes.
@@ -178,13 +180,15 @@ def _figures(name: str, place: str, rows: int | None = None, columns: int | None
 
 @functools.cache
 def _over_rows(name: str, place: str, steps: int, generic_load: int) -> tuple[float, float]:
-    """Clocks and instructions of `ROWS` rows with so many entries of a lane in each: by the slope between 2 and 4."""
+    """Clocks and instructions of `ROWS` rows in so many steps: by the slope between one and two, or, where a pass of
+    the loop is a step, so many times that."""
     loop = _loop(name)
     flow, latencies = code.flow_of(table()["arch"], f"emd_forward_kernel.{place}"), Latencies(generic_load=generic_load)
-    two, four = (Figures.of(loop.path(flow, {0: ROWS * count}), latencies) for count in (2, 4))
-    return tuple(
-        getattr(two, what) + (getattr(four, what) - getattr(two, what)) / 2 * (steps - 2) for what in FIGURES[:2]
-    )
+    one = Figures.of(loop.path(flow), latencies)
+    if len(loop.work) == 1:
+        return one.clocks * steps, one.instructions * steps
+    two = Figures.of(loop.path(flow, {0: 2 * loop.work[0].times}), latencies)
+    return tuple(getattr(one, what) + (getattr(two, what) - getattr(one, what)) * (steps - 1) for what in FIGURES[:2])
 
 
 @functools.cache
@@ -305,7 +309,7 @@ class Model:
         meanwhile = pair.clocks * scale * s.panel_channels / s.tile_slices
         panels = work * math.ceil(C / s.panel_channels)
         self.compared(panels, s.panel_channels, sides, self.n % s.edge == 0, meanwhile)
-        self.entries("costs", 1, "row update", self.all)
+        self.entries("costs", 1, "pair finished", self.all)
         return None
 
     def squares(self, work: float, sides: tuple[int, int]) -> None:
@@ -343,7 +347,7 @@ class Model:
         meanwhile = loop.clocks * largest * of_panel
         panels = work * s.passes * math.ceil(C / s.panel_channels)
         self.compared(panels, s.panel_channels, sides, self.n % s.edge == 0, meanwhile)
-        self.entries("costs", 1, "row update", self.all)
+        self.entries("costs", 1, "pair finished", self.all)
 
     def compared(self, count: float, channels: int, sides: tuple[int, int], copied: bool, meanwhile: float) -> None:
         """Panels of features that are compared."""
@@ -398,8 +402,8 @@ class Model:
         near = self.layout.cost_near
         clocks, instructions = _over_rows(
             loop,
-            self.layout.place,
-            COLUMNS * math.ceil(self.n / 32 / COLUMNS),
+            "near" if loop == "spread" else self.layout.place,
+            math.ceil(self.n / COLUMNS[loop]),
             Latencies().generic_load if near else self.device.l2_latency,
         )
         groups = math.ceil(self.rows / ROWS / warps)
@@ -410,9 +414,39 @@ class Model:
     def over_entries(self, name: str, times: float, loop: str) -> None:
         self.entries(name, times, loop, self.solving)
 
+    def held(self, name: str, times: float, loop: str) -> None:
+        """Sums by rows and by columns over a plan that the threads hold."""
+        figures = self.figures(f"held: {loop}")
+        self.add(name, times, figures.clocks, figures.instructions, figures.multiply_adds, self.solving,
+                 shared=figures.shared * SHARED_BANKS * self.solving)  # fmt: skip
+
+    def hold(self, times: float) -> None:
+        """The plan from shared memory into registers."""
+        if self.layout.held:
+            self.add("plan held", times, HELD_LOADS * STORE, HELD_LOADS, 0, self.solving,
+                     shared=self.rows * self.layout.ld * 4)  # fmt: skip
+
+    def column_sums(self, name: str, times: float) -> None:
+        """Of a plan in memory, for an evaluation."""
+        s, loop = self.layout, self.figures("column sums")
+        steps = math.ceil(s.width / 4 / s.solvers) * s.slice_rows / ROWS
+        bytes_ = self.rows * s.ld * 4
+        self.add(name, times, steps * loop.clocks + RESULT + 4 * BARRIER, steps * loop.instructions, 0, self.solving,
+                 shared=bytes_ if s.resident else 0, l2=0 if s.resident else bytes_)  # fmt: skip
+        self.meetings(times)
+
+    def meetings(self, times: float) -> None:
+        s = self.layout
+        if s.blocks > 1:
+            columns = math.ceil(self.n / s.solvers)
+            reads = columns * math.ceil(s.blocks / BLOCKS) * self.device.l2_latency
+            self.add("meetings", times, 3 * self.device.l2_latency + reads, 0, 0, 0)
+
     def products(self, name: str, times: float, loop: str) -> None:
         """Sums by rows and by columns over the plan."""
         s = self.layout
+        if s.held:
+            return self.held(name, times, loop)
         by_rows = math.ceil(self.rows / (s.solvers / s.lanes)) * math.ceil(self.n / 4 / s.lanes) * 4
         by_columns = math.ceil(s.width / 4 / s.solvers) * s.slice_rows * 4
         clocks, instructions, multiply_adds = _sized(loop, s.place, by_rows, by_columns)
@@ -421,11 +455,8 @@ class Model:
         vectors = (1 / 4 + 1 / 16) * entries
         self.add(name, times, clocks, instructions, multiply_adds, self.solving,
                  shared=vectors + (2 * entries if s.resident else 0), l2=0 if s.resident else 2 * entries)  # fmt: skip
-        if s.blocks > 1:
-            columns = math.ceil(self.n / s.solvers)
-            meeting = 3 * self.device.l2_latency
-            reads = columns * math.ceil(s.blocks / BLOCKS) * self.device.l2_latency
-            self.add("meetings", times, meeting + reads, 0, 0, 0)
+        self.meetings(times)
+        return None
 
     def pull(self) -> None:
         s, C = self.layout, self.workload.channels
@@ -451,7 +482,7 @@ class Model:
         self.panels(panels, s.pull_channels, (self.n, self.n), copied, rounds * quads * loop.clocks)
         self.gradients(panels, s.pull_channels * self.n * 2, copied)
         # Products: once more, for the sums of the weights by rows and by columns.
-        self.entries("costs", 3 if self.workload.products else 1, "row update", self.all)
+        self.entries("costs", 3 if self.workload.products else 1, "pair finished", self.all)
         return None
 
     def pull_by_matrix(self) -> None:
@@ -466,7 +497,7 @@ class Model:
         copied = self.n % 4 == 0
         self.panels(panels, s.pull_channels, (self.n, self.n), copied, rounds * depths * loop.clocks)
         self.gradients(panels, s.pull_channels * self.n * 2, copied)
-        self.entries("costs", 3, "row update", self.all)
+        self.entries("costs", 3, "pair finished", self.all)
 
     def tile(self, name: str, times: float, loop: str) -> None:
         """A pass over a plan in registers."""
@@ -496,17 +527,18 @@ class Model:
         self.costs()
         if self.layout.in_registers:
             self.solve_in_registers()
-        elif self.backward:
-            self.over_entries("evaluations", 1, "evaluation")
-            self.products("evaluations", 1, "sampled iteration")
-            self.products("conjugate gradients", STEPS, "conjugate gradients")
-            self.over_entries("other passes", OTHER_PASSES, "row update")
         else:
-            self.over_entries("other passes", OTHER_PASSES, "row update")
-            self.over_entries("evaluations", EVALUATIONS, "evaluation")
-            self.products("evaluations", EVALUATIONS, "sampled iteration")
-            self.products("iterations", ITERATIONS - SAMPLED, "iteration")
-            self.products("iterations", SAMPLED, "sampled iteration")
+            self.over_entries("other passes", OTHER_PASSES / 2, "spread")
+            self.over_entries("other passes", OTHER_PASSES / 2, "row update")
+            evaluations = 1 if self.backward else EVALUATIONS
+            self.over_entries("evaluations", evaluations, "evaluation")
+            self.column_sums("evaluations", evaluations)
+            self.hold(evaluations)
+            if self.backward:
+                self.products("conjugate gradients", STEPS, "conjugate gradients")
+            else:
+                self.products("iterations", ITERATIONS - SAMPLED, "iteration")
+                self.products("iterations", SAMPLED, "sampled iteration")
         if self.backward:
             self.pull()
         out = Prediction(self.workload, self.device, self.backward, self.layout, self.phases)
