@@ -183,9 +183,9 @@ SFR_FN Stepped newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) 
   };
   plan.each_row([&](Index i) { missing(plan.rows, i); });
   plan.each_column([&](Index j) { missing(plan.columns, j); });
-  const auto unit = [](Index) { return splat<T>(1); };
   const int64_t limit = step.limit - n_iter - 1;
-  const SystemSteps system = plan.with_products([step, limit, unit](auto& products) SFR_INLINED {
+  const SystemSteps system = plan.with_products([step, limit](auto& products) SFR_INLINED {
+    const auto unit = [](Index) { return splat<T>(1); };
     return solve_system(products, step.precision, limit, step.patience, true, unit);
   });
   n_iter += 1 + system.taken;
