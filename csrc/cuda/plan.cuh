@@ -156,7 +156,6 @@ struct Plan : AnyPlan<T, Plan<T>> {
   const T* cost;  // [rows.count][ld] of the slab
   T* P;           // likewise; padding 0
   T* partial;     // [slices][width]
-
   // This thread's place in the cover: in products by rows, and in sums over columns.
   int row_lane, row_group, row_groups, slice, quad;
 
@@ -328,9 +327,8 @@ constexpr TileShape tiles64{4, 4, 2};  // up to 64 x 64
 // What 8 warps hold of a plan that lies in shared memory: 8 lanes share 7 rows, and each has 4 neighbouring columns of
 // every 32, and one of 8 more. 14 x 14 patches are 28 times 7.
 struct HeldShape {
-  static constexpr int warps = most_warps, threads = warps * warp_threads, groups = 4, tile_rows = 7,
-                       quads = 6;       // groups of a warp's lanes
-  static constexpr int held_quads = 5;  // the others are read again
+  static constexpr int warps = most_warps, threads = warps * warp_threads;
+  static constexpr int groups = 4, tile_rows = 7, quads = 6;  // groups of a warp's lanes
   static constexpr int quad_columns = 32, of_quads = quad_columns * quads;
   static constexpr int rows = warps * groups * tile_rows, columns = of_quads + 8;
   static constexpr int entries_of_sums = warps * columns;
