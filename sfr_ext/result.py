@@ -32,7 +32,8 @@ class OTResult:
             where ``max_iter`` ended early.
         entropic_cost: ``<P, C> + eps KL(P | a b^T)``, differentiable. Computed as ``<a, f> + <b, g>``. With a reach
             the minimum of that problem. The same as ``transport_cost`` for ``solver="exact"``.
-        f: ``[..., N]`` potential of the student's side, in units of the cost. Without meaning at removed patches.
+        f: ``[..., N]`` potential of the student's side, in units of the cost. At removed patches
+            without meaning, but of ``solver="exact"``: 0, and of given costs ``min_j cost_ij - g_j`` over the kept ones.
         g: ``[..., M]`` potential of the teacher's side. Only the sum ``f_i + g_j`` is determined, unless there is a
             reach.
         eps: regularisation used, in units of the cost; 0 for ``solver="exact"``.

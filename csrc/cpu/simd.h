@@ -124,6 +124,11 @@ SFR_INLINE Vec<T> vsqrt(Vec<T> v) {
   return v;
 }
 
+template <class T>
+SFR_INLINE T ratio(T x, T y) {
+  return x / y;
+}
+
 SFR_INLINE float sqrt_of(float x) {
   return __builtin_sqrtf(x);
 }

@@ -78,6 +78,17 @@ SFR_DEVICE bool is_negative(double x) {
   return double_bits(x) >> 63 != 0;
 }
 
+// All bits of a number, or none: masks are fewer instructions than conditions.
+SFR_DEVICE uint32_t every_bit(bool so) {
+  return so ? ~0u : 0u;
+}
+SFR_DEVICE float masked(float x, uint32_t mask) {
+  return bits_float(float_bits(x) & mask);
+}
+SFR_DEVICE double masked(double x, uint32_t mask) {
+  return mask != 0 ? x : 0;
+}
+
 // In the place of a cost: the pair is to be summed again.
 constexpr int untold = -1;
 
@@ -92,36 +103,51 @@ SFR_DEVICE bool finish_products(const Team& team, bool root, int rows, int colum
   team.sync();
   struct Row {
     const T* products;
-    bool used;
+    T square;
+    uint32_t used;
   };
-  struct Entry {
-    T product, y_square;
-    bool used;
+  struct Column {
+    T square[4];
+    uint32_t used[4];
   };
-  bool again = false;
-  each_entry(
-      team, rows, columns, [&](int i) { return Row{out + i * ld, !x_used || x_used[i]}; },
-      [&](const Row& row, int j) {
-        return Entry{row.products[j], squares[rows + j], row.used && (!y_used || y_used[j])};
+  const bool whole = in_fours(out, ld);
+  T least = 0;
+  each_four(
+      team, rows, columns, whole, [&](int i) { return Row{out + i * ld, squares[i], every_bit(!x_used || x_used[i])}; },
+      [&](int j) {
+        Column column;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const int at = j + k < columns ? j + k : j;
+          column.square[k] = squares[rows + at];
+          column.used[k] = every_bit(j + k < columns && (!y_used || y_used[at]));
+        }
+        return column;
       },
-      [&](int i, int j, const Entry& pair) {
-        const T x_square = squares[i], squared = from_products(x_square, pair.y_square, pair.product);
-        const bool told = is_told(x_square, pair.y_square, squared);
-        again |= pair.used && !told;
-        const T found = !told ? T(untold) : root ? sqrt_of(squared) : squared;
-        out[i * ld + j] = pair.used ? found : T(0);  // hot: pair finished
+      [&](const Row& row, int j, auto known) {
+        return read_four(row.products + j, decltype(known)::value, columns - j);
+      },
+      [&](int i, int j, const Row& row, const Column& column, const Four<T>& products, bool counts) {
+        Four<T> costs;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const T squared = from_products(row.square, column.square[k], products.at[k]);
+          const T found = root ? normal_sqrt(squared) : squared;
+          const T known = is_told(row.square, column.square[k], squared) ? found : T(untold);
+          costs.at[k] = masked(known, row.used & column.used[k]);
+          least = costs.at[k] < least ? costs.at[k] : least;
+        }
+        write_four(out + i * ld + j, costs, whole, counts ? columns - j : 0);  // hot: pair finished
       });
-  return any_of(team, warps, again);
+  return any_of(team, warps, least < 0);
 }
 
 // The sums of pairs that were summed again, which are left negative, to costs.
 template <class T>
 SFR_DEVICE void finish_differences(const Team& team, bool root, int rows, int columns, T* out, int64_t ld) {
-  each_entry(
-      team, rows, columns, [&](int i) { return out + i * ld; }, [](const T* row, int j) { return row[j]; },
-      [&](int i, int j, T sum) {
-        if (is_negative(sum)) out[i * ld + j] = root ? sqrt_of(-sum) : -sum;
-      });
+  map_entries(team, rows, columns, out, ld, out, ld, [&](int, int, T sum) {
+    return !is_negative(sum) ? sum : root ? sqrt_of(-sum) : -sum;
+  });
 }
 
 // A weight with a last bit that says something of its pair; numbers that are none, and 0, say nothing.
@@ -129,15 +155,15 @@ SFR_DEVICE float marked(float weight, bool so) {
   const uint32_t bits = float_bits(weight) & ~1u;
   return weight - weight == 0 && weight != 0 ? bits_float(bits | (so ? 1u : 0u)) : weight;
 }
-SFR_DEVICE bool is_marked(float weight) {
-  return (float_bits(weight) & 1u) != 0 && weight - weight == 0;
+SFR_DEVICE float told_weight(float weight) {
+  return (float_bits(weight) & 1u) != 0 ? float(NAN) : weight;
 }
 // Those of float64 never are.
 SFR_DEVICE double marked(double weight, bool) {
   return weight;
 }
-SFR_DEVICE bool is_marked(double) {
-  return false;
+SFR_DEVICE double told_weight(double weight) {
+  return weight;
 }
 
 }  // namespace sfr::cuda

@@ -56,7 +56,7 @@ template <class T, Place place>
     invert_norms(ground);
     cosine_sums(ground, grad, cost);
   }
-  weigh(ground, 0, s.N, grad, s.M, cost, s.M, W, s.ld, false);
+  weigh<false>(ground, grad, s.M, cost, s.M, W, s.ld, false);
   ground.team.grid_barrier();
   ground_backward(ground, W, s.ld, p.grad_x, p.grad_y);
   return ground.team.epoch;

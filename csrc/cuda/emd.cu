@@ -9,9 +9,8 @@ namespace {
 // Copies the costs of the slab of an item, rows of so many in either place.
 template <class T, Place place>
 SFR_DEVICE void copy_costs(const Problem<T, place>& problem, const T* from, int from_row, T* to, int to_row) {
-  each_entry(
-      problem.team, problem.rows, problem.layout.M, [&](int i) { return from + int64_t(i) * from_row; },
-      [](const T* row, int j) { return row[j]; }, [&](int i, int j, T cost) { to[int64_t(i) * to_row + j] = cost; });
+  map_entries(problem.team, problem.rows, problem.layout.M, from, from_row, to, to_row,
+              [](int, int, T cost) { return cost; });
 }
 
 // Where those of an item are that are kept.
@@ -77,7 +76,7 @@ template <class T, Place place>
   T *P = ground.at.P, *cost = ground.cost();
   // A team of several blocks puts the weights of pairs where all of them see them.
   const bool alone = in_one_block<place> || context.layout.blocks == 1;
-  weigh(ground, ground.first, ground.rows, P, ld, cost, ld, alone ? P : cost, ld, !sound);
+  weigh<true>(ground, P, ld, cost, ld, alone ? P : cost, ld, !sound);
   ground.team.grid_barrier();
   ground_backward(ground, alone ? P : ground.at.far_cost, ld, p.grad_x, p.grad_y);
   return ground.team.epoch;

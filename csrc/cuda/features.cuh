@@ -75,18 +75,21 @@ struct Reader {
   Region region;
   const uint8_t* used;  // of all pixels of the map; 0: reads as 0; null: all are used
   Order order;
-  bool wide;  // 16 bytes at a time
-  int run;    // elements in 16 bytes
+  bool wide;      // 16 bytes at a time
+  bool together;  // of pixels: a whole map, whose channels follow each other, so that runs go on from row to row
+  int run;        // elements in 16 bytes
 
   // `channels`: of every panel but the last, a multiple of 8.
   SFR_DEVICE Reader(const Region& of, const uint8_t* used_pixels, int channels)
       : region(of), used(used_pixels), order(order_of(*of.view)), run(16 / element_bytes(of.view->dtype)) {
     const FeatureView& v = *of.view;
     const bool start = (reinterpret_cast<uintptr_t>(v.data) + size_t(of.map) * (16 / run)) % 16 == 0;
+    together = false;
     if (order == Order::pixels) {
-      const bool whole = of.first == 0 && of.count == v.H * v.W;
-      wide = whole && start && of.flat && v.stride_w == 1 && v.stride_c == of.count && channels * of.count % run == 0 &&
-             of.count >= run;
+      together = of.count == v.H * v.W && v.stride_c == of.count;
+      const bool rows = of.first % run == 0 && of.count % run == 0 && v.stride_c % run == 0;
+      const bool runs = together ? channels * of.count % run == 0 && of.count >= run : rows;
+      wide = start && of.flat && v.stride_w == 1 && runs;
     } else {
       wide = start && v.stride_w % run == 0 && (of.flat || v.stride_h % run == 0) && channels % run == 0;
     }
@@ -206,11 +209,13 @@ SFR_DEVICE int first_element(const Team& team, const Reader& reader, int round, 
   return (round * fetched_elements + k * reader.run) * team.size + team.rank * reader.run;
 }
 
-// Where the run that begins with element e of a panel lies.
+// Element e of a panel of channels that follow each other.
+SFR_DEVICE int64_t offset_together(const Reader& reader, int c0, int e) {
+  return reader.region.map + int64_t(c0) * reader.region.count + e;
+}
+// The byte where the run that begins with element e of a panel lies.
 SFR_DEVICE int64_t offset_of_run(const Reader& reader, const Walk& walk, int c0, int e) {
-  const Region& region = reader.region;
-  const int64_t element =
-      reader.order == Order::pixels ? region.map + int64_t(c0) * region.count + e : reader.offset(walk(e), c0);
+  const int64_t element = reader.together ? offset_together(reader, c0, e) : reader.offset(walk(e), c0);
   return element * (16 / reader.run);
 }
 
@@ -220,12 +225,20 @@ SFR_DEVICE void fetch(const Team& team, const Reader& reader, int c0, int channe
   const int total = reader.region.count * channels;
   const Walk walk(reader.order, reader.region.count, channels);
   const char* data = static_cast<const char*>(reader.region.view->data);
+  const auto ask = [&](auto offset) {
 #pragma unroll
-  for (int k = 0; k < Fetched<T>::words; ++k) {
-    const int e = first_element(team, reader, round, k);
-    if (k * reader.run < fetched_elements && e < total)  // mutant: a later word is one of the next round's, read twice
-      out.word[k] = load16(data + offset_of_run(reader, walk, c0, e));
-  }
+    for (int k = 0; k < Fetched<T>::words; ++k) {
+      const int e = first_element(team, reader, round, k);
+      if (k * reader.run < fetched_elements &&
+          e < total)  // mutant: a later word is one of the next round's, read twice
+        out.word[k] = load16(data + offset(e) * (16 / reader.run));
+    }
+  };
+  // Two loops: else each run would find its place by division.
+  if (reader.together)
+    ask([&](int e) { return offset_together(reader, c0, e); });
+  else
+    ask([&](int e) { return reader.offset(walk(e), c0); });
 }
 
 // How the words of a panel become its elements.
@@ -322,11 +335,11 @@ constexpr bool filled_async = async_copies && sizeof(T) == 4;
 // before the bits of the next. Channels lie anywhere, and must come in one round.
 constexpr int expanded = 4;
 
-SFR_DEVICE bool is_expanded(const Team& team, const Reader& reader, int channels) {
-  return reader.run == 8 && reader.in_runs(channels) &&
+SFR_DEVICE bool is_expanded(const Team& team, const Reader& reader, int channels, int ld) {
+  return reader.run == 8 && reader.in_runs(channels) && channels * ld % 4 == 0 &&
          (reader.order == Order::pixels || reader.region.count * channels <= team.size * expanded * reader.run);
 }
-// The byte of a panel at which they begin: a multiple of 16, as are both terms where they come in runs.
+// The byte of a panel at which they begin: a multiple of 16.
 SFR_DEVICE int first_half(int elements, int channels, int ld) {
   return channels * ld * 4 - elements * 2;
 }
@@ -339,10 +352,12 @@ SFR_DEVICE void copy_panel(const Team& team, const Reader& reader, int c0, int c
   const bool single = dtype == DType::float32;
   const int total = region.count * channels, rank = afresh(team.rank), size = afresh(team.size);
   const char* data = static_cast<const char*>(region.view->data);
-  if (single ? !reader.used && reader.copies(ld) && reader.in_runs(channels) : is_expanded(team, reader, channels)) {
+  const bool by_pixels = reader.order == Order::pixels;
+  if (single ? !reader.used && reader.together && reader.copies(ld) && reader.in_runs(channels)
+             : is_expanded(team, reader, channels, ld)) {
     const int element = 16 / reader.run, bytes = total * element;
     char* to = reinterpret_cast<char*>(panel) + (single ? 0 : first_half(total, channels, ld));
-    if (reader.order == Order::pixels) {
+    if (reader.together) {
       const char* from = data + (region.map + int64_t(c0) * region.count) * element;
 #pragma unroll 2
       for (int at = rank * 16; at < bytes; at += size * 16) copy_async<16>(to + at, from + at);  // hot: panel sent
@@ -354,10 +369,20 @@ SFR_DEVICE void copy_panel(const Team& team, const Reader& reader, int c0, int c
     }
     return;
   }
+  // Rows of a part of a map, or longer ones than the map's.
+  if (single && !reader.used && by_pixels && reader.in_runs(channels) && region.count % 4 == 0 && ld % 4 == 0) {
+    const int64_t apart = region.view->stride_c;
+    const float* from = reinterpret_cast<const float*>(data) + region.offset(0) + c0 * apart;
+#pragma unroll 1
+    for (int c = rank / warp_threads; c < channels; c += size / warp_threads)
+#pragma unroll 2
+      for (int p = rank % warp_threads * 4; p < region.count; p += 4 * warp_threads)
+        copy_async<16>(panel + c * ld + p, from + c * apart + p);  // hot: panel sent by rows
+    return;
+  }
   // Neighbours in memory, for neighbouring threads; of channels 8, as many as 32 bytes hold, since in a panel they lie
   // a row apart.
   constexpr int together = 8;
-  const bool by_pixels = reader.order == Order::pixels;
   const int pixel0 = by_pixels ? rank % warp_threads : rank / together;
   const int pixel_step = by_pixels ? warp_threads : size / together;
   const int channel0 = by_pixels ? rank / warp_threads : rank % together;

@@ -94,20 +94,25 @@ SFR_DEVICE void invert_norms(Ground<T, place>& ground) {
   const auto squares = [&](const Region& region, const uint8_t* used, T* out) {
 #pragma unroll 1
     for (int p = team.rank; p < region.count; p += team.size) {
-      T sum = 0;
+      // Several sums wait less for each other, and round less.
+      constexpr int several = 4;
+      T sums[several] = {};
       if (!used || used[region.first + p])
         with_element(region.view->dtype, [&](auto element) {
           using E = decltype(element);
           if constexpr (sizeof(T) >= sizeof(E)) {
             const E* pixel = static_cast<const E*>(region.view->data) + region.offset(p);
-#pragma unroll 2
-            for (int64_t c = 0; c < ground.params.C; ++c) {
-              const T x = T(to_float(pixel[c * region.view->stride_c]));
-              sum += x * x;
-            }
+#pragma unroll 1
+            for (int64_t c = 0; c < ground.params.C; c += several)
+#pragma unroll
+              for (int k = 0; k < several; ++k)
+                if (c + k < ground.params.C) {
+                  const T x = T(to_float(pixel[(c + k) * region.view->stride_c]));
+                  sums[k] += x * x;
+                }
           }
         });
-      out[region.first + p] = sum;
+      out[region.first + p] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
   };
   const int x_begin = ground.share_begin(layout.x_pixels), y_begin = ground.share_begin(layout.y_pixels);
@@ -260,65 +265,72 @@ template <class T, Place place>
     constexpr Metric of = decltype(metric)::value;
     if (by_products) return;
     if constexpr (of == Metric::l2 || of == Metric::cosine)  // of others they are the sums
-      each_entry(
-          team, rows, layout.M, [&](int i) { return out + i * ld; }, [](const T* row, int j) { return row[j]; },
-          [&](int i, int j, T sum) {
-            out[i * ld + j] = cost_of<of>(sum, [&](T v) { return ground.scaled(v, first + i, j); });
-          });
+      map_entries(team, rows, layout.M, out, ld, out, ld, [&](int i, int j, T sum) {
+        return cost_of<of>(sum, [&](T v) { return ground.scaled(v, first + i, j); });
+      });
   });
   team.sync();
   return team.epoch;
 }
 
-// From d/dC of a slab to the weights of pairs of patches, W [slab][ld] (may be in the place of either): grad_x_i =
-// sum_j pull(W_ij, x_i, y_j), to which cosine adds own_i x_i. The ends of its rows, and the rows after the last
-// patch up to a multiple of 4, are 0. `broken`: NaN everywhere. Where gradients are pulled by products the last bit of
-// a weight says whether its pair is near.
-template <class T, Place place>
-SFR_DEVICE void weigh(Ground<T, place>& ground, int first, int rows, const T* grad, int64_t ld_grad, const T* cost,
-                      int64_t ld_cost, T* W, int64_t ld, bool broken) {
+// From d/dC of the team's slab to the weights of pairs of patches, W [slab][ld] (may be in the place of either):
+// grad_x_i = sum_j pull(W_ij, x_i, y_j), to which cosine adds own_i x_i. The ends of its rows, and the rows after the
+// last patch up to a multiple of 4, are 0. `broken`: NaN everywhere. Where gradients are pulled by products the last
+// bit of a weight says whether its pair is near, and the sum over a row of them is its pixel's coefficient. `aligned`:
+// gradients and costs are known to come in fours.
+template <bool aligned, class T, Place place>
+SFR_DEVICE void weigh(Ground<T, place>& ground, const T* grad, int64_t ld_grad, const T* cost, int64_t ld_cost, T* W,
+                      int64_t ld, bool broken) {
   const Team& team = ground.team;
-  const ProblemLayout& layout = ground.layout;
-  const bool last = first + rows == layout.N;
-  const int end = last ? round_up(layout.N, 4) - first : rows, columns = round_up(layout.M, 4);
-  const T nan = T(NAN);
-  struct Row {
-    const T *cost, *grad;
-    bool real;  // not one behind the last patch
-    T least;    // cost of a pair that is not near
-  };
+  const int first = ground.first, rows = ground.rows, columns = ground.layout.M;
+  const bool last = first + rows == ground.layout.N;
+  const int end = last ? round_up(ground.layout.N, 4) - first : rows;
+  const bool whole = aligned || (in_fours(grad, ld_grad) && in_fours(cost, ld_cost));
   const int centre = ground.centre();
   const bool by_products = centre >= 0;
-  if (by_products) {  // here, since weights may take the place of costs
-#pragma unroll 1
-    for (int i = team.rank; i < rows; i += team.size)
-      ground.at.x_own[first + i] = near_share<T>(ground.params.metric) * cost[i * ld_cost + centre];
-    team.sync();
-  }
+  const int lanes = lanes_of(columns);
+  struct Row {
+    const T *cost, *grad;
+    T least;  // cost of a pair that is not near
+    T sum;
+  };
   struct Two {
-    T cost, grad;
-    bool near;
+    Four<T> cost, grad;
   };
   with_metric(ground.params.metric, [&](auto metric) {
-    each_entry(
-        team, end, columns,
+    each_four(
+        team, end, columns, whole,
         [&](int i) {
-          const T least = by_products && i < rows ? ground.at.x_own[first + i] : T(0);
-          return Row{cost + i * ld_cost, grad + i * ld_grad, i < rows, least};
+          if (i >= rows) return Row{};  // one behind the last patch
+          const T* of_row = cost + i * ld_cost;
+          const T least = by_products ? near_share<T>(ground.params.metric) * of_row[centre] : T(0);
+          return Row{of_row, grad + i * ld_grad, least, T(0)};
         },
-        [&](const Row& row, int j) {
-          if (!row.real || j >= layout.M) return Two{T(0), T(0), false};
-          const T c = row.cost[j];
-          return Two{c, row.grad[j], !(c >= row.least)};
+        [](int) { return 0; },
+        [&](const Row& row, int j, auto known) {
+          if (!row.cost) return Two{};
+          constexpr bool at_once = decltype(known)::value;
+          return Two{read_four(row.cost + j, at_once, columns - j), read_four(row.grad + j, at_once, columns - j)};
         },
-        [&](int i, int j, Two of) {
-          T w = 0;
-          if (i < rows && j < layout.M) {
-            const auto scaled = [&](T v) { return ground.scaled(v, first + i, j); };
-            w = broken ? nan : weight_of<decltype(metric)::value>(of.grad, of.cost, scaled);
-            if (by_products) w = marked(w, of.near);
+        [&](int i, int j, Row& row, int, const Two& of, bool counts) {
+          Four<T> out;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            T w = 0;
+            if (row.cost && j + k < columns) {
+              const auto scaled = [&](T v) { return ground.scaled(v, first + i, j + k); };
+              w = broken ? T(NAN) : weight_of<decltype(metric)::value>(of.grad.at[k], of.cost.at[k], scaled);
+              if (by_products) w = marked(w, !(of.cost.at[k] >= row.least));
+            }
+            out.at[k] = w;
+            row.sum += told_weight(w);
           }
-          W[i * ld + j] = w;
+          if (counts) store_vector(W + i * ld + j, out);  // hot: pair weighed
+        },
+        [&](int i, const Row& row, bool counts) {
+          if (!by_products) return;
+          const T sum = over_lanes<Sum>(row.sum, lanes);
+          if (counts && i < rows && team.lane() % lanes == 0) ground.at.x_own[first + i] = sum;
         });
   });
 }
@@ -372,35 +384,52 @@ SFR_DEVICE void own_coefficients(Ground<T, place>& ground) {
   spread(ground.params.y, ground.layout.y_pixels, at.y_sums, at.y_inverse, at.y_own);
 }
 
-// Products: the pixels' own coefficients, the sum over each one's weights, or NaN where one of its pairs is near.
+// Products: the coefficients of the teacher's pixels, the sums over the columns of the weights; those of the student's
+// are there. A barrier of the team must follow.
 template <class T, Place place>
 SFR_DEVICE void sum_weights(Ground<T, place>& ground, const T* W, int64_t ld) {
-  const Team& team = ground.team;
-  const int N = ground.layout.N, M = ground.layout.M;
+  Team& team = ground.team;
+  const int M = ground.layout.M, rows = ground.rows, quads = (M + 3) / 4;
+  const bool alone = in_one_block<place> || team.blocks == 1;
+  const int turn = team.exchange();
+  T* out = alone ? ground.at.y_own : ground.buffer().of_block(turn, team.blocks, team.block);
+  constexpr int together = 8, groups = warp_threads / together;  // neighbouring lanes; of rows
+  const int lane = afresh(team.lane()), group = lane / together;
 #pragma unroll 1
-  for (int i = ground.share_begin(N) + team.warp(); i < ground.share_end(N); i += team.warps()) {
-    T sum = 0, near = 0;
-#pragma unroll 2
-    for (int j = team.lane(); j < M; j += warp_threads) {
-      const T w = W[i * ld + j];
-      sum += w;
-      if (is_marked(w)) near = 1;
+  for (int base = team.warp() * together; base < quads; base += team.warps() * together) {
+    const int quad = base + lane % together, j = 4 * quad;
+    Four<T> sums = {};
+#pragma unroll 1
+    for (int first = group; first - group < rows; first += groups * rows_together) {
+      Four<T> found[rows_together] = {};
+#pragma unroll
+      for (int r = 0; r < rows_together; ++r) {
+        const int i = first + r * groups;
+        if (i < rows && quad < quads) found[r] = load4(W + i * ld + j);
+      }
+      sync_warp();  // mutant: see each_four
+#pragma unroll
+      for (int r = 0; r < rows_together; ++r)
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sums.at[k] += told_weight(found[r].at[k]);  // hot: weight summed
     }
-    sum = over_lanes<Sum>(sum, warp_threads);
-    near = over_lanes<Max>(near, warp_threads);
-    if (team.lane() == 0) ground.at.x_own[i] = near > 0 ? T(NAN) : sum;
+#pragma unroll
+    for (int mask = together; mask < warp_threads; mask *= 2)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) sums.at[k] += shuffle_xor(sums.at[k], mask);
+    if (group == 0)
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (j + k < M) out[j + k] = sums.at[k];
   }
+  if (alone) return;
+  team.grid_barrier();
 #pragma unroll 1
   for (int j = ground.share_begin(M) + team.rank; j < ground.share_end(M); j += team.size) {
     T sum = 0;
-    bool near = false;
-#pragma unroll 4
-    for (int i = 0; i < N; ++i) {
-      const T w = W[i * ld + j];
-      sum += w;
-      near = near || is_marked(w);
-    }
-    ground.at.y_own[j] = near ? T(NAN) : sum;
+#pragma unroll 8
+    for (int b = 0; b < team.blocks; ++b) sum += ground.buffer().of_block(turn, team.blocks, b)[j];
+    ground.at.y_own[j] = sum;
   }
 }
 
@@ -659,7 +688,7 @@ SFR_DEVICE void ground_backward(Ground<T, place>& ground, const T* W, int64_t ld
                                windows ? round_up(ground.layout.y_pixels, 4) : ld};
   const bool products = ground.centre() >= 0;
   if (cosine) own_coefficients(ground);
-  if (products) sum_weights(ground, W, ld);
+  if (products) sum_weights(ground, W + int64_t(ground.first) * ld, ld);
   if (windows || cosine || products) ground.team.grid_barrier();
   pull_features(ground, weights, grad_x, grad_y);
   ground.team.grid_barrier();

@@ -209,6 +209,13 @@ int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room,
       if (compare_bytes<T>(s, operation, 8) <= room) break;
     }
   }
+  if (operation.matrix) {
+    // As many pairs as the warps have units: then a pass over the features reads those of its pairs alone. Worth it
+    // where what is read again, of x, is the smaller part.
+    const MatrixTiling units(s.compare_x, s.compare_y, 1);
+    const int warps = s.threads / warp_threads, columns = warps / units.rows;
+    if (columns > 1 && columns < units.columns) s.compare_y = columns * MatrixUnit::width;
+  }
   // As many channels as come in one round of loads; fewer where memory is short. GPUs with matrix instructions have
   // asynchronous copies: all of a panel is on its way at once, and the warps' shares of many channels are more alike.
   const int each = operation.matrix ? expanded * most_in_run : fetched_elements;

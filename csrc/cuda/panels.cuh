@@ -96,7 +96,7 @@ struct Incoming<T, true> {
   }
   SFR_DEVICE void put(const Team& team, int, int channels, T* panel) const {
     wait_copies();
-    if (is_expanded(team, reader, channels)) expand_halves(team, reader, channels, panel, row);
+    if (is_expanded(team, reader, channels, row)) expand_halves(team, reader, channels, panel, row);
   }
 };
 

@@ -15,16 +15,26 @@ SFR_DEVICE void read_cost(TeamContext<place> context, const SinkhornParams& p, i
     using E = decltype(element);
     if constexpr (sizeof(T) >= sizeof(E)) {
       const E* cost = first_of<E>(p.cost, item / p.G, item % p.G);
-      each_entry(
-          problem.team, problem.rows, s.M,
+      const bool whole =
+          sizeof(E) == sizeof(T) && s.M % 4 == 0 && p.cost.stride_m == 1 && in_fours(cost, p.cost.stride_n);
+      each_four(
+          problem.team, problem.rows, s.M, whole,
           [&](int i) {
             const E* row = cost + (problem.first + i) * p.cost.stride_n;
             return problem.at.row_weight[i] > 0 ? row : nullptr;
           },
-          [&](const E* row, int j) {
-            return row && problem.at.column_weight[j] > 0 ? T(to_float(row[j * p.cost.stride_m])) : T(0);
+          [](int) { return 0; },
+          [&](const E* row, int j, auto known) {
+            if (!row) return Four<T>{};
+            if constexpr (decltype(known)::value && sizeof(E) == sizeof(T)) return load4(row + j);
+            return read_four<T>(row + j * p.cost.stride_m, p.cost.stride_m, s.M - j);
           },
-          [&](int i, int j, T found) { out[int64_t(i) * s.ld + j] = found; });
+          [&](int i, int j, const E*, int, Four<T> found, bool counts) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k)
+              if (!(j + k < s.M && problem.at.column_weight[j + k] > 0)) found.at[k] = 0;
+            write_four(out + int64_t(i) * s.ld + j, found, true, counts ? s.M - j : 0);
+          });
     }
   });
 }
@@ -52,10 +62,8 @@ SFR_DEVICE void write_gradient(TeamContext<place> context, T* out, bool sound) {
   const Problem<T, place> problem(context);
   const int M = context.layout.M, ld = context.layout.ld;
   out += int64_t(problem.first) * M;
-  each_entry(
-      problem.team, problem.rows, M, [&](int i) { return problem.at.P + int64_t(i) * ld; },
-      [](const T* row, int j) { return row[j]; },
-      [&](int i, int j, T gradient) { out[int64_t(i) * M + j] = sound ? gradient : T(NAN); });
+  map_entries(problem.team, problem.rows, M, problem.at.P, ld, out, M,
+              [&](int, int, T gradient) { return sound ? gradient : T(NAN); });
 }
 
 template <class T, Place place>

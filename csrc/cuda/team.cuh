@@ -115,7 +115,6 @@ SFR_DEVICE void over_all_lanes(T* x) {
 
 // Rows of a matrix that a warp is at together: what it reads of them is on its way at the same time.
 constexpr int rows_together = 4;
-constexpr int columns_together = 2;  // of a lane
 
 // Of `count` values in each of 2 * mask neighbouring lanes what one of them comes to over all: in the first 2 * mask /
 // count lanes the first, and so on. Each step halves what a lane still has to do with.
@@ -136,42 +135,110 @@ SFR_DEVICE T folded(const T (&x)[count], int lane) {
   }
 }
 
-// use(r, i, j, read(row(i), j)) for the entries of rows i = first + r, `rows_together` of them, neighbouring lanes at
-// neighbouring columns, `columns_together` times 32 of these at a time. What is read is all on its way before the first
-// of it is used: in the place of rows behind the last one, that one is used again, which must come to the same, and
-// columns behind the last one are not used. `row`, all that depends on the row alone, and `read` have no effects.
-template <class Row, class Read, class Use>
-SFR_DEVICE void each_entry_of_rows(int lane, int first, int rows, int columns, Row&& row, Read&& read, Use&& use) {
-  int at[rows_together];
-  decltype(row(0)) of_row[rows_together];
+// Whether rows of `ld` entries from here on can be read four at a time.
+template <class T>
+SFR_DEVICE bool in_fours(const T* rows, int64_t ld) {
+  return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && afresh(int(ld)) % 4 == 0;
+}
+// Four neighbours: all at once, or those that are there, one by one, and 0.
+template <class T, class E>
+SFR_DEVICE Four<T> read_four(const E* from, int64_t apart, int left) {
+  Four<T> out = {};
 #pragma unroll
-  for (int r = 0; r < rows_together; ++r) {
-    at[r] = first + r < rows ? first + r : rows - 1;
-    of_row[r] = row(at[r]);
+  for (int k = 0; k < 4; ++k)
+    if (k < left) out.at[k] = T(to_float(from[k * apart]));
+  return out;
+}
+template <class T>
+SFR_DEVICE Four<T> read_four(const T* from, bool whole, int left) {
+  return whole && left >= 4 ? load4(from) : read_four<T>(from, int64_t(1), left);
+}
+template <class T>
+SFR_DEVICE void write_four(T* to, const Four<T>& four, bool whole, int left) {
+  if (whole && left >= 4) {
+    store_vector(to, four);
+    return;
   }
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+    if (k < left) to[k] = four.at[k];
+}
+
+// Lanes that share a row of so many columns, four neighbours each: a power of two.
+SFR_DEVICE int lanes_of(int columns) {
+  int lanes = 1;
 #pragma unroll 1
-  for (int j = lane; j < columns; j += columns_together * warp_threads) {
-    decltype(read(of_row[0], 0)) found[columns_together][rows_together];
+  while (lanes < warp_threads && 4 * lanes < columns) lanes *= 2;
+  return lanes;
+}
+
+// use(i, j, row, column(j), read(row, j, whole), counts) for columns j to j + 3 of all rows i, j a multiple of 4, where
+// `row` is row(i) and, since it is the lane's own, may gather what end(i, row, counts) makes of it: all lanes of a warp
+// call that together. A lane is at `rows_together` rows; what is read of them is all on its way before the first of it
+// is used. In the place of rows behind the last one stands that one, which does not count. `row`, `column` and `read`
+// have no effects. `whole`: known to the compiler in `read`.
+template <class Row, class Column, class Read, class Use, class End>
+SFR_DEVICE void each_four(const Team& team, int rows, int columns, bool whole, Row&& row, Column&& column, Read&& read,
+                          Use&& use, End&& end) {
+  // What follows from a thread's place is found anew: else it takes registers of all other passes.
+  const int lane = afresh(team.lane()), lanes = lanes_of(afresh(columns)), own = lane / lanes * rows_together;
+  const int step = warp_threads / lanes * rows_together;
+#pragma unroll 1
+  for (int first = team.warp() * step; first < rows; first += team.warps() * step) {
+    int at[rows_together];
+    decltype(row(0)) of_row[rows_together];
 #pragma unroll
-    for (int k = 0; k < columns_together; ++k) {
-      const int column = j + k * warp_threads < columns ? j + k * warp_threads : j;
+    for (int r = 0; r < rows_together; ++r) {
+      at[r] = first + own + r < rows ? first + own + r : rows - 1;
+      of_row[r] = row(at[r]);
+    }
+#pragma unroll 1
+    for (int base = 0; base < columns; base += 4 * lanes) {
+      const int j = base + lane % lanes * 4;
+      decltype(column(0)) of_column = {};
+      decltype(read(of_row[0], 0, Constant<bool, true>{})) found[rows_together] = {};
+      const auto ask = [&](auto known) {
 #pragma unroll
-      for (int r = 0; r < rows_together; ++r) found[k][r] = read(of_row[r], column);
+        for (int r = 0; r < rows_together; ++r) found[r] = read(of_row[r], j, known);
+      };
+      if (j < columns) {
+        of_column = column(j);
+        if (whole)
+          ask(Constant<bool, true>{});
+        else
+          ask(Constant<bool, false>{});
+      }
+      sync_warp();  // mutant: the compiler would ask for a row when it needs it, and wait for each
+      if (j < columns)
+#pragma unroll
+        for (int r = 0; r < rows_together; ++r) use(at[r], j, of_row[r], of_column, found[r], first + own + r < rows);
     }
 #pragma unroll
-    for (int k = 0; k < columns_together; ++k)
-      if (j + k * warp_threads < columns)
-#pragma unroll
-        for (int r = 0; r < rows_together; ++r) use(r, at[r], j + k * warp_threads, found[k][r]);
+    for (int r = 0; r < rows_together; ++r) end(at[r], of_row[r], first + own + r < rows);
   }
 }
-// use(i, j, read(row(i), j)) for all entries; for some of them more than once.
-template <class Row, class Read, class Use>
-SFR_DEVICE void each_entry(const Team& team, int rows, int columns, Row&& row, Read&& read, Use&& use) {
-#pragma unroll 1
-  for (int first = team.warp() * rows_together; first < rows; first += team.warps() * rows_together)
-    each_entry_of_rows(team.lane(), first, rows, columns, row, read,
-                       [&](int, int i, int j, auto found) { use(i, j, found); });
+template <class Row, class Column, class Read, class Use>
+SFR_DEVICE void each_four(const Team& team, int rows, int columns, bool whole, Row&& row, Column&& column, Read&& read,
+                          Use&& use) {
+  each_four(team, rows, columns, whole, row, column, read, use, [](int, auto&, bool) {});
+}
+
+// What becomes(i, j, x) of a matrix that it makes of another, [rows][columns]; they may be one.
+template <class T, class Becomes>
+SFR_DEVICE void map_entries(const Team& team, int rows, int columns, const T* from, int64_t from_ld, T* to,
+                            int64_t to_ld, Becomes&& becomes) {
+  const bool store = in_fours(to, to_ld);
+  each_four(
+      team, rows, columns, in_fours(from, from_ld), [&](int i) { return from + i * from_ld; }, [](int) { return 0; },
+      [&](const T* row, int j, auto whole) { return read_four(row + j, decltype(whole)::value, columns - j); },
+      [&](int i, int j, const T*, int, const Four<T>& found, bool counts) {
+        const int left = counts ? columns - j : 0;
+        Four<T> out = {};
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          if (k < left) out.at[k] = becomes(i, j + k, found.at[k]);
+        write_four(to + i * to_ld + j, out, store, left);
+      });
 }
 
 // What the warps of a block have to say to each other, and the blocks of a team.

@@ -1,7 +1,7 @@
 // What a metric is, once for both devices: what is summed over the channels of a pair of pixels (and over the pixels of
 // a pair of patches), how a cost follows from that sum, and the way back. Numbers are scalars or vectors of them.
 //
-// Included after SFR_GROUND_NAMESPACE, SFR_GROUND_INLINE and, in that namespace, sqrt_of(T).
+// Included after SFR_GROUND_NAMESPACE, SFR_GROUND_INLINE and, in that namespace, sqrt_of(T) and ratio(T, T), x / y.
 #pragma once
 
 #include "../contracts/types.h"
@@ -60,7 +60,7 @@ SFR_GROUND_INLINE T cost_of(T sum, Scaled&& scaled) {
 template <Metric metric, class T, class Scaled>
 SFR_GROUND_INLINE T weight_of(T grad, T cost, Scaled&& scaled) {
   if constexpr (metric == Metric::l2) {
-    return cost == 0 ? T(0) : grad / cost;
+    return cost == 0 ? T(0) : ratio(grad, cost);
   } else if constexpr (metric == Metric::sqeuclidean) {
     return 2 * grad;
   } else if constexpr (metric == Metric::cosine) {

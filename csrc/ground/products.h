@@ -43,7 +43,7 @@ constexpr T most_square = std::numeric_limits<T>::max();
 template <class T, class Squares>
 SFR_GROUND_INLINE auto is_told(T x_square, Squares y_square, Squares squared) {
   const Squares both = x_square + y_square;
-  const auto enough = squared >= both * T(0.125), normal = both >= least_square<T>, finite = both <= most_square<T>;
+  const auto enough = squared >= both * T(0.125), normal = both >= least_square<T>, finite = squared <= most_square<T>;
   return enough & normal & finite;
 }
 

@@ -201,7 +201,7 @@ def planted(flavour: str = "plain") -> Library:
     library = Library(build(f"{flavour}/planted.so"))
     for name in ("planted_name", "planted_run", "planted_launch"):
         getattr(library.calls, name).restype = ctypes.c_char_p
-    for name in ("planted_half_to_float", "planted_exp2", "planted_quotient"):
+    for name in ("planted_half_to_float", "planted_exp2", "planted_quotient", "planted_ratio", "planted_root"):
         getattr(library.calls, name).restype = ctypes.c_float
     library.calls.planted_float_to_half.restype = ctypes.c_uint16
     return library

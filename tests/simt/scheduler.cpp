@@ -468,6 +468,14 @@ float quotient(float x, float y) {
   return approximation.flush ? flushed(q) : q;
 }
 
+float ratio(float x, float y) {
+  return off(x / y, bit_cast<uint32_t>(x), bit_cast<uint32_t>(y));
+}
+
+float sqrt_of(float x) {
+  return off(std::sqrt(x), bit_cast<uint32_t>(x), 1);
+}
+
 void arrive_and_wait(unsigned* counter, unsigned target) {
   Thread& self = *running;
   race::releases(self, counter);

@@ -1,7 +1,7 @@
 """Exponentials and quotients that are as far off as a GPU's may be: nothing may lean on them being exact.
 
-A GPU's `ex2.approx.ftz` and `div.approx` are within 2 units in the last place; denormals are 0. The emulator's are
-exact unless it is told otherwise.
+A GPU's `ex2.approx.ftz` and `div.approx` are within 2 units in the last place; denormals are 0. So are `div.full` and
+`sqrt.approx`, which keep denormals. The emulator's are exact unless it is told otherwise.
 """
 
 from __future__ import annotations
@@ -26,10 +26,17 @@ def exp2(x: np.ndarray) -> np.ndarray:
     return np.array([build.planted().calls.planted_exp2(ctypes.c_float(v)) for v in x], np.float32)
 
 
-def quotient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    calls = build.planted().calls
-    return np.array([calls.planted_quotient(ctypes.c_float(a), ctypes.c_float(b)) for a, b in zip(x, y, strict=True)],
-                    np.float32)  # fmt: skip
+def quotient(x: np.ndarray, y: np.ndarray, name: str = "planted_quotient") -> np.ndarray:
+    call = getattr(build.planted().calls, name)
+    return np.array([call(ctypes.c_float(a), ctypes.c_float(b)) for a, b in zip(x, y, strict=True)], np.float32)
+
+
+def ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return quotient(x, y, "planted_ratio")
+
+
+def root(x: np.ndarray) -> np.ndarray:
+    return np.array([build.planted().calls.planted_root(ctypes.c_float(v)) for v in x], np.float32)
 
 
 def distance(ours: np.ndarray, exact: np.ndarray) -> np.ndarray:
@@ -41,6 +48,7 @@ def test_exact_unless_told_otherwise() -> None:
     assert np.abs(distance(exp2(x), np.exp2(x.astype(np.float64)).astype(np.float32))).max() <= 1
     assert (exp2(np.float32([-127, -140])) > 0).all(), "denormals are kept"
     assert np.array_equal(quotient(x, x[::-1]), x / x[::-1])
+    assert np.array_equal(ratio(x, x[::-1]), x / x[::-1]) and np.array_equal(root(np.abs(x)), np.sqrt(np.abs(x)))
 
 
 def test_off_by_up_to_2_units_and_the_same_each_time() -> None:
@@ -53,6 +61,15 @@ def test_off_by_up_to_2_units_and_the_same_each_time() -> None:
     assert set(distance(ours, exact)) == set(distance(divided, exact_quotient)) == {-2, -1, 0, 1, 2}
     assert np.array_equal(ours, again) and not np.array_equal(ours, other)
     assert exp2(np.float32([0]))[0] == 1, "and exact again"
+
+
+def test_ratios_and_roots_are_off_but_denormals_are_kept() -> None:
+    x = np.linspace(1, 120, 2000, dtype=np.float32)
+    with build.planted().approximate(2, seed=1, flush=True):
+        ratios, roots = ratio(x, x[::-1]), root(x)
+        assert ratio(np.float32([1e-39]), np.float32([1]))[0] > 0 and root(np.float32([1e-40]))[0] > 0
+        assert ratio(np.float32([2e38]), np.float32([2e38]))[0] == pytest.approx(1)
+    assert set(distance(ratios, x / x[::-1])) == set(distance(roots, np.sqrt(x))) == {-2, -1, 0, 1, 2}
 
 
 def test_denormals_are_0() -> None:

@@ -82,11 +82,17 @@ def is_store(instruction: Instruction) -> bool:
     return instruction.name in ("ST", "STS", "STG")
 
 
+def is_load(instruction: Instruction) -> bool:
+    return instruction.name in ("LD", "LDS", "LDG")
+
+
 # Names of work in the table that are not opcodes.
 KINDS: dict[str, Callable[[Instruction], bool]] = {
     "barrier": is_barrier,
     "store": is_store,
-    "load": lambda instruction: instruction.name in ("LD", "LDS", "LDG"),
+    "load": is_load,
+    "store of 16 bytes": lambda instruction: is_store(instruction) and ".128" in instruction.text,
+    "load of 16 bytes": lambda instruction: is_load(instruction) and ".128" in instruction.text,
 }
 
 

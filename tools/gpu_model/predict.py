@@ -30,7 +30,9 @@ UNIT = 32, 56  # pairs that a warp compares by matrix instructions
 TILES = 14  # of such a unit
 PRODUCTS = 3  # of matrices in TF32 for one in float32
 ROWS = 4  # of a plan in memory that a warp is at together ...
-COLUMNS = {"evaluation": 128, "row update": 128, "spread": 128, "pair finished": 64}  # ... in a step
+COLUMNS = 128  # ... of so many of its columns in a step
+SPLIT = ("pair finished", "pair weighed")  # passes in which narrow rows share a warp
+SUMMED = 32, 16  # columns and rows of weights in a pass of the loop that sums them
 HELD_LOADS = 50  # of a lane, of the entries that it holds
 BLOCKS = 8  # whose sums are on their way at once
 LEAST_PRODUCT_CHANNELS = 32
@@ -44,10 +46,10 @@ ASSUMED = f"""\
   In backward {STEPS} steps of conjugate gradients and one evaluation.
 * {OTHER_PASSES} more passes over the costs: two for their spread, and an update of the rows in the log domain, which
   takes two. Their spread is counted in the near kernel, where loads of weights are told from loads of costs. Where the
-  plan lies in registers, each of these takes as long as an evaluation. One more, by all warps,
-  makes costs of sums, and three that take as long make weights of pairs of gradients.
+  plan lies in registers, each of these takes as long as an evaluation. By all warps, one more makes costs of sums, one
+  weights of pairs of gradients, and one sums these.
 * Costs that have no room in shared memory are read from the L2 cache, {ROWS} rows at a time, of each
-  {COLUMNS["evaluation"] // 32} entries of a lane, and {COLUMNS["pair finished"] // 32} where they are made.
+  {COLUMNS // 32} entries of a lane.
 * Machine code of sm_90 for every device; bfloat16 takes float32's instructions.
 * One warp's clocks are those of `timing.py`: latencies of Hopper, {BARRIER} clocks a barrier, no misses of the
   instruction cache. Other sizes than 49 x 49 take more products, by the slope between two counted sizes.
@@ -183,9 +185,10 @@ def _over_rows(name: str, place: str, steps: int, generic_load: int) -> tuple[fl
     """Clocks and instructions of `ROWS` rows in so many steps: by the slope between one and two, or, where a pass of
     the loop is a step, so many times that."""
     loop = _loop(name)
-    flow, latencies = code.flow_of(table()["arch"], f"emd_forward_kernel.{place}"), Latencies(generic_load=generic_load)
+    kernel = f"{loop.kernel.partition('.')[0]}.{place}"
+    flow, latencies = code.flow_of(table()["arch"], kernel), Latencies(generic_load=generic_load)
     one = Figures.of(loop.path(flow), latencies)
-    if len(loop.work) == 1:
+    if loop.work[-1].op != "SHFL":
         return one.clocks * steps, one.instructions * steps
     two = Figures.of(loop.path(flow, {0: 2 * loop.work[0].times}), latencies)
     return tuple(getattr(one, what) + (getattr(two, what) - getattr(one, what)) * (steps - 1) for what in FIGURES[:2])
@@ -355,10 +358,15 @@ class Model:
             return self.panels(count, channels, sides, copied, meanwhile)
         elements = channels * sum(sides) / self.layout.threads
         halves = self.workload.element == 2
-        if copied or halves:  # two times 16 bytes in a pass
-            work = [(self.figures("panel sent"), elements * self.workload.element / 32)]
-        else:
-            work = [(self.figures("panel scattered"), elements / SCATTERED)]
+        work = []
+        for side in sides:
+            own = channels * side / self.layout.threads
+            if side == self.n and (copied or halves):  # two times 16 bytes in a pass
+                work.append((self.figures("panel sent"), own * self.workload.element / 32))
+            elif side % 4 == 0:
+                work.append((self.figures("panel sent by rows"), own * self.workload.element / 32))
+            else:
+                work.append((self.figures("panel scattered"), own / SCATTERED))
         # The bytes come while the panel before is at work, too.
         bytes_ = channels * sum(sides) * self.workload.element
         transfer = bytes_ * self.beside / (self.device.l2_bytes / self.device.processors)
@@ -400,13 +408,15 @@ class Model:
     def entries(self, name: str, times: float, loop: str, warps: float) -> None:
         """A pass over the costs, a warp to a few rows."""
         near = self.layout.cost_near
+        quads = math.ceil(self.n / 4)
+        lanes = min(32, 1 << (quads - 1).bit_length()) if loop in SPLIT else 32
         clocks, instructions = _over_rows(
             loop,
             "near" if loop == "spread" else self.layout.place,
-            math.ceil(self.n / COLUMNS[loop]),
+            math.ceil(quads / lanes),
             Latencies().generic_load if near else self.device.l2_latency,
         )
-        groups = math.ceil(self.rows / ROWS / warps)
+        groups = math.ceil(self.rows / (ROWS * 32 // lanes) / warps)
         entries = self.rows * self.n * 4
         self.add(name, times, groups * clocks, groups * instructions, 0, warps,
                  shared=2 * entries, l2=0 if near else entries)  # fmt: skip
@@ -481,9 +491,25 @@ class Model:
         copied = self.n % 4 == 0
         self.panels(panels, s.pull_channels, (self.n, self.n), copied, rounds * quads * loop.clocks)
         self.gradients(panels, s.pull_channels * self.n * 2, copied)
-        # Products: once more, for the sums of the weights by rows and by columns.
-        self.entries("costs", 3 if self.workload.products else 1, "pair finished", self.all)
+        self.weights()
         return None
+
+    def weights(self) -> None:
+        """Of pairs, from the plan's gradient and the costs, and, for products, their sums over the columns."""
+        self.entries("weights", 1, "pair weighed", self.all)
+        if not self.workload.products:
+            return
+        alone = self.layout.blocks == 1
+        clocks, instructions = _over_rows(
+            "weight summed", self.layout.place, 1, Latencies().generic_load if alone else self.device.l2_latency
+        )
+        columns, rows = SUMMED
+        steps = math.ceil(self.n / columns / self.all) * math.ceil(self.rows / rows)
+        entries = self.rows * self.n * 4
+        self.add("weights", 1, steps * clocks, steps * instructions, 0, self.all,
+                 shared=entries if alone else 0, l2=0 if alone else entries)  # fmt: skip
+        if not alone:
+            self.add("meetings", 1, 3 * self.device.l2_latency, 0, 0, 0)
 
     def pull_by_matrix(self) -> None:
         s, C = self.layout, self.workload.channels
@@ -497,7 +523,7 @@ class Model:
         copied = self.n % 4 == 0
         self.panels(panels, s.pull_channels, (self.n, self.n), copied, rounds * depths * loop.clocks)
         self.gradients(panels, s.pull_channels * self.n * 2, copied)
-        self.entries("costs", 3, "pair finished", self.all)
+        self.weights()
 
     def tile(self, name: str, times: float, loop: str) -> None:
         """A pass over a plan in registers."""

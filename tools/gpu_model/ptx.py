@@ -367,7 +367,9 @@ class Thread:
             return self.machine.approximate("ex2", bits_of(_power_of_2(x[0])))
         if name == "div.approx.f32":
             return self.quotient(*x)
-        if name == "sqrt.rn.f32":
+        if name == "div.full.f32":
+            return self.ratio(*x)
+        if name in ("sqrt.rn.f32", "sqrt.approx.f32", "sqrt.approx.ftz.f32"):
             return bits_of(math.sqrt(x[0]) if x[0] >= 0 else math.nan)
         if kind == "fma":
             return _fused(*x)
@@ -379,6 +381,9 @@ class Thread:
     def quotient(self, x: float, y: float) -> int:
         if 2.0**126 < abs(y) < math.inf:
             return bits_of(math.nan if math.isinf(x) else math.copysign(0.0, x) * math.copysign(1.0, y))
+        return self.ratio(x, y)
+
+    def ratio(self, x: float, y: float) -> int:
         if y == 0:
             exact = math.nan if x == 0 or math.isnan(x) else math.copysign(math.inf, x) * math.copysign(1.0, y)
         else:

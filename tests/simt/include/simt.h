@@ -52,6 +52,8 @@ void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]
 // Exact, unless a test makes them as far off as the hardware's may be.
 float exp2_of(float x);
 float quotient(float x, float y);
+float ratio(float x, float y);
+float sqrt_of(float x);
 
 template <class To, class From>
 To bit_cast(const From& from) {

@@ -510,3 +510,9 @@ PLANTED_EXPORT float planted_exp2(float x) {
 PLANTED_EXPORT float planted_quotient(float x, float y) {
   return sfr::cuda::quotient(x, y);
 }
+PLANTED_EXPORT float planted_ratio(float x, float y) {
+  return sfr::cuda::ratio(x, y);
+}
+PLANTED_EXPORT float planted_root(float x) {
+  return sfr::cuda::sqrt_of(x);
+}
