@@ -19,6 +19,7 @@ looks at, second derivatives): float64, dense, O(N M min(N, M)). First derivativ
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -132,19 +133,31 @@ def costs(
 ) -> Tensor:
     """Costs of features, by a function such as `sfr_ext.cost_matrix`, with other pixels in place of those that no kept
     patch has: 0, or, of the teacher, what the first kept patch has, from which distances may count
-    (csrc/ground/products.h).
+    (csrc/ground/products.h). Of an empty problem no patch is kept.
 
     Nothing follows from those, but a gradient of 0 times a NaN would be NaN.
     """
-    tokens = x.dim() == 3
-    x, y = _kept(x, a, patch_size, tokens), _kept(y, b, patch_size, tokens, like_first=patch_size == 1)
+    if a is not None or b is not None:
+        tokens = x.dim() == 3
+        kept_a, kept_b = _kept_patches(a, b)
+        x, y = _kept(x, kept_a, patch_size, tokens), _kept(y, kept_b, patch_size, tokens, like_first=patch_size == 1)
     return matrix(x, y, metric=metric, patch_size=patch_size)
 
 
-def _kept(features: Tensor, weight: Tensor | None, patch_size: int, tokens: bool, like_first: bool = False) -> Tensor:
-    if weight is None:
-        return features
-    kept = weight > 0
+def _kept_patches(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of both sides, ``[..., N]`` and ``[..., M]``; ``[..., 1]`` for all patches of a side without weights."""
+    some = [w.amax(-1, keepdim=True) > 0 for w in (a, b) if w is not None]
+    lead = max(s.dim() for s in some)
+
+    def in_all_groups(t: Tensor) -> Tensor:
+        return t if t.dim() == lead else t.unsqueeze(-2)
+
+    full = functools.reduce(torch.logical_and, map(in_all_groups, some))
+    kept_a, kept_b = (full if w is None else full & in_all_groups(w > 0) for w in (a, b))
+    return kept_a, kept_b
+
+
+def _kept(features: Tensor, kept: Tensor, patch_size: int, tokens: bool, like_first: bool = False) -> Tensor:
     own = 2 if tokens else 3  # axes of a patch's position and its channels
     while kept.dim() > features.dim() - own + 1:  # one student for several groups
         kept = kept.any(-2)
@@ -156,7 +169,8 @@ def _kept(features: Tensor, weight: Tensor | None, patch_size: int, tokens: bool
         return filled if tokens else filled.mT.unflatten(-1, features.shape[-2:])
     if tokens:
         return torch.where(kept[..., None], features, 0)
-    kept = kept.unflatten(-1, tuple(size - patch_size + 1 for size in features.shape[-2:]))
+    grid = [size - patch_size + 1 for size in features.shape[-2:]]
+    kept = kept.expand(*kept.shape[:-1], math.prod(grid)).unflatten(-1, grid)
     covering = F.pad(kept.to(torch.float32), [patch_size - 1] * 4)
     covered = F.max_pool2d(covering.flatten(0, -3)[:, None], patch_size, stride=1) > 0
     return torch.where(covered.view(*kept.shape[:-2], 1, *features.shape[-2:]), features, 0)

@@ -24,6 +24,9 @@ def cost_matrix(x: Tensor, y: Tensor, *, metric: str = "l2", patch_size: int = 1
     differences; on a GPU, and on some processors, those of 32 channels or more, computed in float32, from
     ``|x|^2 + |y|^2 - 2 x.y`` of centred features, and where that cancels from differences all the same.
 
+    A cost that is not finite, because a feature is not or squares leave the type, has the gradient NaN in all channels
+    of both patches. Where the gradient that comes for a cost is 0, nothing is added to theirs, whatever they hold.
+
     Args:
         x: ``[B, C, H, W]`` (any strides, read in place) or tokens ``[B, N, C]``; float16, bfloat16, float32, float64.
         y: the same kind, ``[B, C, H', W']`` or ``[B, M, C]``, or with groups ``[B, G, C, H', W']``, ``[B, G, M, C]``.

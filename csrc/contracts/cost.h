@@ -43,6 +43,9 @@ struct CostForwardParams : CostParams {
   SFR_DERIVED_FIELDS(CostForwardParams, SFR_COST_FORWARD)
 };
 
+// A pair whose grad_cost is 0 adds nothing, whatever its patches hold. Any other whose cost is not finite makes the
+// gradients of both its patches NaN, in all channels.
+//
 // cost as forward returned it and grad_cost are contiguous; grad_x and grad_y, out, have the shapes of x and y.
 // No data: not wanted.
 #define SFR_COST_BACKWARD(FIELD, BASE)   \

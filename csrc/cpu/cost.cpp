@@ -32,6 +32,25 @@ struct Backward {
   }
 };
 
+// Hides pixels of one side that are in no patch with a finite cost: as such a patch has weights that are 0 or NaN, its
+// gradient is the same whatever they hold, and a weight of 0 times a NaN is not 0. Costs are [patches][others], in
+// steps of `along` and `across`.
+template <class T>
+void hide_broken(Side<T>& side, const T* cost, int64_t along, int64_t others, int64_t across) {
+  const auto broken = [&](int64_t i) {
+    for (int64_t j = 0; j < others; ++j)
+      if (const T c = cost[i * along + j * across]; c - c == 0) return false;
+    return true;
+  };
+  const int64_t W = side.view->W;
+  std::memset(side.unused, 1, side.pixels.count);
+  for (int64_t i = 0; i < side.patches; ++i) {
+    if (broken(i)) continue;
+    for (int64_t dy = 0; dy < side.patch; ++dy) std::memset(side.unused + side.corner(i) + dy * W, 0, side.patch);
+  }
+  side.hidden = std::memchr(side.unused, 1, side.pixels.count) != nullptr;
+}
+
 template <class T>
 void forward(const CostForwardParams& p) {
   const int64_t N = p.N(), M = p.M();
@@ -59,6 +78,10 @@ void backward(const CostBackwardParams& p) {
         ground.set(b, g, nullptr, N, nullptr, M);
         work.few = p.patch == 1 && p.metric != Metric::cosine &&
                    find_entries(p.metric, grad, cost, N, M, work.of_x, work.of_y);
+        if (!work.few) {
+          hide_broken(ground.x, cost, M, M, 1);
+          hide_broken(ground.y, cost, 1, N, M);
+        }
       }
       team.barrier();
       if (work.few) {

@@ -29,7 +29,8 @@ struct Side {
   int64_t patches = 0;            // kept
   const int32_t* kept = nullptr;  // which; null: all
   int64_t ld = 0;                 // row length of panels over the pixels
-  uint8_t* unused = nullptr;      // [pixels] 1 where no kept patch covers a pixel (patch > 1); such a pixel reads as 0
+  uint8_t* unused = nullptr;      // [pixels] 1: a pixel reads as 0, as one that no kept patch covers (patch > 1)
+  bool hidden = false;            // whether there may be such pixels
   T* squares = nullptr;           // [ld] |pixel|^2 (cosine; less the centre: distances by products)
   T* inverse = nullptr;           // [padded patches] 1 / |patch|, 0 for 0 (cosine)
   T* own = nullptr;               // [ld] coefficient of the pixel itself in its gradient (cosine, products)
@@ -53,7 +54,8 @@ struct Side {
     patches = count;
     pixels.locate(*view, patch == 1 ? kept : nullptr, count);
     ld = padded<T>(pixels.count);
-    if (patch > 1 && kept) {
+    hidden = patch > 1 && kept;
+    if (hidden) {
       std::memset(unused, 1, pixels.count);
       for (int64_t i = 0; i < patches; ++i)
         for (int64_t dy = 0; dy < patch; ++dy) std::memset(unused + corner(i) + dy * view->W, 0, patch);
@@ -72,7 +74,7 @@ struct Side {
 
   // Channels c .. c + channels of `all`: where they lie, if they lie as panels do, else a copy.
   Panel<T> read(int64_t c, int64_t channels, T* copy) const {
-    const bool hidden = patch > 1 && kept, same = view->dtype == (sizeof(T) == 4 ? DType::float32 : DType::float64);
+    const bool same = view->dtype == (sizeof(T) == 4 ? DType::float32 : DType::float64);
     // Up to a whole vector, a row's end is followed by what is next, of this map or another.
     const bool followed = map + (c + channels - 1) * view->stride_c + whole_vectors<T>(pixels.count) <= end;
     if (same && pixels.adjacent && followed && !hidden)
@@ -394,7 +396,7 @@ void own_coefficients(Ground<T>& ground, const T* grad) {
   for (int64_t p = 0; p < y.ld; ++p) y.own[p] = 0;
   // Fused or not, but the same for every pair, wherever a compiler's vectors end: padding changes no bit.
   const auto add_term = [&](T& sum, int64_t i, int64_t j) {
-    const T weight = grad[i * ground.ld + j], alike = 1 - ground.cost[i * ground.ld + j];
+    const T weight = grad[i * ground.ld + j], alike = alike_of(weight, ground.cost[i * ground.ld + j]);
 #ifdef __FP_FAST_FMA
     sum = std::fma(weight, alike, sum);
 #else

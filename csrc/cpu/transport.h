@@ -74,6 +74,12 @@ struct Weights {
     if (count < n) kept = list;
   }
 
+  // Of an empty problem nothing is kept on either side.
+  void remove_all() {
+    kept = list;
+    count = 0;
+  }
+
   Kept patches() const { return {kept, count, all, light}; }
   int64_t index(int64_t i) const { return kept ? kept[i] : i; }
 
@@ -101,6 +107,9 @@ struct Transport {
   void read_weights(const Solve& solve, int64_t batch, int64_t group) {
     a.read(solve.a, batch, group, N, memory.rows);
     b.read(solve.b, batch, group, M, memory.columns);
+    if (a.count > 0 && b.count > 0) return;
+    a.remove_all();
+    b.remove_all();
   }
 
   // Row length of the costs between kept patches, and of the plan.

@@ -18,6 +18,35 @@ SFR_KERNEL cost_forward_kernel(const __grid_constant__ KernelParams<CostForwardP
   });
 }
 
+// Hides pixels that are in no patch with a finite cost: as such a patch has weights that are 0 or NaN, its gradient is
+// the same whatever they hold, and a weight of 0 times a NaN is not 0.
+template <class T, Place place>
+SFR_DEVICE void hide_broken(Ground<T, place>& ground, const T* cost) {
+  Team& team = ground.team;
+  const int N = ground.layout.N, M = ground.layout.M;
+  bool hidden = false;
+  const auto mark = [&](const FeatureView& view, int along, int others, int across, uint8_t* used) {
+#pragma unroll 1
+    for (int p = team.rank; p < int(view.H * view.W); p += team.size) {
+      bool any = false;
+      ground.each_cover(view, p, [&](int i) {
+#pragma unroll 1
+        for (int j = 0; j < others && !any; ++j) {
+          const T c = cost[int64_t(i) * along + int64_t(j) * across];
+          any = c - c == 0;
+        }
+      });
+      used[p] = any;
+      hidden = hidden || !any;
+    }
+  };
+  mark(ground.params.x, M, M, 1, ground.at.x_used);
+  mark(ground.params.y, 1, N, M, ground.at.y_used);
+  Arena room = ground.at.pull_panels;  // before there are panels
+  if (any_of(team, room.take<T>(most_warps), hidden))
+    ground.x_used = ground.at.x_used, ground.y_used = ground.at.y_used;
+}
+
 // Cosine: sums over rows and columns of d/dC (1 - C).
 template <class T, Place place>
 SFR_DEVICE void cosine_sums(Ground<T, place>& ground, const T* grad, const T* cost) {
@@ -25,7 +54,7 @@ SFR_DEVICE void cosine_sums(Ground<T, place>& ground, const T* grad, const T* co
   const int N = ground.layout.N, M = ground.layout.M;
   const auto term = [&](int i, int j) {
     const int64_t at = int64_t(i) * M + j;
-    return grad[at] * (1 - cost[at]);
+    return grad[at] * alike_of(grad[at], cost[at]);
   };
 #pragma unroll 1
   for (int i = team.warp(); i < N; i += team.warps()) {
@@ -52,6 +81,7 @@ template <class T, Place place>
   const int64_t at = (b * p.G + g) * s.N * s.M;
   const T *cost = static_cast<const T*>(p.cost) + at, *grad = static_cast<const T*>(p.grad_cost) + at;
   T* W = ground.cost();
+  hide_broken(ground, cost);
   if (p.metric == Metric::cosine) {
     invert_norms(ground);
     cosine_sums(ground, grad, cost);

@@ -28,7 +28,7 @@ struct Ground : Problem<T, place> {
   using Problem<T, place>::team;
   const CostParams& params;
   int64_t b, g;
-  const uint8_t *x_used, *y_used;  // null: all pixels are
+  const uint8_t *x_used, *y_used;  // null: all pixels are; others read as 0
   bool products;                   // squared distances by them, and gradients
 
   SFR_DEVICE Ground(const TeamContext<place>& context, const CostParams& p, int64_t item, int64_t group)

@@ -106,8 +106,8 @@ struct ProblemMemory {
     cost = s.cost_near && kept ? own.take<T>(int64_t(rows) * s.ld) : nullptr;
     row_weight = solver(own, rows);
     column_weight = solver(own, s.ld);
-    x_used = own.take<uint8_t>(operation.solved ? s.x_pixels : 0);
-    y_used = own.take<uint8_t>(operation.solved ? s.y_pixels : 0);
+    x_used = own.take<uint8_t>(kept ? s.x_pixels : 0);
+    y_used = own.take<uint8_t>(kept ? s.y_pixels : 0);
     // Features are compared before there is a plan. When gradients are pulled, the weights of pairs are in its place,
     // unless they are where several blocks see them. The solver's vectors are needed at neither time.
     compare_panels = shared;

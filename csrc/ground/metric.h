@@ -56,19 +56,28 @@ SFR_GROUND_INLINE T cost_of(T sum, Scaled&& scaled) {
     return sum;
   }
 }
-// From the gradient of a cost to the weight of its pair.
+// From the gradient of a cost to the weight of its pair: NaN for a cost that is no number, so that all channels of both
+// patches are NaN, but 0 for a gradient of 0, whatever the cost.
 template <Metric metric, class T, class Scaled>
 SFR_GROUND_INLINE T weight_of(T grad, T cost, Scaled&& scaled) {
-  if constexpr (metric == Metric::l2) {
-    return cost == 0 ? T(0) : ratio(grad, cost);
-  } else if constexpr (metric == Metric::sqeuclidean) {
-    return 2 * grad;
-  } else if constexpr (metric == Metric::cosine) {
-    return scaled(grad);
-  } else {
-    static_assert(metric == Metric::l1, "the gradient of this metric");
-    return grad;
-  }
+  const auto of_finite = [&] {
+    if constexpr (metric == Metric::l2) {
+      return cost == 0 ? T(0) : ratio(grad, cost);
+    } else if constexpr (metric == Metric::sqeuclidean) {
+      return 2 * grad;
+    } else if constexpr (metric == Metric::cosine) {
+      return scaled(grad);
+    } else {
+      static_assert(metric == Metric::l1, "the gradient of this metric");
+      return grad;
+    }
+  };
+  return grad == 0 ? T(0) : of_finite() + (cost - cost);
+}
+// Cosine: what a pair adds to the own coefficients of its patches, from the gradient of its cost, is their product.
+template <class T>
+SFR_GROUND_INLINE T alike_of(T grad, T cost) {
+  return grad == 0 ? T(0) : 1 - cost;
 }
 
 // Calls f with a number that is known to the compiler as f's argument::value.

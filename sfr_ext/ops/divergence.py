@@ -236,6 +236,27 @@ def _empty(pair: Pair, lead: tuple[int, ...]) -> Tensor | None:
     return functools.reduce(torch.logical_or, each).expand(lead)
 
 
+def _emptied(pair: Pair, solved: DivergenceSaved | EmdSolved) -> Pair:
+    """With no weight on either side of an empty problem, so that both sides' problems with themselves are empty, too.
+
+    ``solved``: for the number of patches.
+    """
+    empty = _empty(pair, problems(pair.x, pair.y))
+    if empty is None:
+        return pair
+
+    def side(weight: Tensor | None, other: Tensor | None, count: int) -> Tensor:
+        if weight is None:
+            assert other is not None
+            weight = other.new_full((count,), 1 / count)
+        elif weight.dim() == empty.dim():
+            weight = weight[:, None]
+        return torch.where(empty[..., None], 0.0, weight)
+
+    n, m = solved.f.shape[-1], solved.g.shape[-1]
+    return pair._replace(a=side(pair.a, pair.b, n), b=side(pair.b, pair.a, m))
+
+
 class _Three(NamedTuple):
     """The problems of a divergence, with the costs of the two that are with themselves."""
 
@@ -250,7 +271,7 @@ def _solve_three(
     pair: Pair, known: Tensor | None, first: EmdSolved, ground: Ground, options: SolverOptions, caller: str
 ) -> _Three:
     """``known``: the potential that the teacher has with itself. ``first``: eps and costs of ``E(x, y)``."""
-    x, y, a, b = pair
+    x, y, a, b = _emptied(pair, first)
     lead = problems(x, y)
     each, b_each = flat(y, b, lead)
 
@@ -305,9 +326,8 @@ def _forward(pair: Pair, teacher: Teacher, ground: Ground, options: SolverOption
     parts = (between, with_x, with_y)
     n_iter, error = torch.stack([s.n_iter for s in parts], -1), torch.stack([s.error for s in parts], -1)
     empty = _empty(pair, lead)
-    if empty is not None:  # whatever the other side has with itself
+    if empty is not None:  # whatever the teacher has with itself
         value = value.masked_fill(empty, 0)
-        n_iter, error = (t.masked_fill(empty[..., None], 0) for t in (n_iter, error))
     return Divergence(
         value=value,
         f=between.f,
@@ -371,20 +391,18 @@ def _backward(
     x, y, a, b = pair
     eps, relative = saved.eps, options.relative
     lead = problems(x, y)
-    empty = _empty(pair, lead)
-    if empty is not None:
-        grad = grad.masked_fill(empty, 0)
+    _, _, itself_a, itself_b = _emptied(pair, saved)
     slope = torch.zeros_like(eps)
     to_x = to_y = to_a = to_b = None
     if need.need_x or need.need_a or relative:
         itself = _for_each_group(x, lead)
         student = saved.x_potential, eps, saved.x_centre, saved.x_cost
         wanted = options.reach_a, need.need_x, need.need_a
-        to_x, to_a, own = _itself_backward(grad, x, itself, a, *student, ground, options, *wanted)
+        to_x, to_a, own = _itself_backward(grad, x, itself, itself_a, *student, ground, options, *wanted)
         if relative:
             slope = slope + own
     if (need.need_y or need.need_b or relative) and not teacher_given:
-        each, b_each = flat(y, b, lead)
+        each, b_each = flat(y, itself_b, lead)
         teacher = saved.y_potential.flatten(0, -2), eps.flatten(), saved.y_centre.flatten(), saved.y_cost
         wanted = options.reach_b, need.need_y, need.need_b
         to_y, to_b, own = _itself_backward(grad.flatten(), each, each, b_each, *teacher, ground, options, *wanted)
@@ -401,7 +419,7 @@ def _backward(
     if need.need_y and to_y is not None:
         grad_y += to_y.view_as(grad_y)
     if need.need_a and to_a is not None:
-        grad_a += to_a
+        grad_a += fold_groups(to_a, a)
     if need.need_b and to_b is not None:
         grad_b += fold_groups(to_b.view(*lead, to_b.shape[-1]), b)
     if masses is not None:  # the same for every patch, but for those that are removed

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import not_finite
 import pytest
 import torch
 from cases import METRICS, error, features, weights
@@ -376,3 +377,26 @@ def test_pixels_of_no_kept_window_are_not_read(strategy: str) -> None:
             result = solve_sample(*leaves, mask, patch_size=2)
             found = gradients([result.transport_cost], leaves)
         assert all(value.isfinite().all() for value in found), (axis, at)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_empty_problem_has_no_gradient(metric: str, patch_size: int) -> None:
+    with emulated(FLAVOUR, "automatic", None):
+        not_finite.empty_problems_have_no_gradient(metric, patch_size)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_patch_removed_in_one_group_alone(metric: str, patch_size: int) -> None:
+    with emulated(FLAVOUR, "automatic", None):
+        not_finite.groups_have_their_own_patches(metric, patch_size)
+
+
+@pytest.mark.parametrize("arch", [90, 75])
+@pytest.mark.parametrize(("patch_size", "channels"), [(1, 3), (1, 40), (2, 3)])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_cost_that_is_not_finite_has_gradient_nan(metric: str, patch_size: int, channels: int, arch: int) -> None:
+    for strategy in ("block", "cooperative", "stream"):
+        with emulated(FLAVOUR, strategy, None, arch=arch):
+            not_finite.costs_that_are_not_finite_have_gradient_nan(metric, patch_size, channels)
