@@ -61,6 +61,60 @@ def test_iterations_at_larger_eps_count(costs: Tensor, max_iter: int) -> None:
     ).all()  # of a larger one
 
 
+def of_few_levels(n: int, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Integer costs and uneven weights: nearly all mass lies between parts of the plan that hardly touch."""
+    generator = torch.Generator().manual_seed(n * m)
+    cost = torch.randint(0, 4, (128, n, m), generator=generator).to(dtype)
+    a, b = (torch.rand(128, k, generator=generator, dtype=torch.float64).to(dtype) + 0.1 for k in (n, m))
+    return cost, a, b
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "m"), [(2, 225), (3, 200), (4, 150), (2, 100)])
+def test_few_patches_against_many(n: int, m: int, dtype: torch.dtype) -> None:
+    """Systems are factorised over the side that has fewer patches; over the other, one took up to 2,169 iterations."""
+    cost, a, b = of_few_levels(n, m, dtype)
+    ours, other = solve(cost, a, b), solve(cost.mT, b, a)
+    with ops.forced(method="plain"):
+        plain = solve(cost, a, b, max_iter=20_000)
+    assert ours.converged.all() and other.converged.all()
+    assert ours.n_iter.max() < 300 and other.n_iter.max() < 300
+    assert (ours.n_iter < 1.25 * plain.n_iter + 40).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reach", [None, 1.0])
+@pytest.mark.parametrize(("n", "m"), [(12, 49), (30, 61)])
+def test_both_ways_are_one_problem(n: int, m: int, reach: float | None, dtype: torch.dtype) -> None:
+    """The values and gradients of either way round, where systems are factorised over rows and over columns."""
+    generator = torch.Generator().manual_seed(5)
+    x, y = (torch.randn(8, k, 3, generator=generator, dtype=torch.float64) for k in (n, m))
+    single = dtype == torch.float32
+    cost = torch.cdist(x, y).to(dtype).requires_grad_()
+    a, b = (torch.rand(8, k, generator=generator, dtype=torch.float64).to(dtype) + 0.1 for k in (n, m))
+    tol = 1e-4 if single else 1e-10
+    ours, other = (
+        solve(c, *weights, eps=3e-3, tol=tol, reach=reach, max_iter=5_000)
+        for c, weights in ((cost, (a, b)), (cost.mT, (b, a)))
+    )
+    assert ours.converged.all() and other.converged.all()
+    torch.testing.assert_close(ours.transport_cost, other.transport_cost, rtol=1e-3 if single else 1e-9, atol=1e-9)
+    if single:
+        return
+    upstream = torch.linspace(1, 2, 8, dtype=dtype)
+    one, two = (torch.autograd.grad((r.transport_cost * upstream).sum(), cost)[0] for r in (ours, other))
+    torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-8)
+
+
+def test_small_patches_that_hold_nothing_are_brought_to_their_weight() -> None:
+    """Within tol from the start; a Newton step has no way to them, a logarithmic update has."""
+    cost = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
+    b = torch.tensor([1.0, 1e-6, 1e-6], dtype=torch.float64)
+    result = solve(cost, torch.ones(1, dtype=torch.float64), b, tol=1e-3)
+    assert result.converged and result.n_iter <= 5
+    torch.testing.assert_close(result.plan[0], b / b.sum())
+
+
 SIZES = [(49, 12), (64, 9), (16, 16), (10, 33)]  # mass between few patches of a teacher moves slowest
 
 

@@ -117,7 +117,7 @@ struct PlanMemory {
     row_parts = arena.take<T>(blocks * most_parts);
     column_parts = arena.take<T>((wide / block_columns + 1) * most_parts);
     scalars = arena.take<T>(2 * most_parts);
-    cholesky.reserve(arena, m);
+    cholesky.reserve(arena, n, m);
   }
 };
 
@@ -248,7 +248,7 @@ struct Plan {
   }
   int64_t factorising_takes() const { return Cholesky<T>::price(rows.count, columns.count); }
   void factorise(const T* null, bool loose) { cholesky.factorise(*this, null, loose); }
-  void solve_factorised(const T* right, T* out) { cholesky.solve(columns, right, out); }
+  void solve_factorised(const T* right, T* out) { cholesky.solve(*this, right, out); }
 
   // Vectors are short: rank 0 does them.
   template <class F>
