@@ -1,9 +1,10 @@
 // What is left to do once a problem is solved: to bring patches of little weight to their marginals.
 //
 // Within tol they may still be far from them: what they lack is little, but the gradients of their weights are their
-// potentials. Patches that weigh so little that the plan does not show them have stayed where they were: the log domain
-// shows them, and they follow the others. What is left is mostly mass between small patches, and takes a few Newton
-// steps, or a symmetric problem some halvings; with equal weights nothing is left. No memory, no threads, no vectors.
+// potentials. Patches that weigh so little that the plan does not show them have stayed where they were, and those that
+// hold next to nothing of their weight are far from it: the log domain shows them, and they follow the others. What is
+// left is mostly mass between small patches, and takes a few Newton steps, or a symmetric problem some halvings; with
+// equal weights nothing is left. No memory, no threads, no vectors.
 #pragma once
 
 #include "strategy.h"
@@ -19,17 +20,18 @@ class Refinement {
         max_iter_(options.max_iter),
         symmetric_(options.symmetric),
         newton_(options.method == Method::automatic),
-        updates_(!light || max_iter_ == 0 ? 0
-                 : symmetric_             ? 16
-                                          : 2) {}
+        unseen_(light && max_iter_ > 0) {}
 
   SFR_FN bool begun() const { return begun_; }
 
   // `now` is of the potentials at first, as is that which is to be reported.
-  SFR_FN Step<T> next(const Evaluation<T>& now, int64_t n_iter) {
+  SFR_FN Step<T> next(const Evaluation<T>& now, int64_t& n_iter) {
+    const bool lost = now.underflow && n_iter < max_iter_;
+    if (!begun_ && (unseen_ || lost)) updates_ = symmetric_ ? 16 : 2;
     begun_ = true;
     if (updates_ > 0) {
       --updates_;
+      if (n_iter < max_iter_) ++n_iter;
       return {Action::update};
     }
     if (stepped_ && !now.exact) return plain(n_iter, corrections_);
@@ -80,7 +82,8 @@ class Refinement {
   T tol_;
   int64_t max_iter_;
   bool symmetric_, newton_;
-  int updates_;  // in the log domain, that are still to come
+  bool unseen_;      // there are patches that the plan does not show
+  int updates_ = 0;  // in the log domain, that are still to come
   bool begun_ = false;
   int steps_ = 0, corrections_ = 1;
   bool stepped_ = false;            // a Newton step is to be judged
