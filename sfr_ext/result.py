@@ -33,7 +33,7 @@ class OTResult:
         entropic_cost: ``<P, C> + eps KL(P | a b^T)``, differentiable. Computed as ``<a, f> + <b, g>``. With a reach
             the minimum of that problem. The same as ``transport_cost`` for ``solver="exact"``.
         f: ``[..., N]`` potential of the student's side, in units of the cost. At removed patches
-            without meaning, but of ``solver="exact"``: 0, and of given costs ``min_j cost_ij - g_j`` over the kept ones.
+            without meaning; with ``solver="exact"`` 0, or, of given costs, ``min_j cost_ij - g_j`` over the kept ones.
         g: ``[..., M]`` potential of the teacher's side. Only the sum ``f_i + g_j`` is determined, unless there is a
             reach.
         eps: regularisation used, in units of the cost; 0 for ``solver="exact"``.

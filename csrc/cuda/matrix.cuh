@@ -278,7 +278,7 @@ SFR_DEVICE void matrix_pull(const Team& team, int first_unit, const T* mine, int
     };
     T sums[rows * columns * of_tile] = {};
     if (!first) each([&](int k, int, int, int at) { sums[k] = out[at]; });
-#pragma unroll 1
+#pragma unroll 2
     for (int o = 0; o < others; o += MatrixUnit::depth) {
       const bool whole = o + half < others;
       Fragments<2> b[columns];

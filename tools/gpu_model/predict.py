@@ -28,6 +28,7 @@ FETCHED = 8  # elements of a thread that are on their way at once, in registers
 SCATTERED = 2  # elements in a pass of the loop that copies single ones
 UNIT = 32, 56  # pairs that a warp compares by matrix instructions
 TILES = 14  # of such a unit
+PULLED = 16  # pixels of the other side in a pass of the loop that pulls by matrix instructions
 PRODUCTS = 3  # of matrices in TF32 for one in float32
 ROWS = 4  # of a plan in memory that a warp is at together ...
 COLUMNS = 128  # ... of so many of its columns in a step
@@ -516,10 +517,11 @@ class Model:
         loop = self.figures("pull by matrix")
         panels = math.ceil(C / s.pull_channels)
         units = 2 * math.ceil(self.n / 32) * math.ceil(s.pull_channels / 16)
-        rounds, depths = math.ceil(units / self.all), math.ceil(self.n / 8)
+        rounds, depths = math.ceil(units / self.all), math.ceil(self.n / PULLED)
         busy = units / rounds
+        products = busy * 4 * PULLED / 8 * PRODUCTS * 1024
         self.add("pull", panels * rounds * depths, loop.clocks, loop.instructions, 0, busy,
-                 shared=loop.shared * 2 * SHARED_BANKS * busy, matrix=busy * 4 * PRODUCTS * 1024)  # fmt: skip
+                 shared=loop.shared * 2 * SHARED_BANKS * busy, matrix=products)  # fmt: skip
         copied = self.n % 4 == 0
         self.panels(panels, s.pull_channels, (self.n, self.n), copied, rounds * depths * loop.clocks)
         self.gradients(panels, s.pull_channels * self.n * 2, copied)
