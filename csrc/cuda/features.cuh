@@ -229,8 +229,7 @@ SFR_DEVICE void fetch(const Team& team, const Reader& reader, int c0, int channe
 #pragma unroll
     for (int k = 0; k < Fetched<T>::words; ++k) {
       const int e = first_element(team, reader, round, k);
-      if (k * reader.run < fetched_elements &&
-          e < total)  // mutant: a later word is one of the next round's, read twice
+      if (k * reader.run < fetched_elements && e < total)  // mutant: a later word is the next round's, read twice
         out.word[k] = load16(data + offset(e) * (16 / reader.run));
     }
   };
