@@ -26,7 +26,8 @@ struct Operation {
   bool matrix = false;    // and those by matrix instructions; known when it is laid out
   bool solved = true;     // there is a plan; else costs alone
   bool backward = false;
-  bool reach = false;  // on a side
+  bool reach = false;                // on a side
+  int compare_x = 0, compare_y = 0;  // pixels that are compared at once; 0: as many as there is room for
 };
 
 // The part of a layout that kernels see.
@@ -201,7 +202,9 @@ template <class T>
 int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room, bool tiled) {
   const int n = s.compare_x = s.compared(operation.windows), m = s.compare_y = s.y_pixels;
   s.by_matrix = operation.matrix;
-  if (tiled && compare_bytes<T>(s, operation, 1) > room) {
+  if (operation.compare_y > 0) {
+    s.compare_x = std::min(n, operation.compare_x), s.compare_y = std::min(m, operation.compare_y);
+  } else if (tiled && compare_bytes<T>(s, operation, 1) > room) {
     // As many tiles of results as a block has threads: then a panel is read once.
     const int edge = tile_edge<T>(n, m);
     for (int side = 16; side > 0; side /= 2) {
@@ -209,7 +212,7 @@ int64_t fill_compare(ProblemLayout& s, const Operation& operation, int64_t room,
       if (compare_bytes<T>(s, operation, 8) <= room) break;
     }
   }
-  if (operation.matrix) {
+  if (operation.matrix && operation.compare_y == 0) {
     // As many pairs as the warps have units: then a pass over the features reads those of its pairs alone. Worth it
     // where what is read again, of x, is the smaller part.
     const MatrixTiling units(s.compare_x, s.compare_y, 1);
@@ -388,26 +391,28 @@ ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLi
 }
 
 // Costs alone have the bits that they have where a problem is solved, so that a plan that is made of them later is that
-// of the problem: the same panels, and slices of their channels. They need no team, unless patches share pixels: with
-// few slices, as many rows at a time as keep the threads busy.
+// of the problem: the same panels, of tiles no larger, and slices of their channels. They need no team, unless patches
+// share pixels: with few slices, as many rows at a time as keep the threads busy.
 template <class T>
 ProblemLayout choose_for_costs(const Operation& operation, Strategy forced, const DeviceLimits& device) {
   Operation solving = operation;
   solving.solved = true;
   const ProblemLayout solved = choose<T>(solving, forced, device, operation.N);
+  Operation alone = operation;
+  alone.compare_x = solved.compare_x, alone.compare_y = solved.compare_y;
   int64_t rows = operation.N;
   if (!operation.windows && operation.N > 64) {
     const auto busy = [&](int64_t n) {
-      const MatrixTiling units(int(n), int(operation.M), solved.matrix_slices);
+      const MatrixTiling units(int(n), solved.compare_y, solved.matrix_slices);
       if (solved.by_matrix) return 2 * units.units() * units.slices > solved.threads / warp_threads;
-      const Tiling tiling(int(n), int(operation.M), tile_edge<T>(int(n), int(operation.M)), solved.pair_slices);
+      const Tiling tiling(int(n), solved.compare_y, tile_edge<T>(int(n), solved.compare_y), solved.pair_slices);
       return 2 * tiling.tiles() * tiling.slices > solved.threads;
     };
     const int step = solved.by_matrix ? MatrixUnit::height : 56;
     for (rows = step; rows < operation.N && !busy(rows);) rows += step;
     if (rows + rows / 2 > operation.N) rows = operation.N;  // what is left would be little
   }
-  ProblemLayout s = choose<T>(operation, forced, device, rows);
+  ProblemLayout s = choose<T>(alone, forced, device, rows);
   if (s.panel_channels >= solved.panel_channels && s.threads == solved.threads) {
     s.panel_channels = solved.panel_channels;
     s.by_matrix = solved.by_matrix;

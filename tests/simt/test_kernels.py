@@ -270,10 +270,29 @@ def test_costs_alone_are_those_that_were_solved(n: int, m: int, metric: str, dty
     x, y = torch.randn(1, n, 37, dtype=dtype), torch.randn(1, m, 37, dtype=dtype)
     y[0, m // 2] = x[0, n // 2] + 1e-3  # a pair of which products tell too little
     pair, ground = Pair(x, y, None, None), Ground(METRIC_NUMBERS[metric], 1)
-    with pytest.MonkeyPatch.context() as patch, emulated(FLAVOUR, "automatic", None):
+    with emulated(FLAVOUR, "automatic", None):
+        assert torch.equal(cost_matrix(x, y, metric=metric).view_as(kept := kept_costs(pair, ground)), kept)
+
+
+def kept_costs(pair: Pair, ground: Ground) -> Tensor:
+    """Those that a problem was solved with."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(emd, "FEATURES_TO_COSTS", 0)
-        solved = emd.solve_and_keep(pair, ground, SolverOptions(1.0, True, max_iter=1), "")[-1]
-        assert torch.equal(cost_matrix(x, y, metric=metric).view_as(solved), solved)
+        return emd.solve_and_keep(pair, ground, SolverOptions(1.0, True, max_iter=1), "")[-1]
+
+
+@pytest.mark.parametrize(("shared", "arch"), [(227, 90), (99, 90), (163, 80), (99, 75)])
+@pytest.mark.parametrize("strategy", ["automatic", "cooperative", "stream"])
+@pytest.mark.parametrize(("n", "m", "channels"), [(100, 196, 96), (113, 255, 48), (196, 196, 64), (256, 256, 64)])
+def test_costs_alone_are_those_of_any_device(
+    n: int, m: int, channels: int, strategy: str, shared: int, arch: int
+) -> None:
+    """Where maps are compared in parts, and problems are split."""
+    torch.manual_seed(0)
+    x, y = torch.randn(1, n, channels), torch.randn(1, m, channels)
+    with emulated(FLAVOUR, strategy, None, shared, arch):
+        kept = kept_costs(Pair(x, y, None, None), Ground(METRIC_NUMBERS["l2"], 1))
+        assert torch.equal(cost_matrix(x, y).view_as(kept), kept)
 
 
 @pytest.mark.parametrize(("strategy", "name", "metric"), cases(MAP_CASES, QUICK))
