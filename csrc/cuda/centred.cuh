@@ -118,7 +118,7 @@ SFR_DEVICE bool finish_products(const Team& team, bool root, int rows, int colum
         Column column;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          const int at = j + k < columns ? j + k : j;
+          const int at = j + k < columns ? j + k : j;  // mutant: what lies beyond is masked
           column.square[k] = squares[rows + at];
           column.used[k] = every_bit(j + k < columns && (!y_used || y_used[at]));
         }

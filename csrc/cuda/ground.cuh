@@ -317,7 +317,7 @@ SFR_DEVICE void weigh(Ground<T, place>& ground, const T* grad, int64_t ld_grad, 
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             T w = 0;
-            if (row.cost && j + k < columns) {
+            if (row.cost && j + k < columns) {  // mutant: what lies beyond has a gradient of 0, unless all is NaN
               const auto scaled = [&](T v) { return ground.scaled(v, first + i, j + k); };
               w = broken ? T(NAN) : weight_of<decltype(metric)::value>(of.grad.at[k], of.cost.at[k], scaled);
               if (by_products) w = marked(w, !(of.cost.at[k] >= row.least));
@@ -330,7 +330,8 @@ SFR_DEVICE void weigh(Ground<T, place>& ground, const T* grad, int64_t ld_grad, 
         [&](int i, const Row& row, bool counts) {
           if (!by_products) return;
           const T sum = over_lanes<Sum>(row.sum, lanes);
-          if (counts && i < rows && team.lane() % lanes == 0) ground.at.x_own[first + i] = sum;
+          if (counts && i < rows && team.lane() % lanes == 0)  // mutant: memory ends at a multiple of 4, too
+            ground.at.x_own[first + i] = sum;
         });
   });
 }
