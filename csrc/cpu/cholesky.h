@@ -17,11 +17,7 @@ namespace sfr::cpu::SFR_ISA {
 template <class T>
 class Cholesky {
  public:
-  // Iterations that have as many multiplications; 0: both sides have too many patches.
-  static int64_t price(int64_t rows, int64_t columns) {
-    const int64_t size = rows < columns ? rows : columns, others = rows < columns ? columns : rows;
-    return size > most_patches || size == 0 ? 0 : 4 + size / 4 + size * size / (12 * others);
-  }
+  static constexpr int64_t most_patches = 256;  // the matrix takes 512 KB
 
   // For as many patches or fewer: those that are kept.
   void reserve(Arena& arena, int64_t rows, int64_t columns) {
@@ -97,8 +93,7 @@ class Cholesky {
 
  private:
   static constexpr int L = lanes<double>;
-  static constexpr int64_t most_patches = 256;  // the matrix takes 512 KB
-  static constexpr int64_t panel = 8;           // patches of the other side at a time
+  static constexpr int64_t panel = 8;  // patches of the other side at a time
   static_assert(panel % L == 0);
   static constexpr double least_pivot = is_single<T> ? 1e-6 : 1e-13;
 

@@ -240,13 +240,13 @@ struct Plan {
   }
 
   // The linear system, factorised.
-  static constexpr bool factorises = true;
-
   template <class F>
   auto with_products(const F& f) {
     return f(*this);
   }
-  int64_t factorising_takes() const { return Cholesky<T>::price(rows.count, columns.count); }
+  int64_t factorising_takes() const {
+    return iterations_of_factorising(rows.count, columns.count, Cholesky<T>::most_patches);
+  }
   void factorise(const T* null, bool loose) { cholesky.factorise(*this, null, loose); }
   void solve_factorised(const T* right, T* out) { cholesky.solve(*this, right, out); }
 

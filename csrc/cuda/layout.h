@@ -40,6 +40,7 @@ struct ProblemLayout {
   bool cost_near = true;           // costs beside them
   bool in_registers = false;       // the plan while it is solved,
   bool held = false;               // or a copy of one in shared memory, while products of it are taken (HeldPlan)
+  int factorising = 0;             // iterations that factorising its system takes; 0: there is no room to do it
   int ld = 0;
   // Panels of features, to compare and to pull gradients: channels, and pixels of either map. A map with more comes in
   // tiles.
@@ -88,7 +89,7 @@ struct ProblemMemory {
   // Shared memory always.
   T* warps;
   WeightSummary<T>* summary;
-  Arena compare_panels, pull_panels;
+  Arena compare_panels, pull_panels, factors;
   // Far: global memory of the team.
   T *blocks, *far_cost, *pixel_costs, *gathered;
   T *x_own, *y_own;  // cosine, and gradients by products, for which one block has those of small maps in shared memory
@@ -134,6 +135,8 @@ struct ProblemMemory {
       const int64_t sums = int64_t(cover.slices) * cover.width;
       partial = solver(own, s.held && sums < HeldShape::entries_of_sums ? HeldShape::entries_of_sums : sums);
     }
+    factors = own;
+    if (s.factorising > 0) Cholesky<T>::reserve(own, s.N, s.M);
     shared_end = shared.used;
     near_end = near.used;
 
@@ -283,9 +286,18 @@ bool fill_panels(ProblemLayout& s, const Operation& operation, int64_t shared, b
 
 template <class T>
 bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool tiled) {
+  const auto fits = [&](ProblemLayout& in) {
+    return in.in_registers ? fill_panels<T, Place::near>(in, operation, shared, tiled)
+                           : fill_panels<T, Place::any>(in, operation, shared, tiled);
+  };
   s.ld = s.cover().template row_length<T>(s.M);
-  return s.in_registers ? fill_panels<T, Place::near>(s, operation, shared, tiled)
-                        : fill_panels<T, Place::any>(s, operation, shared, tiled);
+  s.factorising = 0;
+  if (!fits(s)) return false;
+  ProblemLayout more = s;
+  if (operation.solved && s.blocks == 1 && s.resident)
+    more.factorising = int(iterations_of_factorising(s.N, s.M, Cholesky<T>::most_patches));
+  if (more.factorising > 0 && fits(more)) s = more;
+  return true;
 }
 
 // Threads that solve a problem of this size: few enough that a barrier is quick, a power of two of warps.

@@ -10,7 +10,7 @@
 #include "../contracts/sinkhorn.h"
 #include "../solver/marginal.h"
 #include "../solver/strategy.h"
-#include "team.cuh"
+#include "cholesky.cuh"
 
 namespace sfr::cuda {
 
@@ -82,8 +82,10 @@ struct AnyPlan {
   SFR_DEVICE Self& self() { return static_cast<Self&>(*this); }
   SFR_DEVICE const Self& self() const { return static_cast<const Self&>(*this); }
 
-  static constexpr bool factorises = false;
-
+  // The linear system, factorised.
+  Arena factors;
+  int64_t price = 0;
+  SFR_DEVICE int64_t factorising_takes() const { return price; }
   // A side without a patch: then no patch is kept on either.
   SFR_DEVICE bool empty() const { return kept_columns == 0; }
   SFR_DEVICE bool has_reach() const { return rows.has_reach() || columns.has_reach(); }
@@ -200,6 +202,14 @@ struct Plan : AnyPlan<T, Plan<T>> {
   template <class F>
   SFR_DEVICE auto with_products(const F& f) {
     return f(*this);
+  }
+  SFR_DEVICE Cholesky<T> cholesky() const { return Cholesky<T>(Base::factors, team, rows, columns, P, ld); }
+  SFR_DEVICE void factorise(const T* null, bool loose) { cholesky().factorise(null, loose); }
+  SFR_DEVICE void solve_factorised(const T* right, T* out) {
+    const Cholesky<T> factors = cholesky();
+    factors.solve(right);
+    each_column([&](int j) { out[j] = factors.solution(j); });
+    sync();
   }
   // The plan to where others read it: it lies there.
   SFR_DEVICE void leave(T*, int) const {}

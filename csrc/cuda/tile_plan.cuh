@@ -36,6 +36,8 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
 
   TileEntries<T>& entries;
   T* partial;
+  T* spare;  // [rows][spare_ld], where there is room for the plan
+  int spare_ld;
   int turn = 0;
   bool alone;  // one warp
   int lane, warp;
@@ -94,6 +96,27 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
   template <class F>
   SFR_DEVICE auto with_products(const F& f) {
     return f(*this);
+  }
+  // Those who solve, as others describe them.
+  SFR_DEVICE Team solvers() const {
+    Team all;
+    all.rank = warp * warp_threads + lane;
+    all.size = alone ? warp_threads : shape.threads();
+    all.barrier = solvers_barrier;
+    return all;
+  }
+  SFR_DEVICE Cholesky<T> cholesky() const {
+    return Cholesky<T>(Base::factors, solvers(), rows, columns, spare, spare_ld);
+  }
+  SFR_DEVICE void factorise(const T* null, bool loose) {
+    leave(spare, spare_ld);
+    cholesky().factorise(null, loose);
+  }
+  SFR_DEVICE void solve_factorised(const T* right, T* out) {
+    const Cholesky<T> factors = cholesky();
+    factors.solve(right);
+    each_column([&](int j) { out[j] = factors.solution(j); });
+    sync_warp();
   }
   // The plan to where others read it.
   SFR_DEVICE void leave(T* out, int ld) const {

@@ -139,6 +139,7 @@ SFR_DEVICE void describe(Plan& plan, const Problem<T, place>& problem, bool of_f
   plan.of_features = of_features;
   plan.rows.count = problem.rows, plan.columns.count = s.M;
   plan.buffer = problem.buffer();
+  plan.factors = at.factors, plan.price = s.factorising;
 }
 
 // The plan of the problem, its vectors cleared.
@@ -187,6 +188,7 @@ SFR_DEVICE TilePlan<T> make_tile_plan(const Problem<T, place>& problem, Team& te
   rows.vectors = of_rows + shape.rows(), columns.vectors = of_columns + shape.columns();
   rows.stride = shape.rows(), columns.stride = shape.columns();
   plan.partial = at.partial;
+  plan.spare = at.P, plan.spare_ld = s.ld;
   const auto nothing = [](int k, int stride) { return k < stride ? Max::nothing<T>() : T(0); };  // log() comes first
 #pragma unroll 1
   for (int k = team.rank; k < Marginal<T>::of_rows * rows.stride; k += team.size)

@@ -228,11 +228,8 @@ SFR_FN T adjoint_backward(Plan<T>& plan, Upstream<T> up, T eps, const Spread<T>*
       exchange = means.exchange;
     }
     const int64_t most = 4 * int64_t(plan.kept_columns) + 20;
-    plan.with_products([most](auto& products) SFR_INLINED {
-      const auto unit = [&](Index j) { return load(products.columns.unit() + j); };
-      const int64_t patience = Rules<T>::worth * price_of(products);
-      return solve_system(products, Rules<T>::adjoint_precision, most, patience, false, unit);
-    });
+    const auto unit = [](const Marginal<T>& side, Index j) { return load(side.unit() + j); };
+    solve_system(plan, Rules<T>::adjoint_precision, most, Rules<T>::worth * plan.factorising_takes(), false, unit);
     const auto out_of_units = [](const Marginal<T>& side, Index i) {
       store(side.step() + i, load(side.step() + i) / load(side.unit() + i));
     };

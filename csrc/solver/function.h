@@ -1,7 +1,9 @@
 // Where the solver's rules are compiled to: each instruction set of the CPU, a GPU, or a host that tests them alone.
 //
-// SFR_TARGET is the namespace, SFR_FN marks a function, SFR_INLINE one that must be part of its caller. Vec<T> holds
-// lanes<T> neighbouring entries of a vector: several on a CPU, one in each thread of a GPU.
+// SFR_TARGET is the namespace, SFR_FN marks a function, SFR_INLINE one that must be part of its caller, SFR_BOTH one
+// that the host of a GPU calls, too. Vec<T> holds lanes<T> neighbouring entries of a vector: several on a CPU, one in each
+// thread of a GPU.
+// thread of a GPU.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +13,7 @@
 #include "../cpu/simd.h"
 #define SFR_TARGET sfr::cpu::SFR_ISA
 #define SFR_FN inline
+#define SFR_BOTH inline
 
 #elif defined(__CUDACC__) || defined(SFR_SIMT)
 
@@ -23,6 +26,7 @@
 
 #define SFR_TARGET sfr::host
 #define SFR_FN inline
+#define SFR_BOTH inline
 
 #endif
 

@@ -31,23 +31,17 @@ struct SystemSteps {
   bool factorised = false;
 };
 
-// Iterations that factorising the system takes; 0: it is not to be had.
-template <class Plan>
-SFR_FN int64_t price_of(const Plan& plan) {
-  if constexpr (Plan::factorises)
-    return plan.factorising_takes();
-  else
-    return 0;
-}
+// How far the conjugate gradients have come: the residual's square, weighed, and what it was to fall to.
+template <class T>
+struct Approach {
+  T least = 0, wanted = 0;
+  int64_t taken = 0;
+};
 
-// Solves from 0, with the constant mode projected out, until the residual has fallen by `goal`, or the type has no more
-// to give, or after `limit` steps; keeps the best. Where the device factorises systems, it does after `patience` steps
-// that were not enough, if `limit` allows it; `loose`: see factorise(). unit(j): n_j.
-//
-// The residual is weighed by the columns' sums, so small columns hardly enter it: at the end each column is solved for
-// once more, given the rows', which makes it as exact as they are, whatever its weight.
+// From 0, with the constant mode projected out, until the residual has fallen by `goal`, or the type has no more to
+// give, or after `limit` steps; leaves the best in best(), and its residual in right(). unit(columns, j): n_j.
 template <class T, template <class> class Plan, class Unit>
-SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t patience, bool loose, Unit&& unit) {
+SFR_FN Approach<T> conjugate_gradients(Plan<T>& plan, T goal, int64_t limit, Unit&& unit) {
   const Marginal<T>&rows = plan.rows, &columns = plan.columns;
   T *r = columns.residual(), *p = columns.direction(), *q = columns.product(), *d = columns.inverse_diagonal();
   T *beta = columns.step(), *best = columns.best();
@@ -67,7 +61,7 @@ SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t pa
   plan.template reduce_column_products<Sum>(total, [&](Index j, Vec<T> s, Vec<T>(&sums)[2]) {
     const Vec<T> whole = gain * load(sum + j), diagonal = whole - load(d + j), floor = whole * T(1e-6);
     store(d + j, counted(columns, j, 1 / (diagonal > floor ? diagonal : floor)));
-    const Vec<T> residual = kept(columns, j, load(k + j) - s), n = unit(j);
+    const Vec<T> residual = kept(columns, j, load(k + j) - s), n = unit(columns, j);
     store(r + j, residual);
     store(best + j, Vec<T>{});
     sums[0] += n * residual;
@@ -76,7 +70,7 @@ SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t pa
   const T modes = plan.has_reach() ? Number<T>::infinity : total[1];
   T mean = total[0] / modes, start[1];
   plan.template reduce_columns<Sum>(start, [&](Index j, Vec<T>(&sums)[1]) {
-    const Vec<T> residual = kept(columns, j, load(r + j) - mean * (unit(j) * load(sum + j)));
+    const Vec<T> residual = kept(columns, j, load(r + j) - mean * (unit(columns, j) * load(sum + j)));
     const Vec<T> first = residual * load(d + j);
     store(r + j, residual);
     store(k + j, residual);
@@ -86,12 +80,7 @@ SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t pa
   T energy = start[0], least = energy;
   const T wanted = goal * goal * energy;
   int stale = 0;
-  int64_t step = 0, price = 0;
-  if constexpr (Plan<T>::factorises) {
-    price = plan.factorising_takes();
-    if (patience + price > limit) price = 0;
-    if (price > 0) limit = patience;
-  }
+  int64_t step = 0;
   SFR_ROLLED
   for (bool go = energy > 0 && limit > 0; go; ++step) {
     plan.eliminate(p, static_cast<const T*>(nullptr));
@@ -101,8 +90,8 @@ SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t pa
       const Vec<T> direction = load(p + j), product = kept(columns, j, gain * load(sum + j) * direction + s);
       store(q + j, product);
       sums[0] += direction * product;
-      sums[1] += unit(j) * product;
-      sums[2] += unit(j) * load(r + j);
+      sums[1] += unit(columns, j) * product;
+      sums[2] += unit(columns, j) * load(r + j);
     });
     const T length = energy / dots[0];
     if (!(dots[0] > 0) || !(length > 0)) {
@@ -112,7 +101,7 @@ SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t pa
     mean = (dots[2] - length * dots[1]) / modes;
     T next[1];
     plan.template reduce_columns<Sum>(next, [&](Index j, Vec<T>(&sums)[1]) {
-      const Vec<T> left = load(r + j) - length * load(q + j) - mean * (unit(j) * load(sum + j));
+      const Vec<T> left = load(r + j) - length * load(q + j) - mean * (unit(columns, j) * load(sum + j));
       const Vec<T> residual = kept(columns, j, left);
       store(beta + j, load(beta + j) + length * load(p + j));
       store(r + j, residual);
@@ -133,42 +122,78 @@ SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t pa
     energy = next[0];
     go = energy > wanted && stale < Rules<T>::patience && step + 1 < limit;
   }
-  bool factorised = false;
-  if constexpr (Plan<T>::factorises) {
-    // Conjugate gradients that no longer got on are left at what rounding allows, if that is near the goal.
-    factorised = price > 0 && least > (step >= limit ? wanted : T(1e4) * wanted);
-    if (factorised) {
-      plan.each_column([&](Index j) { store(q + j, unit(j)); });
-      plan.sync();
-      plan.factorise(q, loose);
-      // Once more for what rounding left, but of patches that go where they want to, which leave theirs.
-      const T* no_right = nullptr;
-      for (int turn = 0; turn < (loose ? 1 : 2) && least > wanted; ++turn) {
-        plan.solve_factorised(k, p);
-        plan.eliminate(p, no_right);
-        T left[1];
-        plan.template reduce_column_products<Sum>(left, [&](Index j, Vec<T> s, Vec<T>(&sums)[1]) {
-          const Vec<T> product = kept(columns, j, gain * load(sum + j) * load(p + j) + s);
-          const Vec<T> residual = load(k + j) - product;
-          store(q + j, residual);
-          sums[0] += residual * residual * load(d + j);
-        });
-        if (!loose && !(left[0] < least)) break;
-        least = left[0];
-        plan.each_column([&](Index j) {
-          store(best + j, load(best + j) + load(p + j));
-          store(k + j, load(q + j));
-        });
-        plan.sync();
-      }
-      step += price;
-    }
-  }
+  return {least, wanted, step};
+}
+
+// The residual that is left by its diagonal alone, and the rows from the columns: it is weighed by the columns' sums,
+// so small columns hardly enter it. This makes each as exact as the rows are, whatever its weight.
+template <class T, template <class> class Plan>
+SFR_FN void settle(Plan<T>& plan) {
+  const Marginal<T>& columns = plan.columns;
+  T* beta = columns.step();
+  const T *best = columns.best(), *k = columns.right(), *sum = columns.sum(), gain = columns.gain();
   plan.each_column(
       [&](Index j) { store(beta + j, load(best + j) + counted(columns, j, load(k + j) / (gain * load(sum + j)))); });
   plan.sync();
-  plan.eliminate_rows(beta, rows.right());
-  return {step, factorised};
+  plan.eliminate_rows(beta, plan.rows.right());
+}
+
+// Adds to best() what the residual in right() asks for, by the factorised system, and once more for what rounding left,
+// but of patches that go where they want to (`loose`), which leave theirs.
+template <class T, template <class> class Plan, class Unit>
+SFR_FN void factorised_solution(Plan<T>& plan, Approach<T> found, bool loose, Unit&& unit) {
+  const Marginal<T>& columns = plan.columns;
+  T *p = columns.direction(), *q = columns.product(), *best = columns.best(), *k = columns.right();
+  const T *d = columns.inverse_diagonal(), *sum = columns.sum(), gain = columns.gain();
+  T least = found.least;
+  plan.each_column([&](Index j) { store(q + j, unit(columns, j)); });
+  plan.sync();
+  plan.factorise(q, loose);
+  const T* no_right = nullptr;
+  SFR_ROLLED
+  for (int turn = 0; turn < (loose ? 1 : 2) && least > found.wanted; ++turn) {
+    plan.solve_factorised(k, p);
+    plan.eliminate(p, no_right);
+    T left[1];
+    plan.template reduce_column_products<Sum>(left, [&](Index j, Vec<T> s, Vec<T>(&sums)[1]) {
+      const Vec<T> product = kept(columns, j, gain * load(sum + j) * load(p + j) + s);
+      const Vec<T> residual = load(k + j) - product;
+      store(q + j, residual);
+      sums[0] += residual * residual * load(d + j);
+    });
+    if (!loose && !(left[0] < least)) break;
+    least = left[0];
+    plan.each_column([&](Index j) {
+      store(best + j, load(best + j) + load(p + j));
+      store(k + j, load(q + j));
+    });
+    plan.sync();
+  }
+}
+
+// Solves the system by conjugate gradients, or, where `patience` steps of them were not enough and `limit` allows it,
+// by factorising it; `loose`: see factorise().
+template <class T, template <class> class Plan, class Unit>
+SFR_FN SystemSteps solve_system(Plan<T>& plan, T goal, int64_t limit, int64_t patience, bool loose, Unit&& unit) {
+  const int64_t price = patience + plan.factorising_takes() > limit ? 0 : plan.factorising_takes();
+  if (price > 0) limit = patience;
+  struct Found {
+    Approach<T> approach;
+    bool enough;
+  };
+  const bool alone = price == 0;
+  const Found found = plan.with_products([goal, limit, alone, &unit](auto& products) SFR_INLINED {
+    const Approach<T> approach = conjugate_gradients(products, goal, limit, unit);
+    // Those that no longer got on are left at what rounding allows, if that is near the goal.
+    const T near = approach.taken >= limit ? approach.wanted : T(1e4) * approach.wanted;
+    const bool enough = alone || !(approach.least > near);
+    if (enough) settle(products);
+    return Found{approach, enough};
+  });
+  if (found.enough) return {found.approach.taken, false};
+  factorised_solution(plan, found.approach, loose, unit);
+  settle(plan);
+  return {found.approach.taken + price, true};
 }
 
 // One Newton step on both potentials, left in the scalings: the plan's system with the errors of its marginals as right
@@ -184,10 +209,8 @@ SFR_FN Stepped newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) 
   plan.each_row([&](Index i) { missing(plan.rows, i); });
   plan.each_column([&](Index j) { missing(plan.columns, j); });
   const int64_t limit = step.limit - n_iter - 1;
-  const SystemSteps system = plan.with_products([step, limit](auto& products) SFR_INLINED {
-    const auto unit = [](Index) { return splat<T>(1); };
-    return solve_system(products, step.precision, limit, step.patience, true, unit);
-  });
+  const auto one = [](const Marginal<T>&, Index) { return splat<T>(1); };
+  const SystemSteps system = solve_system(plan, step.precision, limit, step.patience, true, one);
   n_iter += 1 + system.taken;
   const auto take = [&step](const Marginal<T>& side, Index i, Vec<T>(&longest)[1]) {
     const Vec<T> most = splat<T>(step.longest), x = kept(side, i, load(side.step() + i));
@@ -199,16 +222,14 @@ SFR_FN Stepped newton_step(Plan<T>& plan, const Step<T>& step, int64_t& n_iter) 
   plan.template reduce_rows<Max>(of_rows, [&](Index i, Vec<T>(&longest)[1]) { take(plan.rows, i, longest); });
   plan.template reduce_columns<Max>(of_columns, [&](Index j, Vec<T>(&longest)[1]) { take(plan.columns, j, longest); });
   const bool cut = of_rows[0] > step.longest || of_columns[0] > step.longest;
-  if constexpr (Plan<T>::factorises) {
-    if (system.factorised && cut) {
-      const T share = step.longest / (of_rows[0] > of_columns[0] ? of_rows[0] : of_columns[0]);
-      const auto part = [share](const Marginal<T>& side, Index i) {
-        store(side.scale() + i, exp2<T>(T(1 / ln2) * share * kept(side, i, load(side.step() + i))));
-      };
-      plan.each_row([&](Index i) { part(plan.rows, i); });
-      plan.each_column([&](Index j) { part(plan.columns, j); });
-      plan.sync();
-    }
+  if (system.factorised && cut) {
+    const T share = step.longest / (of_rows[0] > of_columns[0] ? of_rows[0] : of_columns[0]);
+    const auto part = [share](const Marginal<T>& side, Index i) {
+      store(side.scale() + i, exp2<T>(T(1 / ln2) * share * kept(side, i, load(side.step() + i))));
+    };
+    plan.each_row([&](Index i) { part(plan.rows, i); });
+    plan.each_column([&](Index j) { part(plan.columns, j); });
+    plan.sync();
   }
   return {cut, system.factorised};
 }

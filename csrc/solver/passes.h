@@ -12,8 +12,7 @@
 //              scale_halfway(sample)           both at once, for a symmetric problem
 //   system     eliminate(v, right)             step = (right - P v) / (gain sum) over the rows, and P^T step
 //              eliminate_rows(v, right)        ... without the latter
-//              factorises                      whether the device can factorise the system at all
-//              factorising_takes()                  what that takes, in iterations; 0: not this one
+//              factorising_takes()             what factorising it takes, in iterations; 0: it is not to be had
 //              factorise(null, loose), solve_factorised(right, out)   the null vector, which a plan with a reach does
 //                                              not have; whether patches that hardly touch others may go far
 //              with_products(f)                f(plan), or f of one that is the same and whose products are faster to

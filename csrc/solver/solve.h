@@ -62,7 +62,7 @@ struct Solution {
 // potentials are a start that was given. `fixed`: eps may not give way.
 template <class T, template <class> class Plan>
 SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, CostRange<T> apart, bool warm, bool fixed) {
-  SolverStrategy<T, Plan<T>::factorises> strategy(options, apart, warm, fixed, price_of(plan));
+  SolverStrategy<T> strategy(options, apart, warm, fixed, plan.factorising_takes());
   Refinement<T> refinement(options, plan.light);
   SFR_IN_MEMORY(strategy);
   SFR_IN_MEMORY(refinement);

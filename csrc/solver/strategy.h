@@ -121,6 +121,13 @@ struct CostRange {
   T moved = 1;  // share of the mass that is not bound to the heaviest patch of both sides
 };
 
+// Iterations that have as many multiplications as factorising the system of a plan, over the side with fewer patches,
+// if those are `most` at most; 0: it is not to be had.
+SFR_BOTH int64_t iterations_of_factorising(Index rows, Index columns, Index most) {
+  const int64_t fewer = rows < columns ? rows : columns, more = rows < columns ? columns : rows;
+  return fewer == 0 || fewer > most ? 0 : 4 + fewer / 4 + fewer * fewer / (12 * more);
+}
+
 // Would iterations bring this error below tol as soon as Newton steps, each of which squares it and costs twenty?
 // `last` is the error `sampled_every` iterations ago.
 template <class T>
@@ -138,8 +145,7 @@ SFR_FN bool stalls(T error, T last) {
   return error < T(1e-3) && !(error < last * T(0.95));
 }
 
-// `factorises`: whether the device can factorise the system of a Newton step.
-template <class T, bool factorises = false>
+template <class T>
 class SolverStrategy {
  public:
   int64_t n_iter = 0;   // counted by whoever iterates
@@ -219,8 +225,8 @@ class SolverStrategy {
       missed_ = error;
       reached_ = false;
     }
-    correcting_ = stepped_ && !correcting_ && !hard() && error > before_ / 2 && n_iter < max_iter_;
-    if constexpr (factorises) hard_ = hard_ || (correcting_ && price > 0 && !(error < thrown_about));
+    correcting_ = stepped_ && !correcting_ && !hard_ && error > before_ / 2 && n_iter < max_iter_;
+    hard_ = hard_ || (correcting_ && price > 0 && !(error < thrown_about));
     if (correcting_) return iterate(before_ / 2, at_most(n_iter + corrections), T(0), true);
     if (stepped_) {
       stepped_ = false;
@@ -241,16 +247,16 @@ class SolverStrategy {
       } else {
         if (cut_ && longest_ > shortest) {
           longest_ = shortest;
-        } else if (precision_ > finest && !cut_ && !hard()) {
+        } else if (precision_ > finest && !cut_ && !hard_) {
           precision_ *= T(1e-2);
-        } else if (hard() && longest_ > least_step && spread_ < nearby && n_iter + 5 * (1 + price) <= max_iter_) {
+        } else if (hard_ && longest_ > least_step && spread_ < nearby && n_iter + 5 * (1 + price) <= max_iter_) {
           longest_ /= 4;
         } else {
           if (rest_ > 64 && before_ < 4 * rounding()) last_ = n_iter;
           resume_ = n_iter + rest_;
           rest_ *= 2;
         }
-        if constexpr (factorises) hard_ = hard_ || (price > 0 && before_ > 16 * rounding());
+        hard_ = hard_ || (price > 0 && before_ > 16 * rounding());
         return {Action::undo};
       }
     }
@@ -294,7 +300,7 @@ class SolverStrategy {
     step.precision = precision_;
     step.longest = longest_;
     step.limit = annealing_ || tried_ ? until_ : max_iter_;
-    step.patience = hard() ? 0 : Rules<T>::worth * price;
+    step.patience = hard_ ? 0 : Rules<T>::worth * price;
     return step;
   }
 
@@ -324,8 +330,8 @@ class SolverStrategy {
   // ... and after a Newton step. One that was cut goes where entries that have underflowed may matter.
   SFR_FN From stepped(Stepped taken) {
     cut_ = taken.cut;
-    factorised_ = factorises && taken.factorised;
-    if constexpr (factorises) hard_ = hard_ || factorised_;
+    factorised_ = taken.factorised;
+    hard_ = hard_ || factorised_;
     if (factorised_) return From::columns;
     return taken.cut ? From::potentials : scaled();
   }
@@ -350,13 +356,12 @@ class SolverStrategy {
   static constexpr int most_worsened = 4;  // short steps that may raise the error at one eps: more lead in circles
   static constexpr int most_scaled = 8;    // plans in a row that are scaled ones
 
-  SFR_FN bool hard() const { return factorises && hard_; }
   SFR_FN T tolerance() const { return annealing_ ? rough_ : tol_; }
   SFR_FN int64_t last() const { return annealing_ || (tried_ && until_ < last_) ? until_ : last_; }
   // Where iterations do not lead to where Newton steps hold, those that are factorised find the way themselves.
   SFR_FN bool given_up(T gate) {
-    if constexpr (factorises) hard_ = hard_ || (price > 0 && gate > 0 && n_iter >= given_up_);
-    return hard() && n_iter >= resume_;
+    hard_ = hard_ || (price > 0 && gate > 0 && n_iter >= given_up_);
+    return hard_ && n_iter >= resume_;
   }
   // Whether the last eps that was solved for is worth more than an error at the present one: if it is the next larger
   // one, and if mass that is off may be further off, since costs are that far apart.
@@ -369,7 +374,7 @@ class SolverStrategy {
   SFR_FN int64_t patience() const {
     int64_t all = last();
     if (doubtful() && n_iter < doubt_at_ && doubt_at_ < all) all = doubt_at_;
-    return factorises && price > 0 && newton_ && n_iter < given_up_ && given_up_ < all ? given_up_ : all;
+    return price > 0 && newton_ && n_iter < given_up_ && given_up_ < all ? given_up_ : all;
   }
   // Iterations that are tried at the present eps: its share of those that are left, within reason.
   SFR_FN int64_t tried_for() const {
@@ -410,7 +415,7 @@ class SolverStrategy {
   SFR_FN bool anneal(Rounding&& rounding, T error) {
     annealing_ = tried_ = false;
     most_spread_ = spread_;
-    const int64_t needed = hard() ? 10 * (1 + price) : 1;
+    const int64_t needed = hard_ ? 10 * (1 + price) : 1;
     if (!fixed_ && (n_iter + needed > max_iter_ || rounding() * Rules<T>::anneal_by > most_rounding)) return false;
     if (holds_ && error <= rough_) held_eps_ = annealed_eps_;
     annealed_eps_ /= Rules<T>::anneal_by;
@@ -422,7 +427,7 @@ class SolverStrategy {
   SFR_FN void begin_eps(int64_t iterations) {
     annealing_ = annealed_eps_ > 1;
     last_ = max_iter_;
-    if constexpr (factorises) given_up_ = n_iter + tried_for();
+    given_up_ = n_iter + tried_for();
     until_ = at_most(n_iter + iterations);
     if (newton_) relaxation = Relaxation<T>(true);
     precision_ = T(1e-2);

@@ -1,7 +1,8 @@
 """The kernels and those of the CPU step for step: cut off after any number of iterations, both have done the same.
 
-In float64, where sums in another order do not change what the solver does next. At a small eps the CPU factorises the
-systems of its Newton steps after some iterations, and does what a GPU does not: both come to the same solution.
+In float64, where sums in another order do not change what the solver does next. At a small eps the systems of Newton
+steps are factorised after some iterations, but for those that several blocks of a GPU share: from there on these take
+other steps, to the same solution.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
 LIMITS = [*range(1, 10), 12, 17, 40, 100]
 FACTORISED = ["cold", "cold, reach", "colder", "cold, started", "cold, started far", "cold, started, reach"]
 UNTIL = 12  # iterations in which none of them has factorised anything yet
+IN_ONE_BLOCK = ("warp", "block")
 
 
 def solved(name: str, max_iter: int) -> Solved:
@@ -82,7 +84,7 @@ def solved(name: str, max_iter: int) -> Solved:
 @pytest.mark.parametrize("name", KINDS)
 def test_both_devices_have_done_the_same(name: str, strategy: str) -> None:
     for max_iter in LIMITS:
-        if name in FACTORISED and max_iter > UNTIL:
+        if name in FACTORISED and max_iter > UNTIL and strategy not in IN_ONE_BLOCK:
             break
         ours = solved(name, max_iter)
         with emulated(FLAVOUR, strategy, None):

@@ -2,7 +2,7 @@
 #include "solver/strategy.h"
 
 namespace {
-using Strategy = sfr::host::SolverStrategy<double, true>;
+using Strategy = sfr::host::SolverStrategy<double>;
 using sfr::host::Evaluation;
 using sfr::host::Step;
 }  // namespace
