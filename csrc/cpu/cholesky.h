@@ -17,12 +17,10 @@ namespace sfr::cpu::SFR_ISA {
 template <class T>
 class Cholesky {
  public:
-  static constexpr int64_t most_patches = 256;  // the matrix takes 512 KB
-
   // For as many patches or fewer: those that are kept.
   void reserve(Arena& arena, int64_t rows, int64_t columns) {
     const int64_t fewer = rows < columns ? rows : columns, more = rows < columns ? columns : rows;
-    const int64_t size = rounded(fewer < most_patches ? fewer : most_patches);
+    const int64_t size = rounded(fewer < most_factorised ? fewer : most_factorised);
     matrix_ = arena.take<double>(size * size);
     panel_ = arena.take<double>(panel * size);
     scale_ = arena.take<double>(size);

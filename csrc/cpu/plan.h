@@ -244,9 +244,7 @@ struct Plan {
   auto with_products(const F& f) {
     return f(*this);
   }
-  int64_t factorising_takes() const {
-    return iterations_of_factorising(rows.count, columns.count, Cholesky<T>::most_patches);
-  }
+  int64_t factorising_takes() const { return iterations_of_factorising(rows.count, columns.count); }
   void factorise(const T* null, bool loose) { cholesky.factorise(*this, null, loose); }
   void solve_factorised(const T* right, T* out) { cholesky.solve(*this, right, out); }
 

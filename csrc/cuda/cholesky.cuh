@@ -3,7 +3,7 @@
 // pivot's inverse root.
 //
 // In float64, which most GPUs do slowly, and in functions of their own, whose registers weigh on nothing else: this is
-// for systems that conjugate gradients would take too long for.
+// for systems that conjugate gradients would take too long for. Its memory is shared where there is room.
 #pragma once
 
 #include "../solver/marginal.h"
@@ -12,43 +12,40 @@
 
 namespace sfr::cuda {
 
+// A plan whose system is to be factorised: [rows][ld] entries, and what is known of them.
+template <class T>
+struct FactorisedPlan {
+  const T *entries = nullptr, *row_sum = nullptr, *column_sum = nullptr;
+  T row_gain = 1, column_gain = 1;
+  int rows = 0, columns = 0, ld = 0;
+  bool has_reach = false;
+};
+
 template <class T>
 class Cholesky {
  public:
-  static constexpr int most_patches = 64;  // of the side that has fewer: its triangle takes 16 KB
-
-  // Of the plan P, [rows][ld], in memory that has been reserved.
-  SFR_DEVICE Cholesky(Arena memory, const Team& team, const Marginal<T>& rows, const Marginal<T>& columns, const T* P,
-                      int ld)
-      : team_(team),
-        P_(P),
-        row_sum_(rows.sum()),
-        column_sum_(columns.sum()),
-        row_gain_(rows.gain()),
-        column_gain_(columns.gain()),
-        ld_(ld),
-        rows_(int(rows.count)),
-        columns_(int(columns.count)),
-        has_null_(!rows.has_reach() && !columns.has_reach()) {
+  // In memory that has been reserved.
+  SFR_DEVICE Cholesky(Arena memory, const Team& team, const FactorisedPlan<T>& plan) : team_(team), plan_(plan) {
     place(memory);
   }
   static SFR_BOTH void reserve(Arena& arena, int rows, int columns) {
-    Cholesky measured(rows, columns);
+    Cholesky measured;
+    measured.plan_.rows = rows, measured.plan_.columns = columns;
     measured.place(arena);
   }
 
   // `null`: the columns' part of the null vector, which a plan with a reach does not have. Barriers before and after.
   __device__ __noinline__ void factorise(const T* null, bool loose) const {
     team_.sync();
-    set_scale(row_sum_, row_gain_, rows_, of_rows() ? scale_ : other_scale_);
-    set_scale(column_sum_, column_gain_, columns_, of_rows() ? other_scale_ : scale_);
-    each(columns_, [&](int j) { carried_[j] = double(null[j]); });
+    set_scale(plan_.row_sum, plan_.row_gain, plan_.rows, of_rows() ? scale_ : other_scale_);
+    set_scale(plan_.column_sum, plan_.column_gain, plan_.columns, of_rows() ? other_scale_ : scale_);
+    each(plan_.columns, [&](int j) { carried_[j] = double(null[j]); });
     team_.sync();
     // The null vector in units of the matrix, and what makes its length 1: each warp finds that.
     by_warps([&](int j) {
       double x = 0;
-      if (has_null_ && scale_[j] > 0)
-        x = of_rows() ? scale_[j] * along_row(j) : carried_[j] * sqrt_of(double(column_sum_[j]));
+      if (!plan_.has_reach && scale_[j] > 0)
+        x = of_rows() ? scale_[j] * along_row(j) : carried_[j] * sqrt_of(double(plan_.column_sum[j]));
       if (team_.lane() == 0) x_[j] = x;
     });
     team_.sync();
@@ -57,53 +54,32 @@ class Cholesky {
     for (int j = team_.lane(); j < size(); j += warp_threads) norm += x_[j] * x_[j];
     norm = over_lanes<Sum>(norm, warp_threads);
     const double by = norm > 0 ? 1 / norm : 0;
-
-    // Entry (j, i) of the plan as the side that is factorised sees it.
-    const int64_t along = of_rows() ? ld_ : 1, across = of_rows() ? 1 : ld_;
-    const int others = of_rows() ? columns_ : rows_;
     by_warps([&](int j) {
-      double* to = row(j);
 #pragma unroll 1
-      for (int k = j + team_.lane(); k < size(); k += warp_threads) {
-        double sum = 0;
-#pragma unroll 4
-        for (int i = 0; i < others; ++i) {
-          const T* entries = P_ + i * across;
-          sum += (double(entries[j * along]) * other_scale_[i]) * (double(entries[k * along]) * other_scale_[i]);
-        }
-        to[k] = (j == k ? 1 : 0) + by * (x_[j] * x_[k]) - scale_[j] * scale_[k] * sum;
-      }
+      for (int k = j + team_.lane(); k < size(); k += warp_threads) row(j)[k] = (j == k ? 1 : 0) + by * (x_[j] * x_[k]);
     });
 
-    constexpr double least_pivot = is_single<T> ? 1e-6 : 1e-13;
+    const int others = of_rows() ? plan_.columns : plan_.rows;
 #pragma unroll 1
-    for (int p = 0; p < size(); ++p) {
+    for (int i = 0; i < others; i += together) {
       team_.sync();
-      const double *pivots = row(p), pivot = pivots[p];
-      const bool none = !(pivot > least_pivot);
-      const double inverse = none && !loose ? 0 : 1 / sqrt_of(none ? least_pivot : pivot);
-      if (team_.rank == 0) inverse_[p] = inverse;
-#pragma unroll 1
-      for (int j = p + 1 + team_.warp(); j < size(); j += team_.warps()) {
-        const double y = inverse * (inverse * pivots[j]);
-        double* to = row(j);
-#pragma unroll 2
-        for (int k = j + team_.lane(); k < size(); k += warp_threads) to[k] -= y * pivots[k];
-      }
+      put_panel(i, others - i);
+      team_.sync();
+      subtract(0, [&](int q) { return panel_ + q * size(); }, [](int) { return 1.0; });
     }
-    team_.sync();
+    eliminate(loose);
   }
 
   // Finds the columns' solution for their right side; the rows' is 0. Barriers before and after.
   __device__ __noinline__ void solve(const T* right) const {
     team_.sync();
     if (!of_rows()) {
-      each(columns_, [&](int j) { x_[j] = scale_[j] * double(right[j]); });
+      each(plan_.columns, [&](int j) { x_[j] = scale_[j] * double(right[j]); });
       team_.sync();
       solve_triangles();
-      each(columns_, [&](int j) { carried_[j] = scale_[j] * x_[j]; });
+      each(plan_.columns, [&](int j) { carried_[j] = scale_[j] * x_[j]; });
     } else {
-      each(columns_, [&](int j) { carried_[j] = other_scale_[j] * (other_scale_[j] * double(right[j])); });
+      each(plan_.columns, [&](int j) { carried_[j] = other_scale_[j] * (other_scale_[j] * double(right[j])); });
       team_.sync();
       by_warps([&](int i) {
         const double sum = along_row(i);
@@ -111,10 +87,11 @@ class Cholesky {
       });
       team_.sync();
       solve_triangles();
-      each(columns_, [&](int j) {
+      each(plan_.columns, [&](int j) {
         double left = double(right[j]);
 #pragma unroll 1
-        for (int i = 0; i < rows_; ++i) left -= scale_[i] * x_[i] * double(P_[int64_t(i) * ld_ + j]);
+        for (int i = 0; i < plan_.rows; ++i)
+          left -= scale_[i] * x_[i] * double(plan_.entries[int64_t(i) * plan_.ld + j]);
         carried_[j] = other_scale_[j] * (other_scale_[j] * left);
       });
     }
@@ -123,20 +100,24 @@ class Cholesky {
   SFR_DEVICE T solution(int j) const { return T(carried_[j]); }
 
  private:
-  SFR_BOTH Cholesky(int rows, int columns) : rows_(rows), columns_(columns) {}
+  static constexpr int together = 8,
+                       of_warp = 4;  // rows that are subtracted at a time, and rows of a warp that they are from
+
+  SFR_BOTH Cholesky() {}
 
   SFR_BOTH void place(Arena& arena) {
-    const int fewer = size(), more = rows_ + columns_ - fewer;
+    const int fewer = size(), more = plan_.rows + plan_.columns - fewer;
     triangle_ = arena.take<double>(int64_t(fewer) * (fewer + 1) / 2);
     scale_ = arena.take<double>(fewer);
     inverse_ = arena.take<double>(fewer);
+    panel_ = arena.take<double>(int64_t(together) * fewer);
     x_ = arena.take<double>(fewer);
     other_scale_ = arena.take<double>(more);
     carried_ = arena.take<double>(more);
   }
 
-  SFR_BOTH bool of_rows() const { return rows_ < columns_; }
-  SFR_BOTH int size() const { return of_rows() ? rows_ : columns_; }
+  SFR_BOTH bool of_rows() const { return plan_.rows < plan_.columns; }
+  SFR_BOTH int size() const { return of_rows() ? plan_.rows : plan_.columns; }
   // Row j of the triangle; its first entry is (j, j).
   SFR_DEVICE double* row(int j) const { return triangle_ + j * size() - j * (j + 1) / 2; }
 
@@ -156,11 +137,81 @@ class Cholesky {
   }
   // (P carried)_i, by a warp.
   SFR_DEVICE double along_row(int i) const {
-    const T* entries = P_ + int64_t(i) * ld_;
+    const T* entries = plan_.entries + int64_t(i) * plan_.ld;
     double sum = 0;
 #pragma unroll 1
-    for (int j = team_.lane(); j < columns_; j += warp_threads) sum += double(entries[j]) * carried_[j];
+    for (int j = team_.lane(); j < plan_.columns; j += warp_threads) sum += double(entries[j]) * carried_[j];
     return over_lanes<Sum>(sum, warp_threads);
+  }
+
+  // Rows from i on of W, or columns of it where rows are fewer, of which there are `left`.
+  SFR_DEVICE void put_panel(int i, int left) const {
+    const int64_t along = of_rows() ? plan_.ld : 1, across = of_rows() ? 1 : plan_.ld;
+#pragma unroll 1
+    for (int q = team_.warp(); q < together; q += team_.warps()) {
+      const T* entries = plan_.entries + (q < left ? i + q : i) * across;
+      const double scale = q < left ? other_scale_[i + q] : 0;
+#pragma unroll 1
+      for (int j = team_.lane(); j < size(); j += warp_threads)
+        panel_[q * size() + j] = double(entries[j * along]) * (scale * scale_[j]);
+    }
+  }
+
+  // The triangle's rows from `from` on, less the sum over q of by(q) from(q)^T from(q).
+  template <class From, class By>
+  SFR_DEVICE void subtract(int begin, From&& from, By&& by) const {
+#pragma unroll 1
+    for (int j = begin + team_.warp() * of_warp; j < size(); j += team_.warps() * of_warp) {
+      double y[of_warp][together];
+#pragma unroll
+      for (int q = 0; q < together; ++q)
+#pragma unroll
+        for (int r = 0; r < of_warp; ++r) y[r][q] = j + r < size() ? by(q) * from(q)[j + r] : 0;
+#pragma unroll 1
+      for (int k = j + team_.lane(); k < size(); k += warp_threads) {
+        double x[together];
+#pragma unroll
+        for (int q = 0; q < together; ++q) x[q] = from(q)[k];
+#pragma unroll
+        for (int r = 0; r < of_warp; ++r) {
+          if (j + r > k) continue;
+          double* to = row(j + r) + k;
+          double left = *to;
+#pragma unroll
+          for (int q = 0; q < together; ++q) left -= y[r][q] * x[q];
+          *to = left;
+        }
+      }
+    }
+  }
+
+  SFR_DEVICE void eliminate(bool loose) const {
+    constexpr double least_pivot = is_single<T> ? 1e-6 : 1e-13;
+#pragma unroll 1
+    for (int first = 0; first < size(); first += together) {
+      const int end = first + together < size() ? first + together : size();
+#pragma unroll 1
+      for (int p = first; p < end; ++p) {
+        team_.sync();
+        const double *pivots = row(p), pivot = pivots[p];
+        const bool none = !(pivot > least_pivot);
+        const double inverse = none && !loose ? 0 : 1 / sqrt_of(none ? least_pivot : pivot);
+        if (team_.rank == 0) inverse_[p] = inverse;
+#pragma unroll 1
+        for (int j = p + 1 + team_.warp(); j < end; j += team_.warps()) {
+          const double y = inverse * (inverse * pivots[j]);
+          double* to = row(j);
+#pragma unroll 2
+          for (int k = j + team_.lane(); k < size(); k += warp_threads) to[k] -= y * pivots[k];
+        }
+      }
+      team_.sync();
+      if (end < size())
+        subtract(
+            end, [&](int q) { return row(first + q); },
+            [&](int q) { return inverse_[first + q] * inverse_[first + q]; });
+    }
+    team_.sync();
   }
 
   // x = (U^T U)^-1 x, by the first warp: each step waits for the one before. A barrier after it.
@@ -190,13 +241,10 @@ class Cholesky {
   }
 
   Team team_;
-  const T *P_ = nullptr, *row_sum_ = nullptr, *column_sum_ = nullptr;
-  T row_gain_ = 1, column_gain_ = 1;
-  int ld_ = 0, rows_, columns_;
-  bool has_null_ = true;
-  double *triangle_, *scale_, *inverse_;  // of the side that has fewer patches
-  double* x_;                             // ... its null vector while it is factorised, then its solution
-  double *other_scale_, *carried_;        // of the other side, and of columns
+  FactorisedPlan<T> plan_;
+  double *triangle_, *scale_, *inverse_, *panel_;  // of the side that has fewer patches
+  double* x_;                                      // ... its null vector while it is factorised, then its solution
+  double *other_scale_, *carried_;                 // of the other side, and of columns
 };
 
 }  // namespace sfr::cuda

@@ -40,7 +40,8 @@ struct ProblemLayout {
   bool cost_near = true;           // costs beside them
   bool in_registers = false;       // the plan while it is solved,
   bool held = false;               // or a copy of one in shared memory, while products of it are taken (HeldPlan)
-  int factorising = 0;             // iterations that factorising its system takes; 0: there is no room to do it
+  int factorising = 0;             // iterations that factorising its system takes; 0: it is not to be had
+  bool factors_near = false;       // its factors in shared memory
   int ld = 0;
   // Panels of features, to compare and to pull gradients: channels, and pixels of either map. A map with more comes in
   // tiles.
@@ -135,8 +136,13 @@ struct ProblemMemory {
       const int64_t sums = int64_t(cover.slices) * cover.width;
       partial = solver(own, s.held && sums < HeldShape::entries_of_sums ? HeldShape::entries_of_sums : sums);
     }
-    factors = own;
-    if (s.factorising > 0) Cholesky<T>::reserve(own, s.N, s.M);
+    const auto factorise = [&](Arena& arena) {
+      factors = arena;
+      if (s.factorising == 0) return;
+      if (s.blocks > 1) GatheredPlan<T>(arena, s.N, s.ld);
+      Cholesky<T>::reserve(arena, s.N, s.M);
+    };
+    if (s.factors_near) factorise(shared);
     shared_end = shared.used;
     near_end = near.used;
 
@@ -150,6 +156,7 @@ struct ProblemMemory {
     x_sums = norms(s.N);
     y_sums = norms(s.M);
     gathered = operation.backward && operation.G > 1 ? far.take<T>(operation.C * s.x_pixels) : nullptr;
+    if (!s.factors_near) factorise(far);
     far_end = far.used;
   }
 };
@@ -291,12 +298,13 @@ bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool til
                            : fill_panels<T, Place::any>(in, operation, shared, tiled);
   };
   s.ld = s.cover().template row_length<T>(s.M);
-  s.factorising = 0;
+  // Factors take no room of what problems are solved in otherwise.
+  s.factorising = operation.solved ? int(iterations_of_factorising(s.N, s.M)) : 0;
+  s.factors_near = false;
   if (!fits(s)) return false;
-  ProblemLayout more = s;
-  if (operation.solved && s.blocks == 1 && s.resident)
-    more.factorising = int(iterations_of_factorising(s.N, s.M, Cholesky<T>::most_patches));
-  if (more.factorising > 0 && fits(more)) s = more;
+  ProblemLayout near = s;
+  near.factors_near = true;
+  if (s.factorising > 0 && s.blocks == 1 && fits(near)) s = near;
   return true;
 }
 

@@ -86,6 +86,10 @@ struct AnyPlan {
   Arena factors;
   int64_t price = 0;
   SFR_DEVICE int64_t factorising_takes() const { return price; }
+  SFR_DEVICE FactorisedPlan<T> factorised(const T* entries, int ld) const {
+    return {entries, rows.sum(), columns.sum(), rows.gain(), columns.gain(), int(rows.count), int(columns.count),
+            ld,      has_reach()};
+  }
   // A side without a patch: then no patch is kept on either.
   SFR_DEVICE bool empty() const { return kept_columns == 0; }
   SFR_DEVICE bool has_reach() const { return rows.has_reach() || columns.has_reach(); }
@@ -146,6 +150,17 @@ struct AnyPlan {
   }
 };
 
+// The plan of all blocks of a team, and its sums over rows, where one block has all of it.
+template <class T>
+struct GatheredPlan {
+  T *entries, *row_sum;
+
+  SFR_BOTH GatheredPlan(Arena& arena, int rows, int ld) {
+    entries = arena.take<T>(int64_t(rows) * ld);
+    row_sum = arena.take<T>(rows);
+  }
+};
+
 template <class T>
 struct Plan : AnyPlan<T, Plan<T>> {
   using Base = AnyPlan<T, Plan<T>>;
@@ -203,13 +218,33 @@ struct Plan : AnyPlan<T, Plan<T>> {
   SFR_DEVICE auto with_products(const F& f) {
     return f(*this);
   }
-  SFR_DEVICE Cholesky<T> cholesky() const { return Cholesky<T>(Base::factors, team, rows, columns, P, ld); }
-  SFR_DEVICE void factorise(const T* null, bool loose) { cholesky().factorise(null, loose); }
+  // Of several blocks one does it, with what the others have put beside the factors.
+  SFR_DEVICE Cholesky<T> cholesky() const {
+    FactorisedPlan<T> whole = Base::factorised(P, ld);
+    Arena memory = Base::factors;
+    if (team.blocks > 1) {
+      const GatheredPlan<T> all(memory, Base::all_rows, ld);
+      whole.entries = all.entries, whole.row_sum = all.row_sum, whole.rows = Base::all_rows;
+    }
+    return Cholesky<T>(memory, team, whole);
+  }
+  SFR_DEVICE void factorise(const T* null, bool loose) {
+    if (team.blocks > 1) {
+      Arena memory = Base::factors;
+      const GatheredPlan<T> all(memory, Base::all_rows, ld);
+      map_entries(team, int(rows.count), int(columns.count), P, ld, all.entries + int64_t(first) * ld, ld,
+                  [](int, int, T entry) { return entry; });
+      each_row([&](int i) { all.row_sum[first + i] = rows.sum()[i]; });
+      team.grid_barrier();
+    }
+    if (team.block == 0) cholesky().factorise(null, loose);
+  }
   SFR_DEVICE void solve_factorised(const T* right, T* out) {
     const Cholesky<T> factors = cholesky();
-    factors.solve(right);
+    if (team.block == 0) factors.solve(right);
+    team.grid_barrier();
     each_column([&](int j) { out[j] = factors.solution(j); });
-    sync();
+    team.grid_barrier();
   }
   // The plan to where others read it: it lies there.
   SFR_DEVICE void leave(T*, int) const {}

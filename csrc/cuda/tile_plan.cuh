@@ -36,8 +36,9 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
 
   TileEntries<T>& entries;
   T* partial;
-  T* spare;  // [rows][spare_ld], where there is room for the plan
-  int spare_ld;
+  const T* cost;  // [rows][ld], as they were loaded
+  T* spare;       // likewise: room for the plan
+  int ld;
   int turn = 0;
   bool alone;  // one warp
   int lane, warp;
@@ -87,11 +88,11 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
 #pragma unroll
       for (int e = 0; e < E; ++e) entries.P[r][e] = 0;
   }
-  SFR_DEVICE void load_costs(const T* cost, int ld) {
+  SFR_DEVICE void load(const T* from, T (&tile)[R][E]) const {
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int e = 0; e < E; ++e) entries.C[r][e] = inside(r, e) ? cost[row(r) * ld + column(e)] : T(0);
+      for (int e = 0; e < E; ++e) tile[r][e] = inside(r, e) ? from[row(r) * ld + column(e)] : T(0);
   }
   template <class F>
   SFR_DEVICE auto with_products(const F& f) {
@@ -105,16 +106,21 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
     all.barrier = solvers_barrier;
     return all;
   }
-  SFR_DEVICE Cholesky<T> cholesky() const {
-    return Cholesky<T>(Base::factors, solvers(), rows, columns, spare, spare_ld);
+  // Functions are called: what the tile holds is loaded again after them, so that it takes no registers meanwhile.
+  SFR_DEVICE Cholesky<T> cholesky() const { return Cholesky<T>(Base::factors, solvers(), Base::factorised(spare, ld)); }
+  SFR_DEVICE void load_again() {
+    load(spare, entries.P);
+    load(cost, entries.C);
   }
   SFR_DEVICE void factorise(const T* null, bool loose) {
-    leave(spare, spare_ld);
+    leave(spare, ld);
     cholesky().factorise(null, loose);
+    load_again();
   }
   SFR_DEVICE void solve_factorised(const T* right, T* out) {
     const Cholesky<T> factors = cholesky();
     factors.solve(right);
+    load_again();
     each_column([&](int j) { out[j] = factors.solution(j); });
     sync_warp();
   }

@@ -188,7 +188,7 @@ SFR_DEVICE TilePlan<T> make_tile_plan(const Problem<T, place>& problem, Team& te
   rows.vectors = of_rows + shape.rows(), columns.vectors = of_columns + shape.columns();
   rows.stride = shape.rows(), columns.stride = shape.columns();
   plan.partial = at.partial;
-  plan.spare = at.P, plan.spare_ld = s.ld;
+  plan.cost = at.cost, plan.spare = at.P, plan.ld = s.ld;
   const auto nothing = [](int k, int stride) { return k < stride ? Max::nothing<T>() : T(0); };  // log() comes first
 #pragma unroll 1
   for (int k = team.rank; k < Marginal<T>::of_rows * rows.stride; k += team.size)
@@ -202,7 +202,7 @@ SFR_DEVICE TilePlan<T> make_tile_plan(const Problem<T, place>& problem, Team& te
   for (int j = team.lane(); j < shape.columns(); j += warp_threads)
     of_columns[j] = j < s.M ? at.column_weight[j] : T(0);
   team.sync();  // the costs may be others' too
-  plan.load_costs(at.cost, s.ld);
+  plan.load(plan.cost, entries.C);
   return plan;
 }
 

@@ -1,9 +1,8 @@
 // Where the solver's rules are compiled to: each instruction set of the CPU, a GPU, or a host that tests them alone.
 //
 // SFR_TARGET is the namespace, SFR_FN marks a function, SFR_INLINE one that must be part of its caller, SFR_BOTH one
-// that the host of a GPU calls, too. Vec<T> holds lanes<T> neighbouring entries of a vector: several on a CPU, one in each
-// thread of a GPU.
-// thread of a GPU.
+// that the host of a GPU calls, too. Vec<T> holds lanes<T> neighbouring entries of a vector: several on a CPU, one in
+// each thread of a GPU.
 #pragma once
 
 #include <cstdint>

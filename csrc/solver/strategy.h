@@ -121,11 +121,12 @@ struct CostRange {
   T moved = 1;  // share of the mass that is not bound to the heaviest patch of both sides
 };
 
-// Iterations that have as many multiplications as factorising the system of a plan, over the side with fewer patches,
-// if those are `most` at most; 0: it is not to be had.
-SFR_BOTH int64_t iterations_of_factorising(Index rows, Index columns, Index most) {
+// Iterations that have as many multiplications as factorising the system of a plan, over the side with fewer patches;
+// 0: those are too many.
+constexpr int most_factorised = 256;
+SFR_BOTH int64_t iterations_of_factorising(Index rows, Index columns) {
   const int64_t fewer = rows < columns ? rows : columns, more = rows < columns ? columns : rows;
-  return fewer == 0 || fewer > most ? 0 : 4 + fewer / 4 + fewer * fewer / (12 * more);
+  return fewer == 0 || fewer > most_factorised ? 0 : 4 + fewer / 4 + fewer * fewer / (12 * more);
 }
 
 // Would iterations bring this error below tol as soon as Newton steps, each of which squares it and costs twenty?

@@ -1,4 +1,4 @@
-"""Systems that conjugate gradients take too long for are factorised, on a GPU where one block has all of a problem."""
+"""Systems that conjugate gradients take too long for are factorised on either device."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from torch import Tensor
 from sfr_ext import OTResult, cost_matrix, solve
 from simt.test_kernels import FLAVOUR, SEEDS, emulated
 
-# Strategy, patches: both in registers, with few patches and with many; with a plan in shared memory that threads hold
-# copies of, and without.
+# Strategy, patches, KiB of shared memory: plans in registers of one warp and of four; in shared memory, held by threads
+# while products are taken, and not; with factors that have no room there; of several blocks.
 SHAPES = [
-    ("warp", 20, 24),
-    ("warp", 24, 20),
-    ("block", 40, 49),
-    ("block", 49, 40),
-    ("block", 30, 110),
-    ("block", 70, 12),
+    ("warp", 20, 24, None),
+    ("warp", 24, 20, None),
+    ("block", 40, 49, None),
+    ("block", 49, 40, None),
+    ("block", 30, 110, None),
+    ("block", 70, 12, None),
+    ("block", 49, 40, 48),
+    ("block", 90, 101, 227),
+    ("cooperative", 40, 49, None),
+    ("cooperative", 49, 40, None),
+    ("stream", 40, 49, None),
 ]
 
 
@@ -33,42 +38,47 @@ def far_apart(n: int, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def solved(cost: Tensor, a: Tensor, tol: float, reach: float | None = None) -> tuple[OTResult, Tensor, Tensor]:
     cost, a = cost.clone().requires_grad_(), a.clone().requires_grad_()
-    result = solve(cost, a, eps=0.005, tol=tol, reach=reach)
+    result = solve(cost, a, eps=0.005, tol=tol, reach=reach, max_iter=5_000)
     return result, *torch.autograd.grad((result.transport_cost + 0.5 * result.entropic_cost).sum(), (cost, a))
 
 
 @pytest.mark.parametrize("reach", [None, 2.0])
-@pytest.mark.parametrize(("strategy", "n", "m"), SHAPES)
-def test_both_devices_take_the_same_steps(strategy: str, n: int, m: int, reach: float | None) -> None:
-    """In float64, where sums in another order do not change what the solver does next."""
+@pytest.mark.parametrize(("strategy", "n", "m", "shared"), SHAPES)
+def test_both_devices_take_the_same_steps(
+    strategy: str, n: int, m: int, shared: int | None, reach: float | None
+) -> None:
+    """In float64, where sums in another order change hardly anything: some steps of conjugate gradients of many."""
     problem = far_apart(n, m, torch.float64)
     ours, *expected = solved(*problem, tol=1e-9, reach=reach)
-    with emulated(FLAVOUR, strategy, None):
+    with emulated(FLAVOUR, strategy, None, shared):
         theirs, *found = solved(*problem, tol=1e-9, reach=reach)
-    assert theirs.converged.all() and theirs.n_iter.tolist() == ours.n_iter.tolist()
+    assert theirs.converged.all() and (theirs.n_iter - ours.n_iter).abs().max() <= 10
     torch.testing.assert_close(theirs.transport_cost, ours.transport_cost, rtol=1e-9, atol=0)
     for ours_, theirs_ in zip(expected, found, strict=True):
         torch.testing.assert_close(theirs_, ours_, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(("strategy", "n", "m"), SHAPES)
-def test_gradients_that_conjugate_gradients_do_not_find(strategy: str, n: int, m: int) -> None:
+@pytest.mark.parametrize(("strategy", "n", "m", "shared"), SHAPES)
+def test_gradients_that_conjugate_gradients_do_not_find(strategy: str, n: int, m: int, shared: int | None) -> None:
     cost, a = far_apart(n, m, torch.float32)
     _, *expected = solved(cost.double(), a.double(), tol=1e-9)
-    with emulated(FLAVOUR, strategy, None):
+    with emulated(FLAVOUR, strategy, None, shared):
         _, *found = solved(cost, a, tol=1e-5)
     for theirs, ours in zip(found, expected, strict=True):
         torch.testing.assert_close(theirs.double(), ours, rtol=0, atol=5e-3 * float(ours.abs().max()))
 
 
-@pytest.mark.parametrize(
-    ("strategy", "n", "m"), [pytest.param(*s, marks=[pytest.mark.quick] if s[1] != 40 else []) for s in SHAPES]
-)
-def test_factors_have_no_race_and_the_same_bits_under_every_schedule(strategy: str, n: int, m: int) -> None:
+QUICK = [pytest.param(*shape, marks=[pytest.mark.quick] if shape[1] in (24, 49) else []) for shape in SHAPES]
+
+
+@pytest.mark.parametrize(("strategy", "n", "m", "shared"), QUICK)
+def test_factors_have_no_race_and_the_same_bits_under_every_schedule(
+    strategy: str, n: int, m: int, shared: int | None
+) -> None:
     problem = far_apart(n, m, torch.float32)
     results = []
     for flavour, seed in (("race", 1), *((FLAVOUR, seed) for seed in SEEDS)):
-        with emulated(flavour, strategy, seed):
+        with emulated(flavour, strategy, seed, shared):
             result, *gradients = solved(*problem, tol=1e-5)
         results.append([result.transport_cost, result.f, result.n_iter, *gradients])
     for other in results[1:]:

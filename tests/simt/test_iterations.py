@@ -1,8 +1,6 @@
 """The kernels and those of the CPU step for step: cut off after any number of iterations, both have done the same.
 
-In float64, where sums in another order do not change what the solver does next. At a small eps the systems of Newton
-steps are factorised after some iterations, but for those that several blocks of a GPU share: from there on these take
-other steps, to the same solution.
+In float64, where sums in another order do not change what the solver does next.
 """
 
 from __future__ import annotations
@@ -45,9 +43,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "light, symmetric": {"least": 1e-250, "symmetric": True},
 }
 LIMITS = [*range(1, 10), 12, 17, 40, 100]
-FACTORISED = ["cold", "cold, reach", "colder", "cold, started", "cold, started far", "cold, started, reach"]
-UNTIL = 12  # iterations in which none of them has factorised anything yet
-IN_ONE_BLOCK = ("warp", "block")
 
 
 def solved(name: str, max_iter: int) -> Solved:
@@ -83,9 +78,7 @@ def solved(name: str, max_iter: int) -> Solved:
 @pytest.mark.parametrize("strategy", FORCED)
 @pytest.mark.parametrize("name", KINDS)
 def test_both_devices_have_done_the_same(name: str, strategy: str) -> None:
-    for max_iter in LIMITS:
-        if name in FACTORISED and max_iter > UNTIL and strategy not in IN_ONE_BLOCK:
-            break
+    for max_iter in [*LIMITS, 10_000]:
         ours = solved(name, max_iter)
         with emulated(FLAVOUR, strategy, None):
             theirs = solved(name, max_iter)
@@ -94,17 +87,6 @@ def test_both_devices_have_done_the_same(name: str, strategy: str) -> None:
             torch.testing.assert_close(getattr(theirs, what), getattr(ours, what), rtol=1e-7, atol=1e-9, msg=what)
         # An error that is all rounding may be any such.
         torch.testing.assert_close(theirs.error, ours.error, rtol=1e-5, atol=1e-12)
-
-
-@pytest.mark.parametrize("strategy", FORCED)
-@pytest.mark.parametrize("name", FACTORISED)
-def test_both_devices_come_to_the_same(name: str, strategy: str) -> None:
-    ours = solved(name, 10_000)
-    with emulated(FLAVOUR, strategy, None):
-        theirs = solved(name, 10_000)
-    assert (ours.error < 1e-8).all() and (theirs.error < 1e-8).all()
-    for what in ("transport", "entropic"):
-        torch.testing.assert_close(getattr(theirs, what), getattr(ours, what), rtol=1e-6, atol=1e-8, msg=what)
 
 
 @pytest.mark.parametrize("name", KINDS)
