@@ -1,6 +1,5 @@
-// The linear system of a plan (../solver/newton.h), factorised, where one block has all of it. ../cpu/cholesky.h has
-// the formulas and the rules, which are the same; here the factor is a triangle by rows, each of which lacks its
-// pivot's inverse root.
+// The linear system of a plan (../solver/newton.h), factorised by one block. ../cpu/cholesky.h has the formulas and the
+// rules, which are the same; here the factor is a triangle by rows, each of which lacks its pivot's inverse root.
 //
 // In float64, which most GPUs do slowly, and in functions of their own, whose registers weigh on nothing else: this is
 // for systems that conjugate gradients would take too long for. Its memory is shared where there is room.

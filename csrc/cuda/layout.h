@@ -411,8 +411,9 @@ ProblemLayout choose(const Operation& operation, Strategy forced, const DeviceLi
 }
 
 // Costs alone have the bits that they have where a problem is solved, so that a plan that is made of them later is that
-// of the problem: the same panels, of tiles no larger, and slices of their channels. They need no team, unless patches
-// share pixels: with few slices, as many rows at a time as keep the threads busy.
+// of the problem: the same panels, of tiles no larger, and slices of their channels. (Of a problem with a reach they
+// may differ by a rounding: its vectors leave less room for panels.) They need no team, unless patches share pixels:
+// with few slices, as many rows at a time as keep the threads busy.
 template <class T>
 ProblemLayout choose_for_costs(const Operation& operation, Strategy forced, const DeviceLimits& device) {
   Operation solving = operation;

@@ -66,6 +66,12 @@ SFR_DEVICE void scale_weight(const Marginal<T>& side, int i, T by) {
   side.weight[i] *= by;
 }
 
+// Where a plan's system is factorised, and the iterations that it takes; 0: nowhere.
+struct FactorRoom {
+  Arena memory;
+  int64_t price;
+};
+
 // What every plan has: the problem's state, and what is done to its vectors alone, whatever its threads (Self) share of
 // them.
 template <class T, class Self>
@@ -83,9 +89,8 @@ struct AnyPlan {
   SFR_DEVICE const Self& self() const { return static_cast<const Self&>(*this); }
 
   // The linear system, factorised.
-  Arena factors;
-  int64_t price = 0;
-  SFR_DEVICE int64_t factorising_takes() const { return price; }
+  const FactorRoom* factors;
+  SFR_DEVICE int64_t factorising_takes() const { return factors->price; }
   SFR_DEVICE FactorisedPlan<T> factorised(const T* entries, int ld) const {
     return {entries, rows.sum(), columns.sum(), rows.gain(), columns.gain(), int(rows.count), int(columns.count),
             ld,      has_reach()};
@@ -221,7 +226,7 @@ struct Plan : AnyPlan<T, Plan<T>> {
   // Of several blocks one does it, with what the others have put beside the factors.
   SFR_DEVICE Cholesky<T> cholesky() const {
     FactorisedPlan<T> whole = Base::factorised(P, ld);
-    Arena memory = Base::factors;
+    Arena memory = Base::factors->memory;
     if (team.blocks > 1) {
       const GatheredPlan<T> all(memory, Base::all_rows, ld);
       whole.entries = all.entries, whole.row_sum = all.row_sum, whole.rows = Base::all_rows;
@@ -230,7 +235,7 @@ struct Plan : AnyPlan<T, Plan<T>> {
   }
   SFR_DEVICE void factorise(const T* null, bool loose) {
     if (team.blocks > 1) {
-      Arena memory = Base::factors;
+      Arena memory = Base::factors->memory;
       const GatheredPlan<T> all(memory, Base::all_rows, ld);
       map_entries(team, int(rows.count), int(columns.count), P, ld, all.entries + int64_t(first) * ld, ld,
                   [](int, int, T entry) { return entry; });

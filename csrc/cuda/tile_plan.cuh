@@ -107,7 +107,9 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
     return all;
   }
   // Functions are called: what the tile holds is loaded again after them, so that it takes no registers meanwhile.
-  SFR_DEVICE Cholesky<T> cholesky() const { return Cholesky<T>(Base::factors, solvers(), Base::factorised(spare, ld)); }
+  SFR_DEVICE Cholesky<T> cholesky() const {
+    return Cholesky<T>(Base::factors->memory, solvers(), Base::factorised(spare, ld));
+  }
   SFR_DEVICE void load_again() {
     load(spare, entries.P);
     load(cost, entries.C);

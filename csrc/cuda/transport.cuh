@@ -139,7 +139,6 @@ SFR_DEVICE void describe(Plan& plan, const Problem<T, place>& problem, bool of_f
   plan.of_features = of_features;
   plan.rows.count = problem.rows, plan.columns.count = s.M;
   plan.buffer = problem.buffer();
-  plan.factors = at.factors, plan.price = s.factorising;
 }
 
 // The plan of the problem, its vectors cleared.
@@ -210,13 +209,17 @@ SFR_DEVICE TilePlan<T> make_tile_plan(const Problem<T, place>& problem, Team& te
 template <class T, Place place, class F>
 SFR_DEVICE void with_plan(const Problem<T, place>& problem, Team& team, const TeamContext<place>& context, F&& f) {
   const bool of_features = context.operation.C > 0;
+  const FactorRoom room{problem.at.factors, problem.layout.factorising};
+  SFR_IN_MEMORY(room);
   if constexpr (in_one_block<place>)
     if (problem.layout.in_registers) {
       TileEntries<T> entries;
       TilePlan<T> plan = make_tile_plan(problem, team, entries, of_features);
+      plan.factors = &room;
       return f(plan);
     }
   Plan<T> plan = make_plan(problem, team, !in_one_block<place> && context.operation.reach, of_features);
+  plan.factors = &room;
   if constexpr (in_one_block<place>) {
     NearPlan<T> near(plan, problem.layout.held);
     f(near);

@@ -6,7 +6,7 @@
 // its diagonal times 1 + eps / reach, and then there is no null space. alpha is eliminated;
 // what is left, diag(P^T 1) - P^T diag(1 / (P 1)) P, is solved by conjugate gradients with a diagonal preconditioner:
 // one pair of matrix-vector products a step, as much as an iteration of Sinkhorn's. Where they take much longer than
-// factorising it would, and the device can, it is factorised. h and k are right() of the rows and of the columns, alpha
+// factorising it would, it is factorised. h and k are right() of the rows and of the columns, alpha
 // and beta their step().
 //
 // The plan may hold its rows and columns in units of their own: of Q with P_ij = n_i n_j Q_ij it is the same system in

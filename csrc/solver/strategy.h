@@ -11,7 +11,7 @@
 // tol, solving ends. A symmetric problem takes the mean of both potentials instead, which halves its error.
 //
 // Where conjugate gradients take too long, a step failed or threw mass about, or iterations have had their share of
-// max_iter at one eps, every step from there on is factorised, if the device can: such steps find their way from
+// max_iter at one eps, every step from there on is factorised, but in large problems: such steps find their way from
 // anywhere, if they are short at first.
 //
 // Before a smaller eps, patches of little weight are brought near their marginals. Annealing begins without the costs
