@@ -64,7 +64,7 @@ class Cholesky {
       team_.sync();
       put_panel(i, others - i);
       team_.sync();
-      subtract(0, [&](int q) { return panel_ + q * size(); }, [](int) { return 1.0; });
+      subtract(0);
     }
     eliminate(loose);
   }
@@ -72,37 +72,42 @@ class Cholesky {
   // Finds the columns' solution for their right side; the rows' is 0. Barriers before and after.
   __device__ __noinline__ void solve(const T* right) const {
     team_.sync();
-    if (!of_rows()) {
-      each(plan_.columns, [&](int j) { x_[j] = scale_[j] * double(right[j]); });
-      team_.sync();
-      solve_triangles();
-      each(plan_.columns, [&](int j) { carried_[j] = scale_[j] * x_[j]; });
-    } else {
-      each(plan_.columns, [&](int j) { carried_[j] = other_scale_[j] * (other_scale_[j] * double(right[j])); });
+    each(plan_.columns, [&](int j) {
+      const double scale = of_rows() ? other_scale_[j] : scale_[j], x = scale * double(right[j]);
+      if (of_rows())
+        carried_[j] = scale * x;
+      else
+        x_[j] = x;
+    });
+    if (of_rows()) {
       team_.sync();
       by_warps([&](int i) {
         const double sum = along_row(i);
         if (team_.lane() == 0) x_[i] = -scale_[i] * sum;
       });
-      team_.sync();
-      solve_triangles();
-      each(plan_.columns, [&](int j) {
-        double left = double(right[j]);
-#pragma unroll 1
-        for (int i = 0; i < plan_.rows; ++i)
-          left -= scale_[i] * x_[i] * double(plan_.entries[int64_t(i) * plan_.ld + j]);
-        carried_[j] = other_scale_[j] * (other_scale_[j] * left);
-      });
     }
+    team_.sync();
+    if (team_.warp() == 0) solve_triangles();
+    team_.sync();
+    each(plan_.columns, [&](int j) {
+      if (!of_rows()) {
+        carried_[j] = scale_[j] * x_[j];
+        return;
+      }
+      double left = double(right[j]);
+#pragma unroll 1
+      for (int i = 0; i < plan_.rows; ++i) left -= scale_[i] * x_[i] * double(plan_.entries[int64_t(i) * plan_.ld + j]);
+      carried_[j] = other_scale_[j] * (other_scale_[j] * left);
+    });
     team_.sync();
   }
   SFR_DEVICE T solution(int j) const { return T(carried_[j]); }
 
  private:
-  static constexpr int together = 8,
-                       of_warp = 4;  // rows that are subtracted at a time, and rows of a warp that they are from
+  static constexpr int together = 8;  // rows that are subtracted at a time,
+  static constexpr int of_warp = 4;   // and rows of a warp that they are subtracted from
 
-  SFR_BOTH Cholesky() {}
+  Cholesky() = default;
 
   SFR_BOTH void place(Arena& arena) {
     const int fewer = size(), more = plan_.rows + plan_.columns - fewer;
@@ -156,21 +161,20 @@ class Cholesky {
     }
   }
 
-  // The triangle's rows from `from` on, less the sum over q of by(q) from(q)^T from(q).
-  template <class From, class By>
-  SFR_DEVICE void subtract(int begin, From&& from, By&& by) const {
+  // The triangle, from row `begin` on, less panel^T panel.
+  SFR_DEVICE void subtract(int begin) const {
 #pragma unroll 1
     for (int j = begin + team_.warp() * of_warp; j < size(); j += team_.warps() * of_warp) {
       double y[of_warp][together];
 #pragma unroll
       for (int q = 0; q < together; ++q)
 #pragma unroll
-        for (int r = 0; r < of_warp; ++r) y[r][q] = j + r < size() ? by(q) * from(q)[j + r] : 0;
+        for (int r = 0; r < of_warp; ++r) y[r][q] = panel_[q * size() + (j + r < size() ? j + r : j)];
 #pragma unroll 1
       for (int k = j + team_.lane(); k < size(); k += warp_threads) {
         double x[together];
 #pragma unroll
-        for (int q = 0; q < together; ++q) x[q] = from(q)[k];
+        for (int q = 0; q < together; ++q) x[q] = panel_[q * size() + k];
 #pragma unroll
         for (int r = 0; r < of_warp; ++r) {
           if (j + r > k) continue;
@@ -184,6 +188,8 @@ class Cholesky {
     }
   }
 
+  // The triangle becomes its factor, `together` rows at a time: each is subtracted from those that follow among them,
+  // and then all from the rest.
   SFR_DEVICE void eliminate(bool loose) const {
     constexpr double least_pivot = is_single<T> ? 1e-6 : 1e-13;
 #pragma unroll 1
@@ -200,43 +206,39 @@ class Cholesky {
         for (int j = p + 1 + team_.warp(); j < end; j += team_.warps()) {
           const double y = inverse * (inverse * pivots[j]);
           double* to = row(j);
-#pragma unroll 2
+#pragma unroll 1
           for (int k = j + team_.lane(); k < size(); k += warp_threads) to[k] -= y * pivots[k];
         }
+        if (team_.warp() == p % team_.warps())
+#pragma unroll 1
+          for (int k = end + team_.lane(); k < size(); k += warp_threads)
+            panel_[(p - first) * size() + k] = inverse * pivots[k];
       }
       team_.sync();
-      if (end < size())
-        subtract(
-            end, [&](int q) { return row(first + q); },
-            [&](int q) { return inverse_[first + q] * inverse_[first + q]; });
+      if (end < size()) subtract(end);
     }
     team_.sync();
   }
 
-  // x = (U^T U)^-1 x, by the first warp: each step waits for the one before. A barrier after it.
+  // x = (U^T U)^-1 x, by one warp: each step waits for the one before.
   SFR_DEVICE void solve_triangles() const {
-    if (team_.warp() == 0) {
+    const auto each_lane = [&](int begin, int end, auto f) {
 #pragma unroll 1
-      for (int i = 0; i < size(); ++i) {
-        const double y = inverse_[i] * (inverse_[i] * x_[i]), *at = row(i);
-#pragma unroll 1
-        for (int k = i + 1 + team_.lane(); k < size(); k += warp_threads) x_[k] -= y * at[k];
-        sync_warp();
-      }
-#pragma unroll 1
-      for (int k = team_.lane(); k < size(); k += warp_threads) x_[k] *= inverse_[k];
+      for (int k = begin + team_.lane(); k < end; k += warp_threads) f(k);
       sync_warp();
+    };
 #pragma unroll 1
-      for (int i = size() - 1; i >= 0; --i) {
-        const double y = inverse_[i] * x_[i];
-#pragma unroll 1
-        for (int k = team_.lane(); k < i; k += warp_threads) x_[k] -= y * (inverse_[k] * row(k)[i]);
-        sync_warp();
-      }
-#pragma unroll 1
-      for (int k = team_.lane(); k < size(); k += warp_threads) x_[k] *= inverse_[k];
+    for (int i = 0; i < size(); ++i) {
+      const double y = inverse_[i] * (inverse_[i] * x_[i]), *at = row(i);
+      each_lane(i + 1, size(), [&](int k) { x_[k] -= y * at[k]; });
     }
-    team_.sync();
+    each_lane(0, size(), [&](int k) { x_[k] *= inverse_[k]; });
+#pragma unroll 1
+    for (int i = size() - 1; i >= 0; --i) {
+      const double y = inverse_[i] * x_[i];
+      each_lane(0, i, [&](int k) { x_[k] -= y * (inverse_[k] * row(k)[i]); });
+    }
+    each_lane(0, size(), [&](int k) { x_[k] *= inverse_[k]; });
   }
 
   Team team_;
