@@ -291,6 +291,18 @@ bool fill_panels(ProblemLayout& s, const Operation& operation, int64_t shared, b
   return s.shared_bytes <= shared;
 }
 
+// Teams in a block: several of one warp.
+inline int teams_of(const ProblemLayout& s, int64_t shared) {
+  return s.threads == warp_threads ? int(std::clamp(shared / s.shared_bytes, int64_t(1), int64_t(4))) : 1;
+}
+// Teams that a processor has at once: as there are registers, and memory, of which each block takes 1 KB more.
+inline int64_t resident_teams(const ProblemLayout& s, int64_t shared) {
+  constexpr int registers = 65536, of_thread = 256, of_block = 1024;
+  const int teams = teams_of(s, shared);
+  const int64_t most = registers / (of_thread * s.threads * teams);
+  return teams * std::clamp((shared + of_block) / (s.shared_bytes * teams + of_block), int64_t(1), most);
+}
+
 template <class T>
 bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool tiled) {
   const auto fits = [&](ProblemLayout& in) {
@@ -298,13 +310,14 @@ bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool til
                            : fill_panels<T, Place::any>(in, operation, shared, tiled);
   };
   s.ld = s.cover().template row_length<T>(s.M);
-  // Factors take no room of what problems are solved in otherwise.
   s.factorising = operation.solved ? int(iterations_of_factorising(s.N, s.M)) : 0;
   s.factors_near = false;
   if (!fits(s)) return false;
+  // Factors take no room of anything else, nor of other problems.
   ProblemLayout near = s;
   near.factors_near = true;
-  if (s.factorising > 0 && s.blocks == 1 && fits(near)) s = near;
+  const auto resident = [&](const ProblemLayout& in) { return resident_teams(in, shared); };
+  if (s.factorising > 0 && s.blocks == 1 && fits(near) && resident(near) >= resident(s)) s = near;
   return true;
 }
 
@@ -351,7 +364,7 @@ bool choose(ProblemLayout& s, const Operation& operation, Strategy forced, const
     s.slab = s.N;
     s.in_registers = holds_in_registers<T>(operation, 1);
     if (fill<T>(s, operation, shared, tiled)) {
-      s.teams = int(std::clamp(shared / s.shared_bytes, int64_t(1), int64_t(4)));
+      s.teams = teams_of(s, shared);
       return true;
     }
     s.in_registers = false;
