@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: the process's); return its exit code.
 
     Exit codes: 0 success, 1 a run that could not be done (one sentence on stderr), 2 wrong usage (an option or value
-    with which nothing could be done), 130 interrupted.
+    with which nothing could be done), 130 interrupted, 141 nobody reads its output any more.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code: int = arguments.function(arguments)
+        sys.stdout.flush()
     except TrainError as error:
         if not isinstance(error, EveryProcessError) or error.told_here():
             print(f"sfr-ext: {error}", file=sys.stderr)
@@ -52,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"sfr-ext: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        if not _left_alone():
+            raise
+        return 141
     except KeyboardInterrupt as error:
         print("; ".join(["sfr-ext: interrupted", *map(str, error.args)]), file=sys.stderr)
         return 130
@@ -134,6 +140,17 @@ def _match(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in names}
     print(match(arguments.a, arguments.b, arguments.out, **options))
     return 0
+
+
+def _left_alone() -> bool:
+    """Whether nobody reads standard output any more, as after ``| head``; what is still to be written goes nowhere."""
+    output = sys.stdout.fileno()
+    ends = select.poll()
+    ends.register(output, 0)
+    if not any(event & select.POLLERR for _, event in ends.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _is_installed(name: str) -> bool:

@@ -39,6 +39,16 @@ def test_info(capsys):
     assert {"version", "machine", "cpu_isa", "cuda", "torch"} <= set(printed)
 
 
+@pytest.mark.parametrize("arguments", [["info"], ["layers", "resnet8"]])
+def test_a_reader_that_leaves_is_no_error(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "sfr_ext", *arguments]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
 def test_help_names_every_flag(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", "--help"])

@@ -1,5 +1,6 @@
 // The linear system of a plan (../solver/newton.h), factorised by one block. ../cpu/cholesky.h has the formulas and the
-// rules, which are the same; here the factor is a triangle by rows, each of which lacks its pivot's inverse root.
+// rules, which are the same; here the factor is a triangle by rows, each of which lacks its pivot's inverse root, and
+// patches that hold next to nothing, such as those of weight 0, have no row.
 //
 // In float64, which most GPUs do slowly, and in functions of their own, whose registers weigh on nothing else: this is
 // for systems that conjugate gradients would take too long for. Its memory is shared where there is room.
@@ -17,6 +18,7 @@ struct FactorisedPlan {
   const T *entries = nullptr, *row_sum = nullptr, *column_sum = nullptr;
   T row_gain = 1, column_gain = 1;
   int rows = 0, columns = 0, ld = 0;
+  bool of_rows = false;  // fewer of them are kept
   bool has_reach = false;
 };
 
@@ -34,17 +36,24 @@ class Cholesky {
   }
 
   // `null`: the columns' part of the null vector, which a plan with a reach does not have. Barriers before and after.
-  __device__ __noinline__ void factorise(const T* null, bool loose) const {
+  __device__ __noinline__ void factorise(const T* null, bool loose) {
     team_.sync();
-    set_scale(plan_.row_sum, plan_.row_gain, plan_.rows, of_rows() ? scale_ : other_scale_);
-    set_scale(plan_.column_sum, plan_.column_gain, plan_.columns, of_rows() ? other_scale_ : scale_);
+    const T *own = plan_.of_rows ? plan_.row_sum : plan_.column_sum, *other = others_sum();
+    const T own_gain = plan_.of_rows ? plan_.row_gain : plan_.column_gain;
+    const T other_gain = plan_.of_rows ? plan_.column_gain : plan_.row_gain;
+    if (team_.rank == 0) find_kept(own);
+    each(others(), [&](int i) { other_scale_[i] = scale_of(other[i], other_gain); });
     each(plan_.columns, [&](int j) { carried_[j] = double(null[j]); });
+    team_.sync();
+    size_ = kept_[0];
+    each(size_, [&](int j) { scale_[j] = scale_of(own[kept_[1 + j]], own_gain); });
     team_.sync();
     // The null vector in units of the matrix, and what makes its length 1: each warp finds that.
     by_warps([&](int j) {
+      const int patch = kept_[1 + j];
       double x = 0;
-      if (!plan_.has_reach && scale_[j] > 0)
-        x = of_rows() ? scale_[j] * along_row(j) : carried_[j] * sqrt_of(double(plan_.column_sum[j]));
+      if (!plan_.has_reach)
+        x = plan_.of_rows ? scale_[j] * along_row(patch) : carried_[patch] * sqrt_of(double(plan_.column_sum[patch]));
       if (team_.lane() == 0) x_[j] = x;
     });
     team_.sync();
@@ -58,11 +67,10 @@ class Cholesky {
       for (int k = j + team_.lane(); k < size(); k += warp_threads) row(j)[k] = (j == k ? 1 : 0) + by * (x_[j] * x_[k]);
     });
 
-    const int others = of_rows() ? plan_.columns : plan_.rows;
 #pragma unroll 1
-    for (int i = 0; i < others; i += together) {
+    for (int i = 0; i < others(); i += together) {
       team_.sync();
-      put_panel(i, others - i);
+      put_panel(i, others() - i);
       team_.sync();
       subtract(0);
     }
@@ -70,35 +78,32 @@ class Cholesky {
   }
 
   // Finds the columns' solution for their right side; the rows' is 0. Barriers before and after.
-  __device__ __noinline__ void solve(const T* right) const {
+  __device__ __noinline__ void solve(const T* right) {
     team_.sync();
+    size_ = kept_[0];
     each(plan_.columns, [&](int j) {
-      const double scale = of_rows() ? other_scale_[j] : scale_[j], x = scale * double(right[j]);
-      if (of_rows())
-        carried_[j] = scale * x;
-      else
-        x_[j] = x;
+      const double scale = plan_.of_rows ? other_scale_[j] : 0;
+      carried_[j] = scale * (scale * double(right[j]));
     });
-    if (of_rows()) {
-      team_.sync();
-      by_warps([&](int i) {
-        const double sum = along_row(i);
-        if (team_.lane() == 0) x_[i] = -scale_[i] * sum;
-      });
-    }
+    team_.sync();
+    by_warps([&](int i) {
+      const int patch = kept_[1 + i];
+      const double x = plan_.of_rows ? -scale_[i] * along_row(patch) : scale_[i] * double(right[patch]);
+      if (team_.lane() == 0) x_[i] = x;
+    });
     team_.sync();
     if (team_.warp() == 0) solve_triangles();
     team_.sync();
-    each(plan_.columns, [&](int j) {
-      if (!of_rows()) {
-        carried_[j] = scale_[j] * x_[j];
-        return;
-      }
-      double left = double(right[j]);
+    if (!plan_.of_rows)
+      each(size_, [&](int i) { carried_[kept_[1 + i]] = scale_[i] * x_[i]; });
+    else
+      each(plan_.columns, [&](int j) {
+        double left = double(right[j]);
 #pragma unroll 1
-      for (int i = 0; i < plan_.rows; ++i) left -= scale_[i] * x_[i] * double(plan_.entries[int64_t(i) * plan_.ld + j]);
-      carried_[j] = other_scale_[j] * (other_scale_[j] * left);
-    });
+        for (int i = 0; i < size_; ++i)
+          left -= scale_[i] * x_[i] * double(plan_.entries[int64_t(kept_[1 + i]) * plan_.ld + j]);
+        carried_[j] = other_scale_[j] * (other_scale_[j] * left);
+      });
     team_.sync();
   }
   SFR_DEVICE T solution(int j) const { return T(carried_[j]); }
@@ -110,18 +115,22 @@ class Cholesky {
   Cholesky() = default;
 
   SFR_BOTH void place(Arena& arena) {
-    const int fewer = size(), more = plan_.rows + plan_.columns - fewer;
-    triangle_ = arena.take<double>(int64_t(fewer) * (fewer + 1) / 2);
-    scale_ = arena.take<double>(fewer);
-    inverse_ = arena.take<double>(fewer);
-    panel_ = arena.take<double>(int64_t(together) * fewer);
-    x_ = arena.take<double>(fewer);
+    const int fewer = plan_.rows < plan_.columns ? plan_.rows : plan_.columns,
+              more = plan_.rows + plan_.columns - fewer;
+    const int most = fewer < most_factorised ? fewer : most_factorised;
+    triangle_ = arena.take<double>(int64_t(most) * (most + 1) / 2);
+    scale_ = arena.take<double>(most);
+    inverse_ = arena.take<double>(most);
+    panel_ = arena.take<double>(int64_t(together) * most);
+    x_ = arena.take<double>(most);
     other_scale_ = arena.take<double>(more);
     carried_ = arena.take<double>(more);
+    kept_ = arena.take<int>(1 + most);
   }
 
-  SFR_BOTH bool of_rows() const { return plan_.rows < plan_.columns; }
-  SFR_BOTH int size() const { return of_rows() ? plan_.rows : plan_.columns; }
+  SFR_DEVICE int others() const { return plan_.of_rows ? plan_.columns : plan_.rows; }
+  SFR_DEVICE const T* others_sum() const { return plan_.of_rows ? plan_.column_sum : plan_.row_sum; }
+  SFR_DEVICE int size() const { return size_; }
   // Row j of the triangle; its first entry is (j, j).
   SFR_DEVICE double* row(int j) const { return triangle_ + j * size() - j * (j + 1) / 2; }
 
@@ -135,9 +144,18 @@ class Cholesky {
 #pragma unroll 1
     for (int j = team_.warp(); j < size(); j += team_.warps()) f(j);
   }
-  // diag(gain sum)^-1/2, and 0 where the sum is next to nothing.
-  SFR_DEVICE void set_scale(const T* sum, T gain, int count, double* scale) const {
-    each(count, [&](int i) { scale[i] = sum[i] > Rules<T>::nothing ? 1 / sqrt_of(double(gain) * double(sum[i])) : 0; });
+  // (gain sum)^-1/2, and 0 where the sum is next to nothing.
+  static SFR_DEVICE double scale_of(T sum, T gain) {
+    return sum > Rules<T>::nothing ? 1 / sqrt_of(double(gain) * double(sum)) : 0;
+  }
+  // Patches of the side that is factorised which hold something.
+  SFR_DEVICE void find_kept(const T* sum) const {
+    const int count = plan_.of_rows ? plan_.rows : plan_.columns;
+    int found = 0;
+#pragma unroll 1
+    for (int i = 0; i < count; ++i)
+      if (sum[i] > Rules<T>::nothing) kept_[1 + found++] = i;
+    kept_[0] = found;
   }
   // (P carried)_i, by a warp.
   SFR_DEVICE double along_row(int i) const {
@@ -148,16 +166,16 @@ class Cholesky {
     return over_lanes<Sum>(sum, warp_threads);
   }
 
-  // Rows from i on of W, or columns of it where rows are fewer, of which there are `left`.
+  // Rows from i on of W, or columns of it where the rows are factorised, of which there are `left`.
   SFR_DEVICE void put_panel(int i, int left) const {
-    const int64_t along = of_rows() ? plan_.ld : 1, across = of_rows() ? 1 : plan_.ld;
+    const int64_t along = plan_.of_rows ? plan_.ld : 1, across = plan_.of_rows ? 1 : plan_.ld;
 #pragma unroll 1
     for (int q = team_.warp(); q < together; q += team_.warps()) {
       const T* entries = plan_.entries + (q < left ? i + q : i) * across;
       const double scale = q < left ? other_scale_[i + q] : 0;
 #pragma unroll 1
       for (int j = team_.lane(); j < size(); j += warp_threads)
-        panel_[q * size() + j] = double(entries[j * along]) * (scale * scale_[j]);
+        panel_[q * size() + j] = double(entries[kept_[1 + j] * along]) * (scale * scale_[j]);
     }
   }
 
@@ -243,8 +261,10 @@ class Cholesky {
 
   Team team_;
   FactorisedPlan<T> plan_;
-  double *triangle_, *scale_, *inverse_, *panel_;  // of the side that has fewer patches
-  double* x_;                                      // ... its null vector while it is factorised, then its solution
+  int size_ = 0;                                   // patches that are factorised:
+  int* kept_;                                      // how many, and which
+  double *triangle_, *scale_, *inverse_, *panel_;  // of them
+  double* x_;                                      // ... their null vector while it is factorised, then their solution
   double *other_scale_, *carried_;                 // of the other side, and of columns
 };
 

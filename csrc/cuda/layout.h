@@ -27,6 +27,7 @@ struct Operation {
   bool solved = true;     // there is a plan; else costs alone
   bool backward = false;
   bool reach = false;                // on a side
+  bool weighted = false;             // some weights are given
   int compare_x = 0, compare_y = 0;  // pixels that are compared at once; 0: as many as there is room for
 };
 
@@ -40,8 +41,8 @@ struct ProblemLayout {
   bool cost_near = true;           // costs beside them
   bool in_registers = false;       // the plan while it is solved,
   bool held = false;               // or a copy of one in shared memory, while products of it are taken (HeldPlan)
-  int factorising = 0;             // iterations that factorising its system takes; 0: it is not to be had
-  bool factors_near = false;       // its factors in shared memory
+  bool factorises = false;         // its system: there is room for the factors,
+  bool factors_near = false;       // in shared memory
   int ld = 0;
   // Panels of features, to compare and to pull gradients: channels, and pixels of either map. A map with more comes in
   // tiles.
@@ -138,7 +139,7 @@ struct ProblemMemory {
     }
     const auto factorise = [&](Arena& arena) {
       factors = arena;
-      if (s.factorising == 0) return;
+      if (!s.factorises) return;
       if (s.blocks > 1) GatheredPlan<T>(arena, s.N, s.ld);
       Cholesky<T>::reserve(arena, s.N, s.M);
     };
@@ -310,14 +311,16 @@ bool fill(ProblemLayout& s, const Operation& operation, int64_t shared, bool til
                            : fill_panels<T, Place::any>(in, operation, shared, tiled);
   };
   s.ld = s.cover().template row_length<T>(s.M);
-  s.factorising = operation.solved ? int(iterations_of_factorising(s.N, s.M)) : 0;
+  // Of patches with weights some may be left out: then there are few enough in somewhat larger problems, too.
+  const int most = operation.weighted ? 4 * most_factorised : most_factorised;
+  s.factorises = operation.solved && std::min(s.N, s.M) <= most;
   s.factors_near = false;
   if (!fits(s)) return false;
   // Factors take no room of anything else, nor of other problems.
   ProblemLayout near = s;
   near.factors_near = true;
   const auto resident = [&](const ProblemLayout& in) { return resident_teams(in, shared); };
-  if (s.factorising > 0 && s.blocks == 1 && fits(near) && resident(near) >= resident(s)) s = near;
+  if (s.factorises && s.blocks == 1 && fits(near) && resident(near) >= resident(s)) s = near;
   return true;
 }
 

@@ -92,8 +92,14 @@ struct AnyPlan {
   const FactorRoom* factors;
   SFR_DEVICE int64_t factorising_takes() const { return factors->price; }
   SFR_DEVICE FactorisedPlan<T> factorised(const T* entries, int ld) const {
-    return {entries, rows.sum(), columns.sum(), rows.gain(), columns.gain(), int(rows.count), int(columns.count),
-            ld,      has_reach()};
+    FactorisedPlan<T> plan;
+    plan.entries = entries, plan.ld = ld;
+    plan.rows = int(rows.count), plan.columns = int(columns.count);
+    plan.row_sum = rows.sum(), plan.column_sum = columns.sum();
+    plan.row_gain = rows.gain(), plan.column_gain = columns.gain();
+    plan.of_rows = kept_rows < kept_columns;
+    plan.has_reach = has_reach();
+    return plan;
   }
   // A side without a patch: then no patch is kept on either.
   SFR_DEVICE bool empty() const { return kept_columns == 0; }
@@ -245,7 +251,7 @@ struct Plan : AnyPlan<T, Plan<T>> {
     if (team.block == 0) cholesky().factorise(null, loose);
   }
   SFR_DEVICE void solve_factorised(const T* right, T* out) {
-    const Cholesky<T> factors = cholesky();
+    Cholesky<T> factors = cholesky();
     if (team.block == 0) factors.solve(right);
     team.grid_barrier();
     each_column([&](int j) { out[j] = factors.solution(j); });

@@ -120,7 +120,7 @@ struct TilePlan : AnyPlan<T, TilePlan<T>> {
     load_again();
   }
   SFR_DEVICE void solve_factorised(const T* right, T* out) {
-    const Cholesky<T> factors = cholesky();
+    Cholesky<T> factors = cholesky();
     factors.solve(right);
     load_again();
     each_column([&](int j) { out[j] = factors.solution(j); });

@@ -12,6 +12,7 @@ namespace sfr::cuda {
 // The operation of an operation that solves.
 inline Operation solving(Operation operation, const Solve& solve) {
   operation.reach = solve.options.reach_a > 0 || solve.options.reach_b > 0;
+  operation.weighted = solve.a.data || solve.b.data;
   if (solve.options.symmetric) operation.products = false;  // every patch has a near one: itself
   return operation;
 }
@@ -209,7 +210,9 @@ SFR_DEVICE TilePlan<T> make_tile_plan(const Problem<T, place>& problem, Team& te
 template <class T, Place place, class F>
 SFR_DEVICE void with_plan(const Problem<T, place>& problem, Team& team, const TeamContext<place>& context, F&& f) {
   const bool of_features = context.operation.C > 0;
-  const FactorRoom room{problem.at.factors, problem.layout.factorising};
+  const WeightSummary<T>& summary = *problem.at.summary;
+  const int64_t price = iterations_of_factorising(summary.kept_rows, summary.kept_columns);
+  const FactorRoom room{problem.at.factors, problem.layout.factorises ? price : 0};
   SFR_IN_MEMORY(room);
   if constexpr (in_one_block<place>)
     if (problem.layout.in_registers) {

@@ -68,6 +68,7 @@ SFR_FN void problem_forward(Plan<T>& plan, const Solve& out, Totals<T> totals, b
   if (sound && plan.empty()) return put_nothing(plan, out, p);
   const Spread<T> spread = spread_of(plan, out.options);
   if (sound && spread.sound && !spread.feasible) return put_nothing(plan, out, p, Number<T>::infinity);
+  SFR_IN_MEMORY(spread);
   const T nan = Number<T>::nan;
   T eps = regularisation(out, spread, p);
   sound = sound && spread.sound && finite(spread.centre) && finite(eps);

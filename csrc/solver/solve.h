@@ -64,27 +64,30 @@ template <class T, template <class> class Plan>
 SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, CostRange<T> apart, bool warm, bool fixed) {
   SolverStrategy<T> strategy(options, apart, warm, fixed, plan.factorising_takes());
   Refinement<T> refinement(options, plan.light);
+  const auto round_off = [&] { return rounding(plan); };
+  struct {
+    From from;
+    T annealed_eps = 1, held = 0;
+    bool retreats = false;
+  } at{strategy.start()};
   SFR_IN_MEMORY(strategy);
   SFR_IN_MEMORY(refinement);
-  const auto round_off = [&] { return rounding(plan); };
-  From from = strategy.start();
-  T annealed_eps = 1, held = 0;
-  bool retreats = false;
+  SFR_IN_MEMORY(at);
   SFR_ROLLED
   for (;;) {
-    if (strategy.annealed_eps() != annealed_eps) {
-      if (strategy.held_eps() == annealed_eps) held = hold(plan);
-      scale_eps(plan, strategy.annealed_eps() / annealed_eps);
-      annealed_eps = strategy.annealed_eps();
-      if (retreats) take_back(plan, held);
+    if (strategy.annealed_eps() != at.annealed_eps) {
+      if (strategy.held_eps() == at.annealed_eps) at.held = hold(plan);
+      scale_eps(plan, strategy.annealed_eps() / at.annealed_eps);
+      at.annealed_eps = strategy.annealed_eps();
+      if (at.retreats) take_back(plan, at.held);
     }
     // Where the rows' potentials are still to follow, the masses are not known yet.
-    if (plan.has_reach() && (from == From::potentials || from == From::scalings)) balance_masses(plan);
-    Evaluation<T> now = plan.evaluate(from);
-    if (plan.has_reach() && now.underflow && from == From::columns) {
+    if (plan.has_reach() && (at.from == From::potentials || at.from == From::scalings)) balance_masses(plan);
+    Evaluation<T> now = plan.evaluate(at.from);
+    if (plan.has_reach() && now.underflow && at.from == From::columns) {
       balance_masses(plan);
-      from = From::potentials;
-      now = plan.evaluate(from);
+      at.from = From::potentials;
+      now = plan.evaluate(at.from);
     }
     Step<T> step{Action::finish};
     if (!refinement.begun()) step = strategy.next(now, round_off);
@@ -92,15 +95,15 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, CostRange<
       step = refinement.next(now, strategy.n_iter);
       step.patience = Rules<T>::worth * strategy.price;
     }
-    from = refinement.begun() ? refinement.after(step) : strategy.after(step);
+    at.from = refinement.begun() ? refinement.after(step) : strategy.after(step);
     switch (step.action) {
       case Action::finish:
-        return {strategy.n_iter, now, annealed_eps};
+        return {strategy.n_iter, now, at.annealed_eps};
       case Action::evaluate:
       case Action::anneal:
         break;
       case Action::retreat:
-        retreats = true;
+        at.retreats = true;
         break;
       case Action::restart:
         start(plan, options.symmetric);
@@ -111,14 +114,14 @@ SFR_FN Solution<T> solve(Plan<T>& plan, const SolverOptions& options, CostRange<
       case Action::iterate: {
         const Stop stop = options.symmetric ? iterate_halfway(plan, step, strategy.n_iter)
                                             : iterate(plan, step, strategy.relaxation, strategy.n_iter);
-        if (!refinement.begun()) from = strategy.iterated(stop, round_off);
-        if (from != From::scalings) plan.absorb();
+        if (!refinement.begun()) at.from = strategy.iterated(stop, round_off);
+        if (at.from != From::scalings) plan.absorb();
         break;
       }
       case Action::newton: {
         const Stepped taken = newton_step(plan, step, strategy.n_iter);
-        if (!refinement.begun()) from = strategy.stepped(taken);
-        if (from != From::scalings) plan.absorb();
+        if (!refinement.begun()) at.from = strategy.stepped(taken);
+        if (at.from != From::scalings) plan.absorb();
         break;
       }
       case Action::undo:

@@ -85,6 +85,29 @@ def test_factors_have_no_race_and_the_same_bits_under_every_schedule(
         assert all(torch.equal(theirs, ours) for theirs, ours in zip(other, results[0], strict=True))
 
 
+@pytest.mark.parametrize(("strategy", "more"), [("block", 9), ("block", 40), ("cooperative", 40), ("automatic", 240)])
+def test_padding_of_no_weight_changes_nothing(strategy: str, more: int) -> None:
+    """Neither whether systems are factorised, nor over which side; to more patches than are factorised, too."""
+    cost, a = far_apart(40, 49, torch.float64)
+    b = torch.ones(2, 49, dtype=torch.float64)
+
+    def padded(x: Tensor, *last: int) -> Tensor:
+        return torch.nn.functional.pad(x, last, value=0.7 if x is cost else 0.0)
+
+    options = {"eps": 0.01, "eps_scale": "absolute", "tol": 1e-9, "reach": 1.0}
+    with emulated(FLAVOUR, strategy, None, 227):
+        results = []
+        for problem in ((cost, a, b), (padded(cost, 0, more, 0, 3 * more), padded(a, 0, 3 * more), padded(b, 0, more))):
+            inputs = [x.clone().requires_grad_() for x in problem]
+            result = solve(*inputs, **options)
+            results.append((result, *torch.autograd.grad(result.transport_cost.sum(), inputs)))
+    (bare, *expected), (whole, *found) = results
+    assert (whole.n_iter - bare.n_iter).abs().max() <= 10
+    torch.testing.assert_close(whole.transport_cost, bare.transport_cost, rtol=1e-9, atol=0)
+    torch.testing.assert_close(found[0][:, :40, :49], expected[0], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found[1][:, :40], expected[1], rtol=1e-6, atol=1e-9)
+
+
 def test_patches_of_no_weight_have_no_part_in_it() -> None:
     cost, a = far_apart(40, 30, torch.float64)
     b = torch.ones(2, 30, dtype=torch.float64)
