@@ -34,8 +34,12 @@ from cuda_toolchain import WERROR_FLAGS, CudaToolchain, NoCuda, find_cuda  # noq
 ALLOWED: dict[str, str] = {
     "*_kernel<float, any> *": "a kernel that calls its phases (csrc/cuda/problem.cuh): what it keeps meanwhile",
     "*_backward_kernel<float, near> sm_75": "words of a panel on its way, once each",
-    "*_kernel<float, near> *": "a frame of some words between phases, which are inlined; no spills",
+    "*_kernel<float, near> *": "phases are inlined; beside the solver's loops (budgets.toml)",
     "*_kernel<float> *": "the exact solver's frames",
+    "Cholesky<double>::* *": "float64 is for checks",
+    "Problem<double, any>::* *": "float64 is for checks",
+    "Cholesky<float>::* sm_75": "8 bytes that its caller keeps",
+    "*<float, any> sm_75": "some bytes that its caller keeps",
     "*<double*> *": "float64 is for checks, not for speed: compiled with less effort, and its tiles are twice as large",
     "quotient *": "float64's, compiled with less effort; float's is inlined",
     "solve_and_write<float, float> *": "the exact solver in one; its scans have no local access (budgets.toml)",
