@@ -92,6 +92,52 @@ def removed_patches_change_no_bit() -> None:
     assert (plan.sum(-1) - a / a.sum()).abs().sum() < 1e-4 and (plan.sum(-2) - b / b.sum()).abs().sum() < 1e-4
 
 
+def what_removed_patches_hold_changes_no_bit() -> None:
+    """The exact solver's centre is a patch that it keeps, too, however patches are removed, turned or priced."""
+    for n, m, metric, reach in ((40, 30, "l2", None), (30, 40, "sqeuclidean", None), (33, 35, "l2", 8.0)):
+        x, y = random(2, n, 64), random(2, 3, m, 64)
+        a = torch.rand(2, 3, n, generator=GENERATOR)
+        b = torch.rand(2, 3, m, generator=GENERATOR)
+        a[:, :, ::3], b[:, :, ::4] = 0, 0  # the first among them
+        a[:, 0, 1], b[:, 2, 1:9] = 0, 0  # not the same in all groups
+        removed_x, removed_y = (a == 0).all(1), b == 0
+        given = {"student_weight": a.requires_grad_(), "teacher_weight": b.requires_grad_(), "metric": metric}
+        for options in ({"solver": "exact"}, {"eps": 0.1}):
+            found = []
+            for held in (0.0, 7.0, 1e4, 1e38, -torch.inf, torch.nan):
+                leaves = [
+                    z.masked_fill(removed.unsqueeze(-1), held).requires_grad_()
+                    for z, removed in ((x, removed_x), (y, removed_y))
+                ]
+                value = emd_l2(*leaves, **given, **options, reach=reach, reduction="none")
+                found.append((value, *torch.autograd.grad(value.sum(), (*leaves, a, b))))
+            assert all(torch.isfinite(tensor).all() for tensor in found[0])
+            for other in found[1:]:
+                assert all(map(torch.equal, other, found[0])), (metric, reach, options)
+            assert (found[0][1][removed_x] == 0).all() and (found[0][2][removed_y] == 0).all()
+
+
+def exact_transport_is_that_of_kept_patches_alone() -> None:
+    for n, m in ((40, 30), (30, 40)):
+        x, y = random(1, n, 64), random(1, m, 64)
+        a, b = torch.rand(1, n, generator=GENERATOR), torch.rand(1, m, generator=GENERATOR)
+        a[0, ::3], b[0, ::2] = 0, 0
+        kept_a, kept_b = a[0] > 0, b[0] > 0
+        leaves = [z.requires_grad_() for z in (x, y, a, b)]
+        value = emd_l2(x, y, student_weight=a, teacher_weight=b, solver="exact")
+        gradients = torch.autograd.grad(value, leaves)
+        alone = [
+            z.detach()[:, kept].contiguous().requires_grad_()
+            for z, kept in zip(leaves, (kept_a, kept_b) * 2, strict=True)
+        ]
+        same = emd_l2(*alone[:2], student_weight=alone[2], teacher_weight=alone[3], solver="exact")
+        assert torch.equal(value, same)
+        for padded, without, kept in zip(
+            gradients, torch.autograd.grad(same, alone), (kept_a, kept_b) * 2, strict=True
+        ):
+            assert torch.equal(padded[:, kept], without) and (padded[:, ~kept] == 0).all()
+
+
 def batch_threads_and_groups_change_no_bit() -> None:
     x, y = random(5, 64, 14, 14), random(5, 2, 64, 14, 14)
     y[1, 0] = x[1] + 1e-3
@@ -171,6 +217,8 @@ if __name__ == "__main__":
         costs_are_as_near_as_those_of_differences,
         gradients_are_those_of_float64,
         removed_patches_change_no_bit,
+        what_removed_patches_hold_changes_no_bit,
+        exact_transport_is_that_of_kept_patches_alone,
         batch_threads_and_groups_change_no_bit,
         equal_features_are_0_apart,
         what_is_no_number_stays_in_its_problem,

@@ -37,18 +37,11 @@ struct Backward {
 // steps of `along` and `across`.
 template <class T>
 void hide_broken(Side<T>& side, const T* cost, int64_t along, int64_t others, int64_t across) {
-  const auto broken = [&](int64_t i) {
+  side.hide_all_but([&](int64_t i) {
     for (int64_t j = 0; j < others; ++j)
-      if (const T c = cost[i * along + j * across]; c - c == 0) return false;
-    return true;
-  };
-  const int64_t W = side.view->W;
-  std::memset(side.unused, 1, side.pixels.count);
-  for (int64_t i = 0; i < side.patches; ++i) {
-    if (broken(i)) continue;
-    for (int64_t dy = 0; dy < side.patch; ++dy) std::memset(side.unused + side.corner(i) + dy * W, 0, side.patch);
-  }
-  side.hidden = std::memchr(side.unused, 1, side.pixels.count) != nullptr;
+      if (const T c = cost[i * along + j * across]; c - c == 0) return true;
+    return false;
+  });
 }
 
 template <class T>

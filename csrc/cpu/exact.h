@@ -43,10 +43,14 @@ CostKinds kinds_of(const Costs<T>& cost, int64_t rows, int64_t columns) {
   return {!any_lane(~finite_or_inf), any_lane(infinite), any_lane(large)};
 }
 
+// Which patches the costs are of.
+enum class CostsOf { all, kept };
+
 // Rows of kept patches beside each other, as they count.
 template <class T, class Counts>
-void copy_costs(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out, Counts counts) {
-  const Masses &rows = work.rows(), &columns = work.columns();
+void copy_costs(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out, Counts counts, CostsOf of) {
+  Masses rows = work.rows(), columns = work.columns();
+  if (of == CostsOf::kept) rows.kept = columns.kept = nullptr;
   const int64_t between_rows = work.turned ? p.cost.stride_m : p.cost.stride_n,
                 along = work.turned ? p.cost.stride_n : p.cost.stride_m;
   Costs<T>& cost = work.cost;
@@ -85,7 +89,7 @@ void copy_costs(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T
 // False: one is not a cost.
 template <class T, class Counts>
 bool read_cost(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T* out, std::optional<Memory>& own,
-               Counts counts) {
+               Counts counts, CostsOf of = CostsOf::all) {
   const Masses &rows = work.rows(), &columns = work.columns();
   Costs<T>& cost = work.cost;
   const int64_t more = priced(p) ? 1 : 0;
@@ -103,13 +107,13 @@ bool read_cost(const ExactForwardParams& p, int64_t item, ExactWork<T>& work, T*
     cost.kept = rows.kept;
     cost.width = cost.m;
   } else {
-    copy_costs(p, item, work, room(), counts);
+    copy_costs(p, item, work, room(), counts, of);
   }
   const CostKinds found = kinds_of(cost, rows.count, columns.count);
   cost.forbidden = found.forbidden;
   if (!found.sound || (p.options.features && found.forbidden)) return false;
   if (found.large) {
-    copy_costs(p, item, work, room(), [&](T x) { return counts(x) * T(scaled_down); });
+    copy_costs(p, item, work, room(), [&](T x) { return counts(x) * T(scaled_down); }, of);
     work.scale = 1 / scaled_down;
   }
   return true;

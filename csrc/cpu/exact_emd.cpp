@@ -47,12 +47,12 @@ struct Forward : ExactWork<T> {
   }
 };
 
-// The costs where they were computed, unless patches were removed, rows are the other side's or a price is to be added.
+// The costs where they were computed, unless rows are the other side's or a price is to be added.
 template <class T>
 bool lay_out(ExactForwardParams& problem, int64_t item, Forward<T>& work, std::optional<Memory>& own) {
   Ground<T>& ground = work.ground;
-  const int64_t n = problem.N, m = problem.M, width = whole_vectors<double>(m);
-  const bool as_they_are = !work.a.kept && !work.b.kept && !work.turned && !priced(problem);
+  const int64_t n = ground.x.patches, m = ground.y.patches, width = whole_vectors<double>(m);
+  const bool as_they_are = !work.turned && !priced(problem);
   const Costs<T> there{ground.cost, ground.ld, nullptr, n, m, width, width, false};
   if (as_they_are && are_ordinary(there, n, m)) {
     for (int64_t i = 0; i < n; ++i)
@@ -63,7 +63,7 @@ bool lay_out(ExactForwardParams& problem, int64_t item, Forward<T>& work, std::o
   }
   problem.cost.data = ground.cost;
   problem.cost.stride_n = ground.ld;
-  return read_cost(problem, item, work, work.copy, own, [](T x) { return x; });
+  return read_cost(problem, item, work, work.copy, own, [](T x) { return x; }, CostsOf::kept);
 }
 
 template <class T>
@@ -79,7 +79,8 @@ Status forward(const ExactEmdForwardParams& p) {
     const Reading reading = work.template read_weights<T>(lanes, problem, item);
     if (reading == Reading::empty) return write<T>(lanes, problem, item, of_nothing(), 0);
     if (reading == Reading::bad) return write<T>(lanes, problem, item, of_nan(), 0);
-    work.ground.set(item / p.G, item % p.G, nullptr, p.N(), nullptr, p.M());
+    const Masses &a = work.a, &b = work.b;
+    work.ground.set(item / p.G, item % p.G, a.kept, a.count, b.kept, b.count);
     ground_forward(team, work.ground);
     if (lay_out(problem, item, work, own))
       solve_and_write<T>(lanes, problem, item, work);

@@ -54,12 +54,19 @@ struct Side {
     patches = count;
     pixels.locate(*view, patch == 1 ? kept : nullptr, count);
     ld = padded<T>(pixels.count);
-    hidden = patch > 1 && kept;
-    if (hidden) {
-      std::memset(unused, 1, pixels.count);
-      for (int64_t i = 0; i < patches; ++i)
-        for (int64_t dy = 0; dy < patch; ++dy) std::memset(unused + corner(i) + dy * view->W, 0, patch);
+    hidden = false;
+    if (patch > 1 && kept) hide_all_but([](int64_t) { return true; });
+  }
+
+  // Hides the pixels that are in none of the patches for which `counts`.
+  template <class Counts>
+  void hide_all_but(Counts&& counts) {
+    std::memset(unused, 1, pixels.count);
+    for (int64_t i = 0; i < patches; ++i) {
+      if (!counts(i)) continue;
+      for (int64_t dy = 0; dy < patch; ++dy) std::memset(unused + corner(i) + dy * view->W, 0, patch);
     }
+    hidden = std::memchr(unused, 1, pixels.count) != nullptr;
   }
 
   int64_t columns() const { return view->W - patch + 1; }

@@ -239,11 +239,11 @@ struct Plan {
     reduce_entries<Op>(out, [&](Index i, Index j, Vec<T>(&found)[K]) { f(i, j, cost_at(i, j), found); });
   }
 
-  // The linear system, factorised.
   template <class F>
   auto with_products(const F& f) {
     return f(*this);
   }
+  // The linear system, factorised.
   int64_t factorising_takes() const { return iterations_of_factorising(rows.count, columns.count); }
   void factorise(const T* null, bool loose) { cholesky.factorise(*this, null, loose); }
   void solve_factorised(const T* right, T* out) { cholesky.solve(*this, right, out); }
