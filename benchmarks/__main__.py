@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from sfr_ext.pipes import quietly
+
 from .data.workloads import SUITES, WORKLOADS
 from .harness import compare, limits, plots, report
 from .harness.device import Device
@@ -155,4 +157,4 @@ def _compare(parser: argparse.ArgumentParser, old: Path, new: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(quietly(main))

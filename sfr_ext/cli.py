@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import os
 import re
-import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 from ._version import __version__
 from .completion import SHELLS, PrintCompletion
 from .extras import how_to_install
+from .pipes import quietly
 from .train.errors import EveryProcessError, TrainError, UsageError
 
 # Those of ops.METRICS, as a test says: help is there without torch, and the compiled part is loaded after it.
@@ -27,8 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: the process's); return its exit code.
 
     Exit codes: 0 success, 1 a run that could not be done (one sentence on stderr), 2 wrong usage (an option or value
-    with which nothing could be done), 130 interrupted, 141 nobody reads its output any more.
+    with which nothing could be done), 130 interrupted. Where nobody reads on what it prints: 1,
+    and not a word.
     """
+    return quietly(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command in ("bench", "study", "train"):  # which read their options themselves
@@ -44,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code: int = arguments.function(arguments)
-        sys.stdout.flush()
     except TrainError as error:
         if not isinstance(error, EveryProcessError) or error.told_here():
             print(f"sfr-ext: {error}", file=sys.stderr)
@@ -54,10 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"sfr-ext: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        if not _left_alone():
-            raise
-        return 141
     except KeyboardInterrupt as error:
         print("; ".join(["sfr-ext: interrupted", *map(str, error.args)]), file=sys.stderr)
         return 130
@@ -78,14 +78,23 @@ def _info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# Modules of the extra [train] that commands import, those that read options first.
+_OPTIONS = ("jsonargparse", "yaml")
+_RUNS = (*_OPTIONS, "lightning", "matplotlib", "filelock")
+NEEDED = {
+    "train": (*_RUNS, "sklearn"),  # for digits, the default
+    "study": (*_RUNS, "rich"),
+    "report": (*_RUNS, "rich", "markdown_it", "scipy"),
+}
+
+
 def _train(arguments: argparse.Namespace) -> int:
-    needed = ["lightning", "matplotlib", "filelock"]
-    if not _is_installed("jsonargparse"):
-        _require("train", "jsonargparse", *needed)
+    if not all(map(_is_installed, _OPTIONS)):  # whether digits are asked for cannot be known
+        _require("train", *NEEDED["train"])
     from .train.parser import parse
 
     config = parse(arguments.options)
-    _require("train", *needed, *(["sklearn"] if config.data == "digits" else []))
+    _require("train", *(name for name in NEEDED["train"] if name != "sklearn" or config.data == "digits"))
     from .train.run import run
 
     for name in ("lightning.pytorch", "lightning.fabric"):  # after the import, which sets them to INFO
@@ -98,7 +107,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    _require("study", "jsonargparse", "lightning", "matplotlib", "filelock", "rich", "yaml")
+    _require("study", *NEEDED["study"])
     from .study.command import study
     from .train.config import flag
     from .train.parser import only_given
@@ -112,7 +121,7 @@ def _study(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    _require("report", "jsonargparse", "lightning", "matplotlib", "filelock", "markdown_it", "scipy", "yaml", "rich")
+    _require("report", *NEEDED["report"])
     from .study.report import report
 
     print(report(arguments.folder, arguments.out, arguments.seconds))
@@ -140,17 +149,6 @@ def _match(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in names}
     print(match(arguments.a, arguments.b, arguments.out, **options))
     return 0
-
-
-def _left_alone() -> bool:
-    """Whether nobody reads standard output any more, as after ``| head``; what is still to be written goes nowhere."""
-    output = sys.stdout.fileno()
-    ends = select.poll()
-    ends.register(output, 0)
-    if not any(event & select.POLLERR for _, event in ends.poll(0)):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    return True
 
 
 def _is_installed(name: str) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,16 +38,6 @@ def test_info(capsys):
     assert cli.main(["info"]) == 0
     printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     assert {"version", "machine", "cpu_isa", "cuda", "torch"} <= set(printed)
-
-
-@pytest.mark.parametrize("arguments", [["info"], ["layers", "resnet8"]])
-def test_a_reader_that_leaves_is_no_error(arguments):
-    read, write = os.pipe()
-    os.close(read)
-    command = [sys.executable, "-m", "sfr_ext", *arguments]
-    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(write)
-    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_help_names_every_flag(capsys):
@@ -379,6 +370,18 @@ def test_without_the_extra(monkeypatch, capsys):
     assert "pip install lightning scikit-learn (or all" in sentence
 
 
+@pytest.mark.parametrize("command, more", [("train", []), ("study", ["s.yaml", "--out", "o"]), ("report", ["o"])])
+def test_without_any_of_the_extra(command, more, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main([command, *more]) == 1
+    sentence = one_sentence(capsys.readouterr())
+    assert f"{command} needs {' and '.join(cli.NEEDED[command])}, not installed" in sentence
+    assert {"train": "scikit-learn", "study": "rich", "report": "scipy"}[command] in sentence
+    extra = re.search(r"^train = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[1]
+    installed = re.search(r"pip install (.*?) \(or all", sentence)[1].split()
+    assert set(installed) <= set(re.findall(r'"([\w-]+)>=', extra))
+
+
 @needs_extra
 def test_errors_have_no_traceback(capsys, tmp_path):
     assert cli.main(["train", *QUICK, "--out", str(tmp_path), "--arch", "resnet9"]) == 1
@@ -443,6 +446,55 @@ def test_options_of_a_run_that_are_damaged(text, tmp_path, capsys):
     (tmp_path / "checkpoints" / "options.json").write_bytes(text)
     assert cli.main(["train", "--resume", str(tmp_path)]) == 1
     assert "options.json is damaged; remove it" in one_sentence(capsys.readouterr())
+
+
+def closed_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+WHAT_PRINTS = [["info"], ["layers", "resnet8"], ["--version"], ["--print-completion", "bash"]]
+HELP = [[command, "--help"] for command in ("train", "study", "report", "compare", "layers", "match", "bench", "info")]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [*WHAT_PRINTS, *HELP], ids=" ".join)
+def test_a_reader_that_has_gone(arguments, unbuffered):
+    """As with ``| head``: no traceback, whether what is printed waits in a buffer or not."""
+    if arguments[0] in ("train", "--print-completion") and not (TRAIN_EXTRA and importlib.util.find_spec("shtab")):
+        pytest.skip("the extra [train] is not installed")
+    command, environment = [sys.executable, "-m", "sfr_ext", *arguments], {"PYTHONUNBUFFERED": unbuffered}
+    pipe = closed_pipe()
+    try:
+        done = subprocess.run(
+            command, stdout=pipe, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        )
+    finally:
+        os.close(pipe)
+    assert not done.stderr
+    # argparse itself passes over help that cannot be written.
+    assert done.returncode == 1 or (done.returncode == 0 and arguments[-1] in ("--help", "--version"))
+
+
+def test_errors_that_nobody_reads():
+    pipe = closed_pipe()
+    try:
+        done = subprocess.run([sys.executable, "-m", "sfr_ext", "layers", "none"], stdout=subprocess.PIPE, stderr=pipe)
+    finally:
+        os.close(pipe)
+    assert done.returncode in (1, 2) and not done.stdout
+
+
+def test_a_pipe_of_the_command_is_not_its_output(monkeypatch):
+    def broken(arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_info", broken)
+    with pytest.raises(BrokenPipeError), open(os.devnull, "w") as nowhere:
+        monkeypatch.setattr(sys, "stdout", nowhere)
+        monkeypatch.setattr(sys, "stderr", nowhere)
+        cli.main(["info"])
 
 
 @needs_extra
