@@ -78,8 +78,8 @@ class DynamicLabelSmoothing(nn.Module):
         ValueError: a value or shape that cannot be used; a schedule that changes without ``total_steps``; probabilities
             for ``prior="online"``.
 
-    Warns once if the schedule changes with steps and training has called it more than ``total_steps / 2`` times without
-    one.
+    Warns once if the schedule changes with steps and training has called it more than ``max(1, total_steps / 2)`` times
+    without one.
 
     >>> import torch
     >>> from sfr_ext import DynamicLabelSmoothing

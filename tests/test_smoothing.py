@@ -277,9 +277,14 @@ def test_probabilities_and_an_online_prior():
         smooth(batch()[0], torch.rand(7, 5))
 
 
-@pytest.mark.parametrize("calls, warns", [(5, False), (6, True)])
-def test_a_schedule_that_nobody_advances(calls, warns):
-    smooth = DynamicLabelSmoothing(0.1, total_steps=10)
+@pytest.mark.parametrize(
+    "total_steps, calls, warns",
+    [(10, 5, False), (10, 6, True), (5, 2, False), (5, 3, True), (1, 1, False), (1, 2, True)],
+)
+def test_a_schedule_that_nobody_advances(total_steps, calls, warns):
+    """More than max(1, total_steps / 2) calls, as the docstring says."""
+    assert (calls > max(1, total_steps / 2)) == warns
+    smooth = DynamicLabelSmoothing(0.1, total_steps=total_steps)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(calls):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,21 @@ def test_page(page: str) -> None:
         pytest.importorskip("scipy")
     assert blocks(page)
     run(page, {})
+
+
+def test_sfr_in_a_training_loop() -> None:
+    torch.manual_seed(0)
+    stages = {f"layer{k}": torch.nn.Conv2d(2 ** max(k - 1, 0), 2**k, 3, padding=1) for k in range(1, 5)}
+    stages |= {"flatten": torch.nn.Flatten(), "fc": torch.nn.LazyLinear(10)}
+    model = torch.nn.Sequential(OrderedDict(stages))
+    model(torch.rand(1, 1, 8, 8))
+    vit = torch.nn.ModuleDict({"blocks": torch.nn.Sequential(*(torch.nn.Linear(6, 6) for _ in range(12)))})
+    batches = [(torch.rand(4, 1, 8, 8), torch.randint(10, (4,))) for _ in range(3)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    names = run("docs/sfr.md", {"model": model, "vit": vit, "optimizer": optimizer, "batches": batches, "steps": 3})
+    assert float(names["smooth"].current) == pytest.approx(0.1)
+    vit["blocks"](torch.rand(2, 1 + 16, 6))
+    assert names["sfr"].loss() > 0
 
 
 def test_the_network_out_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
