@@ -93,7 +93,7 @@ class Cholesky {
   static constexpr int L = lanes<double>;
   static constexpr int64_t panel = 8;  // patches of the other side at a time
   static_assert(panel % L == 0);
-  static constexpr double least_pivot = is_single<T> ? 1e-6 : 1e-13;
+  static constexpr double least_pivot = Rules<T>::least_pivot;
 
   static int64_t rounded(int64_t patches) { return (patches + panel - 1) / panel * panel; }
 

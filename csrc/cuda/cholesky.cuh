@@ -59,12 +59,12 @@ class Cholesky {
     team_.sync();
     double norm = 0;
 #pragma unroll 1
-    for (int j = team_.lane(); j < size(); j += warp_threads) norm += x_[j] * x_[j];
+    for (int j = team_.lane(); j < size_; j += warp_threads) norm += x_[j] * x_[j];
     norm = over_lanes<Sum>(norm, warp_threads);
     const double by = norm > 0 ? 1 / norm : 0;
     by_warps([&](int j) {
 #pragma unroll 1
-      for (int k = j + team_.lane(); k < size(); k += warp_threads) row(j)[k] = (j == k ? 1 : 0) + by * (x_[j] * x_[k]);
+      for (int k = j + team_.lane(); k < size_; k += warp_threads) row(j)[k] = (j == k ? 1 : 0) + by * (x_[j] * x_[k]);
     });
 
 #pragma unroll 1
@@ -130,9 +130,8 @@ class Cholesky {
 
   SFR_DEVICE int others() const { return plan_.of_rows ? plan_.columns : plan_.rows; }
   SFR_DEVICE const T* others_sum() const { return plan_.of_rows ? plan_.column_sum : plan_.row_sum; }
-  SFR_DEVICE int size() const { return size_; }
   // Row j of the triangle; its first entry is (j, j).
-  SFR_DEVICE double* row(int j) const { return triangle_ + j * size() - j * (j + 1) / 2; }
+  SFR_DEVICE double* row(int j) const { return triangle_ + j * size_ - j * (j + 1) / 2; }
 
   template <class F>
   SFR_DEVICE void each(int count, F&& f) const {
@@ -142,7 +141,7 @@ class Cholesky {
   template <class F>
   SFR_DEVICE void by_warps(F&& f) const {
 #pragma unroll 1
-    for (int j = team_.warp(); j < size(); j += team_.warps()) f(j);
+    for (int j = team_.warp(); j < size_; j += team_.warps()) f(j);
   }
   // (gain sum)^-1/2, and 0 where the sum is next to nothing.
   static SFR_DEVICE double scale_of(T sum, T gain) {
@@ -174,25 +173,25 @@ class Cholesky {
       const T* entries = plan_.entries + (q < left ? i + q : i) * across;
       const double scale = q < left ? other_scale_[i + q] : 0;
 #pragma unroll 1
-      for (int j = team_.lane(); j < size(); j += warp_threads)
-        panel_[q * size() + j] = double(entries[kept_[1 + j] * along]) * (scale * scale_[j]);
+      for (int j = team_.lane(); j < size_; j += warp_threads)
+        panel_[q * size_ + j] = double(entries[kept_[1 + j] * along]) * (scale * scale_[j]);
     }
   }
 
   // The triangle, from row `begin` on, less panel^T panel.
   SFR_DEVICE void subtract(int begin) const {
 #pragma unroll 1
-    for (int j = begin + team_.warp() * of_warp; j < size(); j += team_.warps() * of_warp) {
+    for (int j = begin + team_.warp() * of_warp; j < size_; j += team_.warps() * of_warp) {
       double y[of_warp][together];
 #pragma unroll
       for (int q = 0; q < together; ++q)
 #pragma unroll
-        for (int r = 0; r < of_warp; ++r) y[r][q] = panel_[q * size() + (j + r < size() ? j + r : j)];
+        for (int r = 0; r < of_warp; ++r) y[r][q] = panel_[q * size_ + (j + r < size_ ? j + r : j)];
 #pragma unroll 1
-      for (int k = j + team_.lane(); k < size(); k += warp_threads) {
+      for (int k = j + team_.lane(); k < size_; k += warp_threads) {
         double x[together];
 #pragma unroll
-        for (int q = 0; q < together; ++q) x[q] = panel_[q * size() + k];
+        for (int q = 0; q < together; ++q) x[q] = panel_[q * size_ + k];
 #pragma unroll
         for (int r = 0; r < of_warp; ++r) {
           if (j + r > k) continue;
@@ -209,10 +208,10 @@ class Cholesky {
   // The triangle becomes its factor, `together` rows at a time: each is subtracted from those that follow among them,
   // and then all from the rest.
   SFR_DEVICE void eliminate(bool loose) const {
-    constexpr double least_pivot = is_single<T> ? 1e-6 : 1e-13;
+    constexpr double least_pivot = Rules<T>::least_pivot;
 #pragma unroll 1
-    for (int first = 0; first < size(); first += together) {
-      const int end = first + together < size() ? first + together : size();
+    for (int first = 0; first < size_; first += together) {
+      const int end = first + together < size_ ? first + together : size_;
 #pragma unroll 1
       for (int p = first; p < end; ++p) {
         team_.sync();
@@ -225,15 +224,15 @@ class Cholesky {
           const double y = inverse * (inverse * pivots[j]);
           double* to = row(j);
 #pragma unroll 1
-          for (int k = j + team_.lane(); k < size(); k += warp_threads) to[k] -= y * pivots[k];
+          for (int k = j + team_.lane(); k < size_; k += warp_threads) to[k] -= y * pivots[k];
         }
         if (team_.warp() == p % team_.warps())
 #pragma unroll 1
-          for (int k = end + team_.lane(); k < size(); k += warp_threads)
-            panel_[(p - first) * size() + k] = inverse * pivots[k];
+          for (int k = end + team_.lane(); k < size_; k += warp_threads)
+            panel_[(p - first) * size_ + k] = inverse * pivots[k];
       }
       team_.sync();
-      if (end < size()) subtract(end);
+      if (end < size_) subtract(end);
     }
     team_.sync();
   }
@@ -246,17 +245,17 @@ class Cholesky {
       sync_warp();
     };
 #pragma unroll 1
-    for (int i = 0; i < size(); ++i) {
+    for (int i = 0; i < size_; ++i) {
       const double y = inverse_[i] * (inverse_[i] * x_[i]), *at = row(i);
-      each_lane(i + 1, size(), [&](int k) { x_[k] -= y * at[k]; });
+      each_lane(i + 1, size_, [&](int k) { x_[k] -= y * at[k]; });
     }
-    each_lane(0, size(), [&](int k) { x_[k] *= inverse_[k]; });
+    each_lane(0, size_, [&](int k) { x_[k] *= inverse_[k]; });
 #pragma unroll 1
-    for (int i = size() - 1; i >= 0; --i) {
+    for (int i = size_ - 1; i >= 0; --i) {
       const double y = inverse_[i] * x_[i];
       each_lane(0, i, [&](int k) { x_[k] -= y * (inverse_[k] * row(k)[i]); });
     }
-    each_lane(0, size(), [&](int k) { x_[k] *= inverse_[k]; });
+    each_lane(0, size_, [&](int k) { x_[k] *= inverse_[k]; });
   }
 
   Team team_;

@@ -110,6 +110,8 @@ struct Rules {
   static constexpr int patience = is_single<T> ? 25 : 200;
   // Steps that are worth trying for each iteration that factorising has the multiplications of: those are slower.
   static constexpr int worth = 8;
+  // Factorised, in float64: a pivot below which patches hardly touch the others.
+  static constexpr double least_pivot = is_single<T> ? 1e-6 : 1e-13;
   static constexpr T adjoint_precision = is_single<T> ? T(1e-6) : T(1e-13);
 };
 

@@ -87,6 +87,7 @@ def test_both_devices_have_done_the_same(name: str, strategy: str) -> None:
             torch.testing.assert_close(getattr(theirs, what), getattr(ours, what), rtol=1e-7, atol=1e-9, msg=what)
         # An error that is all rounding may be any such.
         torch.testing.assert_close(theirs.error, ours.error, rtol=1e-5, atol=1e-12)
+    assert (ours.error < 1e-8).all() and (theirs.error < 1e-8).all()
 
 
 @pytest.mark.parametrize("name", KINDS)
